@@ -1,0 +1,50 @@
+# One-word verbs. Any of them may be the first command after a clone: git, make and python3 with venv are enough.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+CLEAN := build/clean
+DEMO := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format wheel clean
+
+help:  ## what the verbs do
+	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+demo: $(READY)  ## train eight seeds of PPO on CartPole, evaluate them, draw the curve
+	rm -rf $(DEMO)
+	$(BIN)/telescope train ppo CartPole-v1 --seeds 8 --total-steps 100000 --out $(DEMO)
+	$(BIN)/telescope eval $(DEMO) --episodes 100
+	@echo "The learning curve is in $$(ls $(DEMO)/*.png)"
+
+test: $(READY)  ## run every test (ARGS="-k gae" selects)
+	$(BIN)/python -m pytest -q -n 2 $(ARGS)
+
+check: $(READY)  ## lint, formatting, types, and the import rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+format: $(READY)  ## write the source as ruff wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(READY)  ## build the wheel and try it in a clean venv, without extras
+	rm -rf dist build
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m venv $(CLEAN)
+	$(CLEAN)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	$(CLEAN)/bin/python -I tools/check_wheel.py
+
+clean:  ## remove what make made, the virtual environment too
+	rm -rf .venv build dist $(DEMO) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# Made anew only when the requirements move; touched last, so that a broken install is tried again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) tools/check_python.py
+	@echo 'Installing the pinned set into .venv (2.6 GB on disk; a few minutes)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,envpool,dev]'
+	@touch $@

@@ -1,0 +1,33 @@
+"""telescope: advantages that are right at every boundary, and trainers that use them.
+
+Importing it costs little: the estimators need NumPy; numba, torch and everything else are loaded where first used.
+"""
+
+import importlib
+from typing import Any
+
+from telescope.estimators import discounted_return, gae, lambda_return, next_values, td_error, whiten
+
+__version__ = "0.1.0"
+__all__ = ["discounted_return", "gae", "lambda_return", "load", "next_values", "td_error", "whiten"]
+
+_SUBMODULES = {"algorithms", "control", "losses", "metrics", "runs"}
+
+
+def __getattr__(name: str) -> Any:
+    """`telescope.load` and the submodules that need torch, when somebody asks for them."""
+    if name not in _SUBMODULES | {"load"}:
+        raise AttributeError(f"module 'telescope' has no attribute {name!r}")
+    try:
+        if name == "load":
+            return importlib.import_module("telescope.policy").load
+        return importlib.import_module(f"telescope.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "telescope":
+            raise
+        message = f'telescope.{name} needs {error.name}: pip install "telescope-rl[control]"'
+        raise ImportError(message, name=error.name) from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})

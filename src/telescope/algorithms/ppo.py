@@ -1,0 +1,244 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) for a population of seeds.
+
+The loop is `train`; every formula in it is imported. The details that make PPO work in practice are fields of `PPO`,
+numbered as in "The 37 implementation details of PPO" (Huang et al. 2022): c1–c13 core, m1–m9 continuous control.
+"""
+
+# T time, S seeds, B environments per seed, N = T·B samples per seed, M minibatch
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from telescope import gae, next_values, whiten
+from telescope.control import config as check
+from telescope.control.agents import ActorCritic
+from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig
+from telescope.control.networks import Network
+from telescope.control.population import MINIBATCHES, Agent, adam, clip_by_norm, generator, lift, where
+from telescope.control.rollout import Rollout, final_values, live_mask, per_seed, time_major
+from telescope.control.training import Iteration, Session, explained_variances, mean_statistics
+from telescope.losses import clipped_value_loss, importance_ratio, kl_k3, ppo_clip, squared_value_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class PPO(OnPolicyConfig):
+    """Proximal policy optimisation: several epochs of a clipped surrogate on each rollout."""
+
+    minibatch_size: int = 64
+    """Samples per gradient step and seed (c6: shuffled anew each epoch)."""
+    epochs: int = 10
+    """Passes over each rollout."""
+    clip: float = 0.2
+    """ε of the clipped surrogate (c8)."""
+    anneal_clip: bool = False
+    """Let ε fall linearly to 0 over the run, as the PPO paper does on Atari."""
+    adam_eps: float = 1e-5
+    """Adam's ε (c3: 1e-5 as in OpenAI baselines, not PyTorch's 1e-8)."""
+    normalise_advantages: bool = True
+    """Whiten advantages within each minibatch, per seed (c7)."""
+    clip_value_loss: bool = False
+    """Clip the value loss around the old values by `value_clip` (c9); ablations found no gain in it."""
+    value_clip: float = 0.2
+    """ε of the clipped value loss, in units of the (scaled) return."""
+    target_kl: float | None = None
+    """Stop a seed's updates of this iteration once the KL estimate (k3, c12) of a minibatch exceeds it."""
+    recompute_advantages: bool = False
+    """Evaluate values and advantages anew before each epoch (Andrychowicz et al. 2021, section 3.5)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.positive(self, "minibatch_size", "epochs", "clip", "adam_eps", "value_clip")
+        if self.target_kl is not None:
+            check.positive(self, "target_kl")
+        if self.minibatch_size > self.batch_size:
+            raise ValueError(
+                f"minibatch_size is {self.minibatch_size}, more than the {self.batch_size} samples of a rollout "
+                f"(num_steps {self.num_steps} × num_envs {self.num_envs}); lower it or collect more"
+            )
+
+    @property
+    def minibatches(self) -> int:
+        """Gradient steps per epoch; where N is no multiple of M the last minibatch is smaller."""
+        return -(-self.batch_size // self.minibatch_size)
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps in the whole run."""
+        return self.iterations * self.epochs * self.minibatches
+
+
+# What the flags start from, by environment. CartPole and classic control: rl-baselines3-zoo's settings without
+# state-dependent exploration. MuJoCo: one set for all of them.
+CARTPOLE = PPO(
+    env="CartPole-v1",
+    total_steps=100_000,
+    num_envs=8,
+    num_steps=32,
+    minibatch_size=256,
+    epochs=20,
+    gamma=0.98,
+    lam=0.8,
+    learning_rate=1e-3,
+    anneal_clip=True,
+)
+ACROBOT = PPO(
+    env="Acrobot-v1", num_envs=16, num_steps=256, epochs=4, lam=0.94, normalise_observations=True, normalise_rewards=True
+)
+MOUNTAIN_CAR = dataclasses.replace(ACROBOT, env="MountainCar-v0", num_steps=16, lam=0.98)
+PENDULUM = PPO(
+    env="Pendulum-v1", total_steps=100_000, num_envs=4, num_steps=1024, gamma=0.9, lam=0.95, learning_rate=1e-3
+)
+MOUNTAIN_CAR_CONTINUOUS = dataclasses.replace(
+    PENDULUM, env="MountainCarContinuous-v0", gamma=0.9999, lam=0.9, normalise_observations=True, normalise_rewards=True
+)
+MUJOCO = PPO(
+    num_envs=1,
+    num_steps=2048,
+    minibatch_size=64,
+    epochs=10,
+    value_coefficient=0.25,
+    normalise_observations=True,
+    normalise_rewards=True,
+    recompute_advantages=True,
+)
+PRESETS = {
+    "CartPole": CARTPOLE,
+    "Acrobot": ACROBOT,
+    "MountainCar": MOUNTAIN_CAR,
+    "MountainCarContinuous": MOUNTAIN_CAR_CONTINUOUS,
+    "Pendulum": PENDULUM,
+    **dict.fromkeys(MUJOCO_FAMILY, MUJOCO),
+}
+
+
+def preset(env: str) -> PPO:
+    """The settings for an environment id: its family's preset, or the defaults where there is none."""
+    family = env.rpartition("/")[2].rpartition("-v")[0] or env
+    return dataclasses.replace(PRESETS.get(family, PPO()), env=env)
+
+
+class Batch(NamedTuple):
+    """One rollout as samples: [S, N, …] for the population, [N, …] for one agent, [M, …] in a minibatch."""
+
+    observations: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    live: Tensor
+    action_masks: Tensor | None
+
+
+STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gradient_norm", "updated")
+
+
+def train(
+    config: PPO, resume: dict[str, Any] | None = None, *, network: Network | None = None
+) -> Iterator[Iteration]:
+    """Train and yield after every iteration: `.rows` are its metrics, `.state` continues it bit for bit.
+
+    `network` replaces the built-in perceptrons by any pure (init, apply) pair, see `telescope.control.networks`.
+    """
+    session = Session(config, resume, network=network)
+    update = lift(update_agent(config, session.agent), (0, 0, 0, 0, None, None), compiled=session.compiled)
+    for iteration in session.iterations():
+        learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
+        clip = config.clip * (session.remaining if config.anneal_clip else 1.0)
+        schedule = torch.tensor([learning_rate, clip], device=config.device)
+        updating = torch.ones(config.seeds, dtype=torch.bool, device=config.device)
+        rollout, statistics = session.collect(), []
+        batch = samples(session, rollout)
+        for epoch, indices in enumerate(minibatch_indices(config, iteration)):
+            if epoch == 0 or config.recompute_advantages:
+                batch = with_advantages(config, session, rollout, batch)
+            for minibatch in indices.to(config.device).unbind(1):
+                session.population, updating, row = update(
+                    session.population, updating, batch, minibatch, schedule[0], schedule[1]
+                )
+                statistics.append(row)
+        yield session.finish(summary(config, statistics, batch, learning_rate))
+
+
+def samples(session: Session, rollout: Rollout) -> Batch:
+    """A rollout as samples, with the log-probabilities of the policy that acted; advantages are still to come."""
+    observations, actions, live = map(per_seed, (rollout.observations, rollout.actions, rollout.mask))
+    masks = None if rollout.action_masks is None else per_seed(rollout.action_masks)
+    log_probs, values = session.evaluate(observations, actions, masks)
+    empty = torch.zeros_like(values)
+    return session.to_device(Batch(observations, actions, log_probs, values, empty, empty, live, masks))
+
+
+def with_advantages(config: PPO, session: Session, rollout: Rollout, batch: Batch) -> Batch:
+    """The same samples with values, advantages and returns by the critics of this moment."""
+    values = time_major(session.value(batch.observations), config.num_envs)
+    ends = {"terminated": rollout.terminated, "truncated": rollout.truncated, "mask": live_mask(rollout)}
+    last, finals = session.value(rollout.last_observations), final_values(rollout, session.value)
+    successors = next_values(values, last, final_values=finals, **ends)
+    advantages, returns = gae(rollout.rewards, values, successors, gamma=config.gamma, lam=config.lam, **ends)
+    fields = {"values": values, "advantages": advantages, "returns": returns}
+    return batch._replace(**{name: per_seed(x).to(config.device) for name, x in fields.items()})
+
+
+def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Agent, Tensor, Tensor]]:
+    """One gradient step of one agent on one minibatch, as a pure function."""
+
+    def loss(vector: Tensor, batch: Batch, live: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs, entropy, values = agent.evaluate(vector, batch.observations, batch.actions, batch.action_masks)
+        ratio = importance_ratio(log_probs, batch.log_probs)
+        advantages = whiten(batch.advantages, mask=live) if config.normalise_advantages else batch.advantages
+        weights = live / live.sum().clamp(min=1)
+        policy = (weights * ppo_clip(ratio, advantages, clip)).sum()
+        value = (weights * value_loss(config, values, batch)).sum()
+        bonus = (weights * entropy).sum()
+        total = policy + config.value_coefficient * value - config.entropy_coefficient * bonus
+        kl = (weights * kl_k3(log_probs, batch.log_probs)).sum()
+        clipped = (weights * ((ratio - 1).abs() > clip)).sum()
+        return total, torch.stack([policy, value, bonus, kl, clipped]).detach()
+
+    def update(
+        old: Agent, updating: Tensor, samples: Batch, indices: Tensor, learning_rate: Tensor, clip: Tensor
+    ) -> tuple[Agent, Tensor, Tensor]:
+        batch = Batch(*(None if x is None else x[indices.clamp(min=0)] for x in samples))
+        live = batch.live & (indices >= 0)
+        gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch, live, clip)
+        gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
+        new = adam(old, gradient, learning_rate, eps=config.adam_eps)
+        updating = updating & live.any()
+        if config.target_kl is not None:
+            updating = updating & (statistics[3] <= config.target_kl)
+        row = torch.cat([statistics, norm[None], updating[None]])
+        return where(updating, new, old), updating, row
+
+    return update
+
+
+def value_loss(config: PPO, values: Tensor, batch: Batch) -> Tensor:
+    """The squared error, or the clipped one where the config asks for it; per element."""
+    if config.clip_value_loss:
+        return clipped_value_loss(values, batch.values, batch.returns, config.value_clip)
+    return squared_value_loss(values, batch.returns)
+
+
+def minibatch_indices(config: PPO, iteration: int) -> Iterator[Tensor]:
+    """For each epoch a shuffle of the N samples per seed, cut into minibatches [S, N/M, M]; −1 fills up the last."""
+    generators = [generator(seed, MINIBATCHES, iteration) for seed in config.seed_values]
+    filled = config.minibatches * config.minibatch_size - config.batch_size
+    for _ in range(config.epochs):
+        shuffled = [np.pad(rng.permutation(config.batch_size), (0, filled), constant_values=-1) for rng in generators]
+        yield torch.tensor(np.stack(shuffled)).unflatten(1, (config.minibatches, config.minibatch_size))
+
+
+def summary(config: PPO, statistics: list[Tensor], batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:
+    """The iteration's metrics per seed, by name."""
+    return {
+        **mean_statistics(STATISTICS, statistics),
+        "explained_variance": explained_variances(batch.values, batch.returns, batch.live),
+        "learning_rate": np.full(config.seeds, learning_rate),
+    }

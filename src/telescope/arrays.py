@@ -1,0 +1,216 @@
+"""Whose array is this, and do the arrays of one call fit together? The door that every public function goes through.
+
+It leaves out all arithmetic. torch is looked at only if the caller has already imported it.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or torch.Tensor; a result is what the arguments were
+
+_NUMPY_FLOATS = {np.dtype(kind): np.dtype(max(kind, "f4")) for kind in ("f2", "f4", "f8")}
+
+
+def library(name: str, array: Array) -> ModuleType:
+    """numpy or torch: the module whose array this is. Anything else is refused with its name."""
+    if isinstance(array, np.ndarray):
+        if isinstance(array, np.ma.MaskedArray):
+            raise ValueError(
+                f"{name} is a numpy masked array; pass its data, and mask= (True counts) beside it"
+            )
+        return np
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        if array.layout != torch.strided:
+            raise ValueError(f"{name} is a {array.layout} tensor; pass a dense one ({name}.to_dense())")
+        return torch
+    if isinstance(array, bool | int | float | list | tuple) or array is None:
+        raise ValueError(
+            f"{name} is {_brief(array)}, not an array; pass np.asarray({name}) or a torch tensor"
+        )
+    raise TypeError(f"{name} is a {_kind(array)}; supported are numpy.ndarray and torch.Tensor")
+
+
+def check_alike(**named: Array) -> ModuleType:
+    """Same library, device and shape for all that are not None; the first argument is what the others must match."""
+    (name, first), *others = named.items()
+    xp = library(name, first)
+    shape, plain = first.shape, type(first) is np.ndarray
+    for other, array in others:
+        if array is None:
+            continue
+        if not (plain and type(array) is np.ndarray):  # a shortcut: this runs on every call, however small
+            check_neighbour(name, first, other, array)
+        if array.shape != shape:
+            raise ValueError(_shape_message(name, tuple(first.shape), named))
+    return xp
+
+
+def check_neighbour(name: str, first: Array, other: str, array: Array) -> None:
+    """Same library and device as the first argument."""
+    if library(other, array) is not library(name, first):
+        raise ValueError(
+            f"{other} is a {_kind(array)} but {name} is a {_kind(first)}; one call takes one library"
+        )
+    if not isinstance(first, np.ndarray) and array.device != first.device:
+        raise ValueError(
+            f"{other} is on {array.device} but {name} is on {first.device}; nothing is moved silently"
+        )
+
+
+def check_shape(name: str, array: Array, expected: tuple[int, ...], why: str) -> None:
+    """The shape that follows from the other arguments, and no other that would merely broadcast."""
+    if tuple(array.shape) != expected:
+        hint = _squeeze_hint(tuple(array.shape), expected)
+        raise ValueError(f"{name} has shape {tuple(array.shape)} but {why} {expected}{hint}")
+
+
+def refuse_dtype(name: str, array: Array, reference: str, first: Array) -> None:
+    """Values that are compared come in one precision; casting one of them would hide a mistake."""
+    raise ValueError(f"{name} has dtype {array.dtype} but {reference} has {first.dtype}; convert one of them")
+
+
+def check_float(name: str, array: Array) -> None:
+    """A floating point dtype that we compute in: float16, bfloat16 (torch), float32 or float64."""
+    if isinstance(array, np.ndarray):
+        known = array.dtype in _NUMPY_FLOATS
+    else:
+        torch = sys.modules["torch"]
+        known = array.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if not known:
+        raise ValueError(f"{name} has dtype {array.dtype}; expected float16, bfloat16, float32 or float64")
+
+
+def working_dtype(array: Array) -> Any:
+    """What results have and sums are made in: the array's own dtype, or float32 where that is half precision."""
+    if isinstance(array, np.ndarray):
+        return _NUMPY_FLOATS[array.dtype]
+    torch = sys.modules["torch"]
+    return array.dtype if array.dtype == torch.float64 else torch.float32
+
+
+def to_dtype(name: str, array: Array, dtype: Any, differentiable: bool = False) -> Array:
+    """The array in a real dtype; itself where it has that already. Its gradient stops here unless asked for."""
+    if not isinstance(array, np.ndarray):
+        if array.is_complex():
+            raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
+        return (array if differentiable else array.detach()).to(dtype)
+    if array.dtype is dtype and type(array) is np.ndarray and array.flags.aligned:
+        return array
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
+    return np.require(np.asarray(array), dtype, "A")
+
+
+def detached(array: Array) -> Array:
+    """The same memory without its gradient."""
+    return array if isinstance(array, np.ndarray) else array.detach()
+
+
+def spread(name: str, array: Array, shape: tuple[int, ...]) -> Array:
+    """A view that repeats the array over `shape`, by the rules of broadcasting."""
+    came = tuple(array.shape)
+    fits = len(came) <= len(shape) and all(n in (1, m) for n, m in zip(came[::-1], shape[::-1], strict=False))
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {came}, which does not broadcast to {shape}; with time first, (B,) is one number "
+            f"per environment and (T, 1) one per step"
+        )
+    return np.broadcast_to(array, shape) if isinstance(array, np.ndarray) else array.broadcast_to(shape)
+
+
+def to_bool(name: str, flags: Array | None, live: Array | None = None) -> Array | None:
+    """Booleans, or numbers that are exactly 0 or 1 (checked where `live`); None stays None."""
+    if flags is None:
+        return None
+    if isinstance(flags, np.ndarray):
+        flags = np.asarray(flags)
+        if flags.dtype.char == "?":
+            return flags
+    elif flags.dtype == sys.modules["torch"].bool:
+        return flags.detach()
+    wrong = (flags != 0) & (flags != 1)
+    if live is not None:
+        wrong = wrong & live
+    if bool(wrong.any()):
+        raise ValueError(
+            f"{name} has dtype {flags.dtype} and holds {flags[wrong][0].item()}; expected booleans, or numbers that "
+            f"are exactly 0 or 1. None says that there are none"
+        )
+    return flags != 0
+
+
+def front(array: Array, axis: int) -> Array:
+    """A view with `axis` first and the order of the others kept."""
+    if axis == 0:
+        return array
+    return _permuted(array, [axis, *(i for i in range(array.ndim) if i != axis)])
+
+
+def back(array: Array, axis: int) -> Array:
+    """The view that undoes `front`."""
+    return array if axis == 0 else _permuted(array, [*range(1, axis + 1), 0, *range(axis + 1, array.ndim)])
+
+
+def overlap(one: Array, other: Array) -> bool:
+    """Do the two share memory? Exact for numpy; for tensors, do the ranges they span meet."""
+    if isinstance(one, np.ndarray):
+        return np.may_share_memory(one, other) and np.shares_memory(one, other)
+    (low, high), (other_low, other_high) = _span(one), _span(other)
+    return low < other_high and other_low < high
+
+
+def _span(array: Array) -> tuple[int, int]:
+    last = sum((n - 1) * stride for n, stride in zip(array.shape, array.stride(), strict=True))
+    return array.data_ptr(), array.data_ptr() + (
+        last + 1
+    ) * array.element_size() if array.numel() else array.data_ptr()
+
+
+def checked_axis(axis: int, dimensions: int) -> int:
+    """`axis` counted from the front."""
+    if not isinstance(axis, int) or not -dimensions <= axis < dimensions:
+        raise ValueError(
+            f"axis is {axis!r}; expected an integer in [{-dimensions}, {dimensions}) for this shape"
+        )
+    return axis % dimensions
+
+
+def _permuted(array: Array, order: Sequence[int]) -> Array:
+    return array.transpose(order) if isinstance(array, np.ndarray) else array.permute(*order)
+
+
+def _shape_message(reference: str, shape: tuple[int, ...], named: dict[str, Array]) -> str:
+    """All arguments that disagree, in one sentence, with the likely fix."""
+    others = [(name, tuple(array.shape)) for name, array in named.items() if array is not None]
+    wrong = [f"{name} has shape {other}" for name, other in others if other != shape]
+    hints = (_squeeze_hint(other, shape) for _, other in others if other != shape)
+    return f"{' and '.join(wrong)} but {reference} has {shape}{_first(hints)}"
+
+
+def _squeeze_hint(came: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    if (*expected, 1) == came:
+        return "; did the critic forget .squeeze(-1)?"
+    if (*came, 1) == expected:
+        return "; does one of the arguments lack .squeeze(-1)?"
+    if len(came) == len(expected) == 2 and came == expected[::-1]:
+        return "; is it transposed?"
+    if came[1:] == expected[1:] and came[:1] == tuple(n + 1 for n in expected[:1]):
+        return "; if its extra last row is the value of the last state, see telescope.next_values"
+    return ""
+
+
+def _first(texts: Iterable[str]) -> str:
+    return next((text for text in texts if text), "")
+
+
+def _kind(array: Any) -> str:
+    return f"{type(array).__module__.split('.')[0]}.{type(array).__name__}"
+
+
+def _brief(value: Any) -> str:
+    return f"a {type(value).__name__}" if isinstance(value, list | tuple) else repr(value)

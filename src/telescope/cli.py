@@ -1,0 +1,362 @@
+"""The command line: `telescope train`, `eval` and `plot`; its training loop is the documented example of `train`.
+
+Flags are made from the config dataclasses. What a run is, and how an algorithm works, stands elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+USAGE = """usage: telescope COMMAND …
+
+  telescope train ALGORITHM ENV [flags]     train a population of seeds: telescope train ppo CartPole-v1 --seeds 8
+  telescope train --resume RUN [flags]      continue a run where it stopped, bit for bit
+  telescope eval RUN [flags]                evaluate the agents of a run
+  telescope plot RUN [RUN …] --out FILE     draw learning curves
+  telescope --version
+
+Each command explains its flags with --help (telescope train ppo CartPole-v1 --help shows that environment's preset).
+Training needs more packages than the estimators: pip install "telescope-rl[control]"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Where the run goes."""
+
+    out: str | None = None
+    """The run folder, made anew; by default runs/ALGORITHM-ENV-DATE-TIME."""
+    config: str | None = None
+    """A TOML file with settings (a run's own config.toml, say); flags override it."""
+    checkpoint_seconds: float = 60.0
+    """Write a checkpoint at least this often; a killed run loses at most the work since the last one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeOptions:
+    """Continue a run where it stopped."""
+
+    resume: str
+    """The run folder."""
+    total_steps: int | None = None
+    """Train to this many steps per seed instead; schedules are planned anew for it."""
+    allow_inexact: bool = False
+    """Continue even if versions or machine differ, so that the last bits may."""
+    checkpoint_seconds: float = 60.0
+    """Write a checkpoint at least this often."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """Evaluate the agents of a run on whole episodes."""
+
+    run: Any
+    """The run folder."""
+    episodes: int = 100
+    """Episodes per seed."""
+    json: bool = False
+    """Print one JSON object on standard output instead of a table."""
+    stochastic: bool = False
+    """Sample actions instead of taking the policy's mode."""
+    best: bool = False
+    """Each seed as it was at its best evaluation during training (--eval-every), instead of at the end."""
+    video: str | None = None
+    """Also record one episode of the first seed into this folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotOptions:
+    """Draw learning curves: interquartile mean over seeds with its 95 % bootstrap interval."""
+
+    out: str = "curves.png"
+    """The picture to write."""
+    metric: str = "auto"
+    """A column of metrics.csv; auto: return_mean."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, 1 for a run that failed, 2 for a command that makes no sense."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        import telescope
+
+        print(f"telescope {telescope.__version__}")
+        return 0
+    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "eval": evaluate, "plot": plot}
+    if arguments[0] not in commands:
+        return _fail(f"there is no command {arguments[0]!r}; expected train, eval or plot", 2)
+    return _explained(commands[arguments[0]], arguments[1:])
+
+
+def _explained(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Turn what can go wrong into one sentence on standard error."""
+    try:
+        return command(arguments)
+    except ImportError as error:
+        return _fail(f"{error}", 1)
+    except FloatingPointError as error:
+        return _fail(f"{error}", 1)
+    except ValueError as error:
+        return _fail(f"{error}", 2)
+    except OSError as error:
+        return _fail(f"{error}", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was trained since the last checkpoint is lost", 130)
+
+
+def _fail(sentence: str, status: int) -> int:
+    print(f"telescope: {sentence}", file=sys.stderr)
+    return status
+
+
+# train
+
+
+def train(arguments: list[str]) -> int:
+    """`telescope train ALGORITHM ENV [flags]` or `telescope train --resume RUN`."""
+    if any(a == "--resume" or a.startswith("--resume=") for a in arguments):
+        return resume(arguments)
+    from telescope.algorithms import CONFIGS
+
+    if not arguments or arguments[0].startswith("-"):
+        known = ", ".join(CONFIGS)
+        print(f"usage: telescope train ALGORITHM ENV [flags], where ALGORITHM is one of: {known}\n"
+              "       telescope train --resume RUN [--total-steps N] [--allow-inexact]")  # fmt: skip
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    algorithm, rest = arguments[0], arguments[1:]
+    env = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    config, options = _train_arguments(algorithm, env, rest)
+    return start(algorithm, config, options, ["telescope", "train", *arguments])
+
+
+def _train_arguments(algorithm: str, env: str | None, flags: list[str]) -> tuple[Any, TrainOptions]:
+    """The config: the environment's preset, overridden by --config FILE, overridden by flags."""
+    from telescope.algorithms import config_class, find
+    from telescope.runs.config import from_mapping, read_toml, to_mapping
+
+    file = _value_of("--config", flags)
+    settings = {} if file is None else read_toml(file)
+    env = env or settings.get("env")
+    if env is None and not any(flag in flags for flag in ("-h", "--help")):
+        raise ValueError(f"no environment was named; write telescope train {algorithm} CartPole-v1, for example")
+    cls = config_class(algorithm)
+    default = find(algorithm).preset(env) if env else cls()
+    default = from_mapping(cls, to_mapping(default) | settings | ({"env": env} if env else {}), source=str(file))
+    title = f"telescope train {algorithm} {env or 'ENV'}"
+    parsed = _parse(dataclasses.make_dataclass("Arguments", [("config", cls), ("run", TrainOptions)]), flags, title,
+                    {"config": default, "run": TrainOptions()})  # fmt: skip
+    return parsed.config, parsed.run
+
+
+def start(algorithm: str, config: Any, options: TrainOptions, command: list[str]) -> int:
+    """Begin a new run."""
+    from telescope.control.training import execution
+    from telescope.runs.folder import RunFolder
+
+    name = f"{algorithm}-{str(config.env).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = options.out or str(Path("runs") / name)
+    folder = RunFolder.create(out, config, algorithm=algorithm, execution=execution(config), command=command)
+    return run(folder, config, None, options.checkpoint_seconds)
+
+
+def resume(arguments: list[str]) -> int:
+    """Continue a run from its checkpoint, or from its config where it has none yet."""
+    from telescope.algorithms import config_class
+    from telescope.runs.folder import RunFolder
+
+    options: ResumeOptions = _parse(ResumeOptions, arguments, "telescope train")
+    folder = RunFolder.open(options.resume)
+    config = folder.load_config(config_class(folder.algorithm))
+    state = folder.load_checkpoint()
+    done = 0 if state is None else state["step"]
+    if options.total_steps is not None and options.total_steps != config.total_steps:
+        config = dataclasses.replace(config, total_steps=options.total_steps)
+        print(f"total_steps is now {config.total_steps:,}: schedules are planned anew over it", file=sys.stderr)
+    if state is not None and done >= config.iterations * config.batch_size:
+        print(f"{options.resume} is finished: {done:,} of {config.total_steps:,} steps; --total-steps extends it")
+        return 0
+    folder.check_execution(folder.execution, allow_inexact=options.allow_inexact)
+    if state is None:
+        print(f"{options.resume} has no checkpoint yet: starting from its config", file=sys.stderr)
+    return run(folder, config, state, options.checkpoint_seconds)
+
+
+def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_seconds: float) -> int:
+    """The loop around `train`: log, keep the best, checkpoint, stop when asked to, draw the curve."""
+    from telescope.algorithms import find
+    from telescope.policy import keep_best
+    from telescope.runs.display import Display
+    from telescope.runs.log import MetricsLog
+
+    first_step = 0 if state is None else state["step"]
+    log, best, saved = None, folder.load_best() if state else None, time.monotonic()
+    with folder.lock(), _signals() as stop, Display(config.total_steps, first_step=first_step) as display:
+        folder.save_config(config)
+        folder.set_status("running")
+        display.note(f"training {folder.algorithm} on {config.env}, seeds {_range(config.seed_values)}: {folder.path}")
+        try:
+            for metrics in find(folder.algorithm).train(config, state):
+                if log is None:
+                    log = MetricsLog(folder, columns=list(metrics.rows[0]), resume_step=first_step if state else None)
+                    for sentence in metrics.notes:
+                        display.note(sentence)
+                log.write(metrics.rows)
+                display.show(metrics.rows)
+                improved = keep_best(best, metrics.policy, metrics.rows)
+                if improved is not None:
+                    best = improved
+                    folder.save_best(best)
+                if stop or metrics.finished or time.monotonic() - saved >= checkpoint_seconds:
+                    log.sync()
+                    folder.save_checkpoint(metrics.state)
+                    saved = time.monotonic()
+                if stop:
+                    break
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error is the one to report
+                folder.set_status("stopped")
+            raise
+        finally:
+            if log is not None:
+                log.close()
+        folder.set_status("stopped" if stop and not metrics.finished else "finished")
+        _draw_curve(folder, display)
+    if stop and not metrics.finished:
+        print(f"stopped at step {metrics.step:,} of {config.total_steps:,}; continue with: "
+              f"telescope train --resume {shlex.quote(str(folder.path))}", file=sys.stderr)  # fmt: skip
+        return 128 + stop[0]
+    return 0
+
+
+def _draw_curve(folder: Any, display: Any) -> None:
+    from telescope.runs.curves import plot as draw
+
+    draw([folder.path], folder.curves_path)
+    display.note(f"learning curve: {folder.curves_path}")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that SIGINT or SIGTERM is put into, to be looked at between iterations; a second SIGINT interrupts."""
+    received: list[int] = []
+
+    def remember(number: int, _: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+# eval and plot
+
+
+def evaluate(arguments: list[str]) -> int:
+    """`telescope eval RUN`."""
+    run_path, flags = _positionals(arguments)
+    options: EvalOptions = _parse(EvalOptions, flags, "telescope eval RUN", {"run": run_path[0] if run_path else None})
+    if len(run_path) != 1:
+        raise ValueError(f"telescope eval takes one run folder, got {len(run_path)}")
+    if options.episodes < 1:
+        raise ValueError(f"episodes is {options.episodes}; expected at least 1")
+    from telescope.metrics import summarise
+    from telescope.policy import load
+
+    policy = load(options.run, best=options.best)
+    result = policy.evaluate(options.episodes, stochastic=options.stochastic)
+    summary = summarise(result.returns)
+    if options.video is not None:
+        from telescope.control.video import record
+
+        config = policy.config
+        film = record(config.env, policy.act, options.video, env_kwargs=config.env_kwargs, seed=config.seed)
+        print(f"video: {film}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(summary))
+    else:
+        _print_table(policy.seeds, result, summary)
+    return 0
+
+
+def _print_table(seeds: list[int], result: Any, summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("seed", "return", "std", "lowest", "length", box=None)
+    for seed, returns, lengths in zip(seeds, result.returns, result.lengths, strict=True):
+        numbers = (returns.mean(), returns.std(), returns.min(), lengths.mean())
+        table.add_row(str(seed), *(f"{x:,.1f}" for x in numbers))
+    console = Console()
+    console.print(table)
+    low, high = summary["ci95"]
+    console.print(
+        f"IQM over seeds {summary['iqm']:,.1f} (95 % bootstrap interval {low:,.1f} to {high:,.1f}), "
+        f"mean {summary['mean']:,.1f}, worst seed {summary['worst']:,.1f}; {summary['episodes']} episodes a seed",
+        highlight=False,
+    )
+
+
+def plot(arguments: list[str]) -> int:
+    """`telescope plot RUN [RUN …] --out FILE`."""
+    runs, flags = _positionals(arguments)
+    options: PlotOptions = _parse(PlotOptions, flags, "telescope plot RUN [RUN …]", {})
+    if not runs:
+        raise ValueError("telescope plot takes at least one run folder")
+    from telescope.runs.curves import plot as draw
+
+    print(draw(runs, options.out, metric=options.metric))
+    return 0
+
+
+# arguments
+
+
+def _parse(cls: type[Any], flags: list[str], title: str, defaults: dict[str, Any] | None = None) -> Any:
+    """Flags → the dataclass; nested dataclasses share one flat set of flags."""
+    try:
+        import tyro
+    except ImportError as error:
+        raise ImportError('the command line needs more packages: pip install "telescope-rl[control]"') from error
+    default = {} if defaults is None else {"default": cls(**defaults)}
+    return tyro.cli(tyro.conf.OmitArgPrefixes[cls], args=flags, prog=title, **default)
+
+
+def _positionals(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The leading arguments that are no flags, and the rest."""
+    first_flag = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
+    return arguments[:first_flag], arguments[first_flag:]
+
+
+def _value_of(flag: str, flags: list[str]) -> str | None:
+    """The value of one flag before the others are parsed."""
+    for i, argument in enumerate(flags):
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+        if argument == flag and i + 1 < len(flags):
+            return flags[i + 1]
+    return None
+
+
+def _range(seeds: list[int]) -> str:
+    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}–{seeds[-1]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""What every algorithm on environments is told: the environment, the seeds, the amount of work, the machine.
+
+Frozen dataclasses with a docstring under each field; an algorithm's own settings extend `ControlConfig`. Command-line
+flags and config files are made from them elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+
+MUJOCO_FAMILY = (
+    "Ant HalfCheetah Hopper Humanoid HumanoidStandup InvertedDoublePendulum InvertedPendulum Pusher Reacher Swimmer "
+    "Walker2d"
+).split()
+"""The names, without version, of Gymnasium's MuJoCo environments, which share one preset."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlConfig:
+    """The settings that all algorithms on Gymnasium environments share."""
+
+    env: Any = "CartPole-v1"
+    """Gymnasium id, or (from Python) a callable that returns an environment."""
+    seeds: int = 1
+    """How many independent agents train side by side."""
+    seed: int = 0
+    """The first of them; the seeds are seed, seed + 1, …"""
+    total_steps: int = 1_000_000
+    """Environment steps per seed. Whole iterations that fit are run, so it is never exceeded."""
+    num_envs: int = 1
+    """Environments per seed."""
+    env_kwargs: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    """Keyword arguments for the environment."""
+    backend: Literal["gymnasium", "envpool"] = "gymnasium"
+    """Who steps the environments. EnvPool is faster, but its episodes start anew on resume."""
+    vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "auto"
+    """How environments are batched; auto: the id's own vector implementation where it has one, else sync."""
+    autoreset: Literal["next_step", "same_step", "disabled"] = "same_step"
+    """When sync and async environments reset (Gymnasium's three modes); advantages do not depend on it."""
+    device: str = "cpu"
+    """Where networks live: cpu, cuda, cuda:1, …"""
+    threads: int = 1
+    """CPU threads of the network arithmetic; small networks gain nothing from more."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile for the update and the policy; auto compiles when the whole run has enough updates to pay for it."""
+    eval_every: int = 0
+    """Evaluate every so many steps per seed (0: never) and keep the best agent of each seed."""
+    eval_episodes: int = 10
+    """Episodes per seed of each such evaluation."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, by name and number."""
+        positive(self, "seeds", "total_steps", "num_envs", "threads", "eval_episodes")
+        at_least_zero(self, "seed", "eval_every")
+
+    @property
+    def seed_values(self) -> list[int]:
+        """The value of each seed, in the order of the population axis."""
+        return list(range(self.seed, self.seed + self.seeds))
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicyConfig(ControlConfig):
+    """The settings that actor–critic algorithms on fresh rollouts share."""
+
+    num_steps: int = 2048
+    """T, steps of each environment per rollout (c1)."""
+    gamma: float = 0.99
+    """Discount γ."""
+    lam: float = 0.95
+    """λ of GAE (c5): 0 trusts one step and the value function, 1 the whole episode."""
+    learning_rate: float = 3e-4
+    """Step size of the optimiser."""
+    anneal_learning_rate: bool = True
+    """Let the step size fall linearly to 0 over the run (c4)."""
+    value_coefficient: float = 0.5
+    """Weight of the value loss (c8)."""
+    entropy_coefficient: float = 0.0
+    """Weight of the entropy bonus (c10)."""
+    max_grad_norm: float = 0.5
+    """Global norm to which each seed's gradient is clipped (c11)."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers (c2: orthogonal weights, zero biases)."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Nonlinearity of the hidden layers."""
+    shared_network: bool = False
+    """One trunk for policy and value instead of two (c13, m4)."""
+    log_std: float = 0.0
+    """Initial log σ of a Gaussian policy, one free parameter per action component (m1–m3)."""
+    normalise_observations: bool = False
+    """Subtract the running mean and divide by the running deviation, per seed (m6)."""
+    clip_observations: float = 10.0
+    """Bound of normalised observations (m7)."""
+    normalise_rewards: bool = False
+    """Divide rewards by the running deviation of the discounted return, per seed (m8)."""
+    clip_rewards: float = 10.0
+    """Bound of scaled rewards (m9)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "num_steps", "learning_rate", "max_grad_norm", "clip_observations", "clip_rewards")
+        positive_all(self, "hidden")
+        in_unit_interval(self, "gamma", "lam")
+        at_least_zero(self, "value_coefficient", "entropy_coefficient")
+        if self.total_steps < self.batch_size:
+            raise ValueError(
+                f"total_steps is {self.total_steps}, less than one rollout of {self.batch_size} steps "
+                f"(num_steps {self.num_steps} × num_envs {self.num_envs}); raise it or collect less at a time"
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """N, steps per seed and rollout."""
+        return self.num_steps * self.num_envs
+
+    @property
+    def iterations(self) -> int:
+        """Rollouts in the whole run."""
+        return self.total_steps // self.batch_size
+
+
+def positive(config: object, *names: str) -> None:
+    _require(config, names, lambda x: math.isfinite(x) and x > 0, "a number > 0")
+
+
+def positive_all(config: object, name: str) -> None:
+    value = getattr(config, name)
+    if not all(isinstance(x, int) and x > 0 for x in value):
+        raise ValueError(f"{name} is {value!r}; expected whole numbers > 0")
+
+
+def at_least_zero(config: object, *names: str) -> None:
+    _require(config, names, lambda x: math.isfinite(x) and x >= 0, "a number >= 0")
+
+
+def in_unit_interval(config: object, *names: str) -> None:
+    _require(config, names, lambda x: 0 <= x <= 1, "a number in [0, 1]")
+
+
+def _require(config: object, names: Iterable[str], holds: Callable[[Any], bool], expected: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
+            raise ValueError(f"{name} is {value!r}; expected {expected}")

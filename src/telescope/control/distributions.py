@@ -1,0 +1,189 @@
+"""Action distributions as rows of functions: noise, sample, mode, log-probability, entropy.
+
+No distribution objects: sampling is a deterministic function of the network's outputs and of noise that was drawn
+before, so a rollout draws its noise once per seed. What an environment's bounds do to an action is not decided here.
+"""
+
+# [..., K] policy outputs, [..., A] or [...] actions
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+Masks = Tensor | None
+FORBIDDEN = -1e9
+"""The logit of a masked action: exp underflows to exactly 0, and 0 · FORBIDDEN is still 0 (−inf would give NaN)."""
+
+
+class Distribution(NamedTuple):
+    """What an algorithm needs of π(a|s), as functions of the network's policy outputs [..., K]."""
+
+    outputs: int
+    """K, the number of policy outputs the network must have."""
+    continuous: bool
+    """True where the second half of the outputs is log σ."""
+    action_shape: tuple[int, ...]
+    action_dtype: torch.dtype
+    noise: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+    """`noise(rng, shape)` → float32 [*shape, …], all the randomness of one sample per element of shape."""
+    sample: Callable[[Tensor, Tensor, Masks], Tensor]
+    mode: Callable[[Tensor, Masks], Tensor]
+    log_prob: Callable[[Tensor, Tensor, Masks], Tensor]
+    entropy: Callable[[Tensor, Masks], Tensor]
+
+
+def distribution(space: gym.Space) -> Distribution:
+    """The distribution over a Discrete, MultiDiscrete, MultiBinary or Box action space."""
+    if isinstance(space, gym.spaces.Discrete):
+        return categorical(int(space.n))
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return multi_categorical(tuple(int(n) for n in np.asarray(space.nvec).ravel()), space.shape)
+    if isinstance(space, gym.spaces.MultiBinary):
+        return bernoulli(space.shape)
+    if isinstance(space, gym.spaces.Box):
+        return diagonal_gaussian(space.shape)
+    raise ValueError(f"action_space is {space}; expected Discrete, MultiDiscrete, MultiBinary or Box")
+
+
+def categorical(n: int) -> Distribution:
+    """Softmax over n logits; sampled by the exponential race argmax(logit − log E), which is the Gumbel trick."""
+
+    def log_prob(logits: Tensor, actions: Tensor, masks: Masks = None) -> Tensor:
+        log_p = torch.log_softmax(_allowed(logits, masks), dim=-1)
+        return log_p.gather(-1, actions[..., None].long())[..., 0]
+
+    return Distribution(
+        outputs=n,
+        continuous=False,
+        action_shape=(),
+        action_dtype=torch.int64,
+        noise=lambda rng, shape: _race(rng, (*shape, n)),
+        sample=lambda logits, noise, masks=None: torch.argmax(_allowed(logits, masks) + noise, dim=-1),
+        mode=lambda logits, masks=None: torch.argmax(_allowed(logits, masks), dim=-1),
+        log_prob=log_prob,
+        entropy=lambda logits, masks=None: _entropy(_allowed(logits, masks)),
+    )
+
+
+def multi_categorical(nvec: tuple[int, ...], shape: tuple[int, ...]) -> Distribution:
+    """Independent categoricals (MultiDiscrete); their logits stand one after the other, as do their masks."""
+    parts = [categorical(n) for n in nvec]
+
+    def split(x: Tensor | None) -> list:
+        return [None] * len(nvec) if x is None else list(torch.split(x, nvec, dim=-1))
+
+    def stack(actions: list[Tensor]) -> Tensor:
+        return _shaped(torch.stack(actions, dim=-1), shape)
+
+    def sample(logits: Tensor, noise: Tensor, masks: Masks = None) -> Tensor:
+        rows = zip(parts, split(logits), split(noise), split(masks), strict=True)
+        return stack([part.sample(x, e, m) for part, x, e, m in rows])
+
+    def mode(logits: Tensor, masks: Masks = None) -> Tensor:
+        return stack([part.mode(x, m) for part, x, m in zip(parts, split(logits), split(masks), strict=True)])
+
+    def log_prob(logits: Tensor, actions: Tensor, masks: Masks = None) -> Tensor:
+        columns = _columns(actions, shape).unbind(-1)
+        rows = zip(parts, split(logits), columns, split(masks), strict=True)
+        return torch.stack([part.log_prob(x, a, m) for part, x, a, m in rows]).sum(0)
+
+    def entropy(logits: Tensor, masks: Masks = None) -> Tensor:
+        rows = zip(parts, split(logits), split(masks), strict=True)
+        return torch.stack([part.entropy(x, m) for part, x, m in rows]).sum(0)
+
+    return Distribution(
+        outputs=sum(nvec),
+        continuous=False,
+        action_shape=shape,
+        action_dtype=torch.int64,
+        noise=lambda rng, batch: _race(rng, (*batch, sum(nvec))),
+        sample=sample,
+        mode=mode,
+        log_prob=log_prob,
+        entropy=entropy,
+    )
+
+
+def bernoulli(shape: tuple[int, ...]) -> Distribution:
+    """Independent coin flips (MultiBinary) from logits; a flip is logit + logistic noise > 0. Masks have no meaning."""
+    size = math.prod(shape)
+
+    def noise(rng: np.random.Generator, batch: tuple[int, ...]) -> np.ndarray:
+        return rng.logistic(size=(*batch, size)).astype(np.float32)
+
+    def log_prob(logits: Tensor, actions: Tensor, masks: Masks = None) -> Tensor:
+        sign = 2.0 * _columns(actions, shape).to(logits.dtype) - 1.0
+        return torch.nn.functional.logsigmoid(sign * logits).sum(-1)
+
+    def entropy(logits: Tensor, masks: Masks = None) -> Tensor:
+        log_p = torch.nn.functional.logsigmoid(logits)
+        log_q = log_p - logits  # log(1 − p)
+        return -(log_p.exp() * log_p + log_q.exp() * log_q).sum(-1)
+
+    return Distribution(
+        outputs=size,
+        continuous=False,
+        action_shape=shape,
+        action_dtype=torch.int64,
+        noise=noise,
+        sample=lambda logits, noise, masks=None: _shaped((logits + noise > 0).long(), shape),
+        mode=lambda logits, masks=None: _shaped((logits > 0).long(), shape),
+        log_prob=log_prob,
+        entropy=entropy,
+    )
+
+
+def diagonal_gaussian(shape: tuple[int, ...]) -> Distribution:
+    """Independent normals (Box): outputs are [mean, log σ]. Unbounded: whoever steps the environment clips."""
+    size = math.prod(shape)
+
+    def sample(outputs: Tensor, noise: Tensor, masks: Masks = None) -> Tensor:
+        mean, log_std = outputs.split(size, dim=-1)
+        return _shaped(mean + torch.exp(log_std) * noise, shape)
+
+    def log_prob(outputs: Tensor, actions: Tensor, masks: Masks = None) -> Tensor:
+        mean, log_std = outputs.split(size, dim=-1)
+        z = (_columns(actions, shape) - mean) * torch.exp(-log_std)
+        return -(0.5 * z**2 + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    return Distribution(
+        outputs=2 * size,
+        continuous=True,
+        action_shape=shape,
+        action_dtype=torch.float32,
+        noise=lambda rng, batch: rng.standard_normal((*batch, size), dtype=np.float32),
+        sample=sample,
+        mode=lambda outputs, masks=None: _shaped(outputs[..., :size], shape),
+        log_prob=log_prob,
+        entropy=lambda outputs, masks=None: (outputs[..., size:] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1),
+    )
+
+
+def _shaped(columns: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """[..., A] → [..., *shape]; a scalar space has shape ()."""
+    return columns.unflatten(-1, shape) if shape else columns[..., 0]
+
+
+def _columns(actions: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return actions.flatten(-len(shape)) if shape else actions[..., None]
+
+
+def _allowed(logits: Tensor, masks: Masks) -> Tensor:
+    return logits if masks is None else torch.where(masks, logits, FORBIDDEN)
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    log_p = torch.log_softmax(logits, dim=-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def _race(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard Gumbel noise as −log E with E exponential; E = 0 (probability 2⁻²⁴) gives +inf, a sure win."""
+    tiny = np.finfo(np.float32).tiny
+    return -np.log(np.maximum(rng.standard_exponential(shape, dtype=np.float32), tiny))

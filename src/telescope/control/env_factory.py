@@ -1,0 +1,173 @@
+"""Makes one environment from an id or a callable, and says in a sentence what went wrong if it cannot.
+
+Many environments side by side are the business of `env_lanes.py`.
+"""
+
+import difflib
+import importlib
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+
+from telescope.control.snapshots import Recorder
+
+EnvironmentSource = EnvSpec | Callable[..., gym.Env]
+
+
+@dataclass(frozen=True)
+class Factory:
+    """Builds one recorded environment, here or in a worker process (so it must survive pickling)."""
+
+    source: EnvironmentSource
+    kwargs: Mapping[str, Any]
+    creator: int = field(default_factory=os.getpid)
+
+    def __call__(self) -> Recorder:
+        if os.getpid() != self.creator:
+            # Ctrl-C reaches the whole process group. The parent stops at its next iteration and then closes
+            # its workers; a worker that died at once would take the unfinished iteration with it.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with explained(self.source, self.kwargs), quiet_mujoco():
+            env = self._make()
+        if not isinstance(env, gym.Env):
+            raise ValueError(
+                f"env must return a gymnasium.Env, but {name_of(self.source)} returned a {type(env).__name__}"
+            )
+        check_spaces(env.observation_space, env.action_space)
+        return Recorder(env)
+
+    def _make(self) -> gym.Env:
+        if isinstance(self.source, EnvSpec):
+            # Gymnasium's checker looks at every observation and action: right for a test, slow in training.
+            return gym.make(self.source, **{"disable_env_checker": True, **self.kwargs})
+        return self.source(**self.kwargs)
+
+
+def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
+    """The registered spec of an id (also "module:Id-v0"), or the callable as it is.
+
+    Workers receive the spec and not the id, so they need not have run the code that registered it.
+    """
+    if not isinstance(env, str):
+        if not callable(env):
+            raise ValueError(f"env must be an environment id or a callable that returns one; got {env!r}")
+        return env
+    module, _, name = env.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"env {env!r} names the module {module!r}, which cannot be imported: {error}"
+            ) from error
+    try:
+        return gym.spec(name)
+    except gym.error.Error as error:
+        raise ValueError(unknown_id(env, gym.registry)) from error
+
+
+def unknown_id(env: str, known: Any, where: str = "registered with Gymnasium") -> str:
+    """The sentence for an id that does not exist, with up to three that look like it."""
+    close = difflib.get_close_matches(env, list(known), n=3, cutoff=0.6)
+    hint = f"did you mean {', '.join(close)}?" if close else "is the package that registers it imported?"
+    return f"env {env!r} is not {where}; {hint} (an id of another package is written module:Id-v0)"
+
+
+def name_of(source: EnvironmentSource) -> str:
+    return source.id if isinstance(source, EnvSpec) else getattr(source, "__name__", repr(source))
+
+
+@contextmanager
+def explained(source: EnvironmentSource, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Errors of a constructor, told as: which environment, and which package or keyword argument is wrong."""
+    name = name_of(source)
+    if not isinstance(source, EnvSpec) and (complaint := refused_keywords(source, kwargs)):
+        raise ValueError(f"env_kwargs {dict(kwargs)} do not fit {name}: {complaint}")
+    try:
+        yield
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise ImportError(
+            f"{name} needs a package that is missing here: {error}. "
+            'The environments of telescope come with: pip install "telescope-rl[control]"'
+        ) from error
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise ValueError(f"env_kwargs {dict(kwargs)} were refused by {name}: {error}") from error
+
+
+def refused_keywords(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> str:
+    """What Python would say about calling `function(**kwargs)`; empty if the names fit."""
+    try:
+        inspect.signature(function).bind(**kwargs)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # a builtin without a signature
+        pass
+    return ""
+
+
+@contextmanager
+def quiet_mujoco() -> Iterator[None]:
+    """Keep one message of MuJoCo off the terminal and out of MUJOCO_LOG.TXT.
+
+    From MuJoCo 4.0 on, every HalfCheetah reports a deprecated attribute of Gymnasium's own model file, which
+    nobody who trains on it can do anything about. All other messages pass.
+    """
+    try:
+        import mujoco
+    except ImportError:  # gym.make says what to install, if this environment needs it
+        yield
+        return
+    if not hasattr(mujoco, "get_mju_user_warning"):
+        yield
+        return
+    previous = mujoco.get_mju_user_warning()
+
+    def handler(message: str) -> None:
+        if "settotalmass" in message:
+            return
+        if previous is None:
+            print(f"MuJoCo: {message}", file=sys.stderr)
+        else:
+            previous(message)
+
+    mujoco.set_mju_user_warning(handler)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(previous)
+
+
+def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Refuse a space that the agents cannot handle, and say what would help.
+
+    Raises:
+        ValueError: for observations other than Box and Discrete, and for actions other than Discrete,
+            MultiDiscrete, MultiBinary and Box.
+    """
+    if not isinstance(observation_space, (spaces.Box, spaces.Discrete)):
+        raise ValueError(
+            f"observation space {observation_space} is not supported, only Box and Discrete are; "
+            + help_with(observation_space)
+        )
+    if not isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)):
+        raise ValueError(
+            f"action space {action_space} is not supported, only Discrete, MultiDiscrete, MultiBinary and "
+            "Box are; wrap the environment in gymnasium.wrappers.TransformAction with one of those"
+        )
+
+
+def help_with(space: gym.Space) -> str:
+    if isinstance(space, (spaces.Dict, spaces.Tuple, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return "wrap the environment in gymnasium.wrappers.FlattenObservation and pass a callable"
+    return "wrap the environment in gymnasium.wrappers.TransformObservation with a Box and pass a callable"

@@ -1,0 +1,277 @@
+"""Lanes: one vector environment each, whatever its autoreset mode, as the same stream of steps.
+
+How seeds share lanes and how rows are arranged by seed is up to `environments.py`.
+"""
+
+# N rows of a lane (environments side by side), A entries of an action mask
+
+import multiprocessing
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from telescope.control.env_cartpole import ENTRY_POINT, CartPolePopulation
+from telescope.control.env_factory import Factory, explained, unknown_id
+from telescope.control.snapshots import copy_state, mask_size, pack, paste_state, uncopyable, unpack
+
+MODES = {
+    "next_step": AutoresetMode.NEXT_STEP,
+    "same_step": AutoresetMode.SAME_STEP,
+    "disabled": AutoresetMode.DISABLED,
+}
+
+
+class Step(NamedTuple):
+    """What one step of all environments gave; rows are `[S, B]` (`[N]` within a lane).
+
+    `next_observations` is the state that the step really led to, `observations` is what the policy sees next:
+    they are the same object unless an environment was reset within this step. `mask` is False in a row that a
+    NEXT_STEP autoreset inserted: no transition happened there, its reward is 0 and its flags are False.
+    `action_masks` (True = allowed) belong to `observations`, and are None where the environment gives none.
+    """
+
+    observations: np.ndarray
+    next_observations: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    mask: np.ndarray
+    action_masks: np.ndarray | None
+
+
+Reset = tuple[np.ndarray, np.ndarray | None]
+
+
+class Lane:
+    """One vector environment as a stream of `Step`s `[N, ...]`.
+
+    Observations may be the vector environment's own array, which it overwrites at its next step.
+    """
+
+    resume_note = ""
+
+    def __init__(self, vector: VectorEnv) -> None:
+        self.vector: Any = vector  # Gymnasium's base class lacks get_attr, and seeds may be lists
+        self.observation_space = vector.single_observation_space
+        self.action_space = vector.single_action_space
+        self.mode = vector.metadata.get("autoreset_mode")
+        if self.mode not in MODES.values():
+            raise ValueError(
+                f"{vector} does not declare how it autoresets: metadata['autoreset_mode'] is {self.mode!r}, "
+                "expected a gymnasium.vector.AutoresetMode; use vectorization='sync'"
+            )
+        self._ended = np.zeros(vector.num_envs, bool)  # the rows that a NEXT_STEP autoreset will insert now
+        self._gives_masks = False
+
+    def reset(self, seeds: Sequence[int]) -> Reset:
+        """Start every environment anew from its seed."""
+        return self._begin(*self.vector.reset(seed=list(seeds)))
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Step with actions `[N, *act]`; environments that end are reset in the way of this lane's mode."""
+        observations, rewards, terminated, truncated, infos = self.vector.step(actions)
+        # NumPy arrays of our own: Gymnasium leaves the kind and the ownership of these to the environment
+        rewards = np.array(rewards, np.float64)
+        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+        mask = ~self._ended
+        masks = self._action_masks(infos)
+        next_observations = observations
+        if self._ended.any():
+            rewards[self._ended], terminated[self._ended], truncated[self._ended] = 0.0, False, False
+            self._ended[:] = False
+        ended = terminated | truncated
+        if ended.any():
+            if self.mode is AutoresetMode.NEXT_STEP:
+                self._ended = ended
+            else:
+                observations, next_observations, masks = self._after_end(observations, ended, infos, masks)
+        return Step(observations, next_observations, rewards, terminated, truncated, mask, masks)
+
+    def _after_end(
+        self, observations: np.ndarray, ended: np.ndarray, infos: dict[str, Any], masks: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Observations after the reset, true successors, action masks after the reset."""
+        next_observations = np.array(observations)
+        if self.mode is AutoresetMode.SAME_STEP:
+            for row in np.flatnonzero(ended):
+                next_observations[row] = infos["final_obs"][row]
+            return observations, next_observations, masks
+        observations, infos = self.vector.reset(options={"reset_mask": ended.copy()})
+        if masks is not None:
+            masks = masks.copy()
+            masks[ended] = infos["action_mask"][ended]
+        return observations, next_observations, masks
+
+    def _begin(self, observations: np.ndarray, infos: dict[str, Any]) -> Reset:
+        self._ended[:] = False
+        self._gives_masks = "action_mask" in infos
+        return observations, self._action_masks(infos)
+
+    def _action_masks(self, infos: dict[str, Any]) -> np.ndarray | None:
+        if not self._gives_masks:
+            return None
+        shape = (self.vector.num_envs, mask_size(self.action_space))
+        masks = np.array(infos.get("action_mask"), bool)
+        if masks.shape != shape:
+            raise ValueError(
+                f"infos['action_mask'] has shape {masks.shape}, expected {shape} for the action space "
+                f"{self.action_space}; an environment that gives a mask at reset must give one at every step"
+            )
+        return masks
+
+    def state(self) -> dict[str, Any]:
+        """Plain data from which `restore` continues bit for bit."""
+        raise ValueError(self.resume_note)
+
+    def restore(self, state: dict[str, Any], seeds: Sequence[int]) -> Reset:
+        """Continue from `state`: the observations and action masks that the policy must see next."""
+        raise ValueError(self.resume_note)
+
+    def close(self) -> None:
+        self.vector.close()
+
+
+class RecordedLane(Lane):
+    """Gymnasium's SyncVectorEnv or AsyncVectorEnv over `Recorder`s: restored by replay of each."""
+
+    def state(self) -> dict[str, Any]:
+        return pack(self.vector.get_attr("snapshot"))
+
+    def restore(self, state: dict[str, Any], seeds: Sequence[int]) -> Reset:
+        self.vector.reset(seed=list(seeds))  # also clears the vector environment's own notes of who has ended
+        self.vector.set_attr("snapshot", unpack(state))
+        for row, failure in enumerate(self.vector.get_attr("failure")):
+            if failure:
+                raise ValueError(
+                    f"environment {row} cannot be restored: {failure}. Has the environment changed "
+                    "since (code, version, env_kwargs), or does it use a generator other than its np_random?"
+                )
+        return self._rejoin()
+
+    def _rejoin(self) -> Reset:
+        """A step in which every recorder repeats its last outcome, for the vector environment to know."""
+        space = self.vector.action_space
+        ignored = np.zeros(space.shape, space.dtype)
+        observations, _, terminated, truncated, infos = self.vector.step(ignored)
+        reset = self._begin(observations, infos)
+        self._ended = terminated | truncated
+        return reset
+
+
+class CopiedLane(Lane):
+    """A vector environment of the id's own: restored by copying its arrays and random states."""
+
+    def __init__(self, vector: VectorEnv) -> None:
+        super().__init__(vector)
+        vector.reset(seed=0)  # some attributes come into being here
+        if names := uncopyable(vector):
+            self.resume_note = (
+                f"{type(vector).__name__} keeps state that cannot be copied ({', '.join(names)}), so its "
+                "episodes start anew on resume; use vectorization='sync' for an exact one."
+            )
+        self._last: Reset | None = None
+
+    def reset(self, seeds: Sequence[int]) -> Reset:
+        self._last = self._begin(*self.vector.reset(seed=seeds[0] if len(seeds) == 1 else list(seeds)))
+        return self._last
+
+    def step(self, actions: np.ndarray) -> Step:
+        step = super().step(actions)
+        self._last = step.observations, step.action_masks
+        return step
+
+    def state(self) -> dict[str, Any]:
+        if self.resume_note or self._last is None:
+            raise ValueError(self.resume_note or "there is nothing to save before the first reset()")
+        observations, masks = self._last
+        state = copy_state(self.vector)
+        seen = {"observations": np.array(observations), "action_masks": masks, "ended": self._ended.copy()}
+        return {**state, **seen}
+
+    def restore(self, state: dict[str, Any], seeds: Sequence[int]) -> Reset:
+        self.reset(seeds)
+        paste_state(self.vector, state)
+        masks = state["action_masks"]
+        self._ended, self._gives_masks = np.array(state["ended"]), masks is not None
+        self._last = np.array(state["observations"]), masks
+        return self._last
+
+
+class PoolLane(Lane):
+    """An EnvPool, whose seeds are fixed when it is made."""
+
+    resume_note = "EnvPool cannot save the state of its environments, so their episodes start anew on resume."
+
+    def __init__(self, build: Callable[[], VectorEnv]) -> None:
+        super().__init__(build())
+        self._build = build
+        self._fresh = True
+
+    def reset(self, seeds: Sequence[int]) -> Reset:
+        if not self._fresh:
+            self.vector = self._build()
+        self._fresh = False
+        return self._begin(*self.vector.reset())
+
+
+def recorded_lane(factory: Factory, count: int, mode: str, workers: bool) -> Lane:
+    """`count` environments in one SyncVectorEnv, or each in a worker process."""
+    factories = [factory] * count
+    if not workers:
+        return RecordedLane(SyncVectorEnv(factories, copy=False, autoreset_mode=MODES[mode]))
+    # Not fork: torch and numba have threads in this process, and a forked child that inherits their locks can
+    # hang (Python 3.12 warns of it). A fork server starts out clean, so its children are safe and still start
+    # fast.
+    context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    if context == "forkserver":
+        multiprocessing.get_context(context).set_forkserver_preload(["__main__", __name__])
+    return RecordedLane(AsyncVectorEnv(factories, copy=False, context=context, autoreset_mode=MODES[mode]))
+
+
+def own_vector_lanes(spec: EnvSpec, kwargs: Mapping[str, Any], seeds: int, count: int) -> list[Lane]:
+    """`count` environments for each of `seeds` seeds by the id's own vector entry point.
+
+    Such an environment draws from one random generator for all its rows, so each seed needs one of its own,
+    unless we know how to split the generator.
+    """
+    shape: dict[str, Any] = {"num_envs": count}
+    lanes = seeds
+    if spec.vector_entry_point == ENTRY_POINT:
+        spec = replace(spec, vector_entry_point=CartPolePopulation)  # type: ignore[arg-type]
+        shape = {"num_envs": seeds * count, "num_seeds": seeds}
+        lanes = 1
+    with explained(spec, kwargs):
+        return [
+            CopiedLane(gym.make_vec(spec, vectorization_mode="vector_entry_point", **shape, **kwargs))
+            for _ in range(lanes)
+        ]
+
+
+def pool_lane(env: str, kwargs: Mapping[str, Any], seeds: Sequence[int]) -> Lane:
+    """One EnvPool with an environment per seed; each draws from its own seed, whatever the others are."""
+    try:
+        import envpool
+    except ImportError as error:
+        raise ImportError('backend "envpool" needs EnvPool: pip install "telescope-rl[envpool]"') from error
+    known = envpool.list_all_envs()
+    if env not in known:
+        raise ValueError(unknown_id(env, known, "an id of EnvPool"))
+
+    def build() -> VectorEnv:
+        try:
+            pool = envpool.make_gymnasium(env, num_envs=len(seeds), seed=list(seeds), **kwargs)
+        except (TypeError, AssertionError) as error:
+            message = str(error).splitlines()[0]
+            raise ValueError(f"env_kwargs {dict(kwargs)} do not fit EnvPool's {env}: {message}") from error
+        with warnings.catch_warnings():  # EnvPool writes its bounds in float64 and Gymnasium remarks on it
+            warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
+            _ = pool.observation_space, pool.action_space
+        return cast(VectorEnv, pool)
+
+    return PoolLane(build)

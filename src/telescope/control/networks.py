@@ -1,0 +1,122 @@
+"""Policy and value networks as pure functions of one agent's parameters.
+
+An algorithm needs two functions, `init` and `apply`; seeds, devices and optimisers are the population's business.
+"""
+
+# N observations, D observation size, K policy outputs (see distributions.py for what they mean)
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Parameters = dict[str, Tensor]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+
+
+class Network(NamedTuple):
+    """A pure pair. Everything random comes from the generator, everything learned is in the dictionary."""
+
+    init: Callable[[np.random.Generator], Parameters]
+    """`init(rng)` → the parameters of one agent, by name."""
+    apply: Callable[[Parameters, Tensor], tuple[Tensor, Tensor]]
+    """`apply(parameters, observations [N, D])` → policy outputs [N, K] and state values [N]."""
+    policy: Callable[[Parameters, Tensor], Tensor] | None = None
+    """Only the policy outputs, where they can be had for less; acting needs no values."""
+
+
+def mlp(
+    observation_size: int,
+    outputs: int,
+    *,
+    hidden: tuple[int, ...] = (64, 64),
+    activation: str = "tanh",
+    log_std: float | None = None,
+    shared: bool = False,
+) -> Network:
+    """Actor and critic as multilayer perceptrons: orthogonal weights (gain √2 inside, 0.01 policy, 1 value), zero biases.
+
+    With `log_std` the policy outputs are [mean, log σ] with a state-independent log σ that starts at that value, and
+    `outputs` must be even. `shared=True` gives both heads one trunk.
+    """
+    act = ACTIVATIONS[activation]
+    heads = outputs if log_std is None else outputs // 2
+    trunks = ("shared", "shared") if shared else ("policy", "value")
+
+    def init(rng: np.random.Generator) -> Parameters:
+        parameters: Parameters = {}
+        for trunk in dict.fromkeys(trunks):
+            for layer, (rows, columns) in enumerate(zip((observation_size, *hidden), hidden, strict=False)):
+                _linear(parameters, f"{trunk}.{layer}", rows, columns, 2**0.5, rng)
+        width = hidden[-1] if hidden else observation_size
+        _linear(parameters, "policy.out", width, heads, 0.01, rng)
+        _linear(parameters, "value.out", width, 1, 1.0, rng)
+        if log_std is not None:
+            parameters["policy.log_std"] = torch.full((heads,), log_std)
+        return parameters
+
+    def features(parameters: Parameters, trunk: str, x: Tensor) -> Tensor:
+        for layer in range(len(hidden)):
+            x = act(_affine(parameters, f"{trunk}.{layer}", x))
+        return x
+
+    def policy_head(parameters: Parameters, x: Tensor) -> Tensor:
+        outputs = _affine(parameters, "policy.out", x)
+        if log_std is None:
+            return outputs
+        return torch.cat([outputs, parameters["policy.log_std"].expand_as(outputs)], dim=-1)
+
+    def policy(parameters: Parameters, observations: Tensor) -> Tensor:
+        return policy_head(parameters, features(parameters, trunks[0], observations))
+
+    def apply(parameters: Parameters, observations: Tensor) -> tuple[Tensor, Tensor]:
+        x = features(parameters, trunks[0], observations)
+        y = x if shared else features(parameters, trunks[1], observations)
+        return policy_head(parameters, x), _affine(parameters, "value.out", y)[..., 0]
+
+    return Network(init, apply, policy)
+
+
+def from_module(build: Callable[[], nn.Module]) -> Network:
+    """A network from any nn.Module whose forward maps observations [N, D] to (policy outputs [N, K], values [N]).
+
+    `build()` is called once per seed under that seed's random state. The module must work functionally: no buffers
+    that change in the forward pass (batch normalisation in training mode is refused).
+    """
+    template = build()
+    for name, module in template.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            raise ValueError(
+                f"network module {name!r} is a {type(module).__name__} with running statistics, which a pure update "
+                "cannot carry; use LayerNorm, or track_running_stats=False"
+            )
+
+    def init(rng: np.random.Generator) -> Parameters:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**63)))
+            return {name: value.detach().clone() for name, value in build().named_parameters()}
+
+    def apply(parameters: Parameters, observations: Tensor) -> tuple[Tensor, Tensor]:
+        policy, values = torch.func.functional_call(template, parameters, (observations,))
+        return policy, values
+
+    return Network(init, apply)
+
+
+def _linear(into: Parameters, name: str, rows: int, columns: int, gain: float, rng: np.random.Generator) -> None:
+    into[f"{name}.weight"] = torch.from_numpy(_orthogonal(rows, columns, gain, rng))
+    into[f"{name}.bias"] = torch.zeros(columns)
+
+
+def _orthogonal(rows: int, columns: int, gain: float, rng: np.random.Generator) -> np.ndarray:
+    """Saxe et al. 2014: the Q factor of a Gaussian matrix, its signs made uniform by those of R's diagonal."""
+    q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
+    q = q * np.sign(np.diag(r))
+    return np.ascontiguousarray(gain * (q if rows >= columns else q.T), dtype=np.float32)
+
+
+def _affine(parameters: Parameters, name: str, x: Tensor) -> Tensor:
+    return x @ parameters[f"{name}.weight"] + parameters[f"{name}.bias"]

@@ -1,0 +1,104 @@
+"""Many independent agents in one process: an agent is a flat vector, a population is a leading seed axis.
+
+Updates are written for one agent as pure functions and lifted over the population by `lift`, the one place where
+vmap and torch.compile are applied. Which loss is minimised is the algorithm's business.
+"""
+
+# S seeds, P parameters of one agent
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from telescope.control.networks import Network, Parameters
+
+# Streams of random numbers. With the seed's value (never its position) and the iteration they key a fresh generator
+# each time one is needed, so there is no generator state to store, and adding a seed changes no other.
+INIT, ACTIONS, MINIBATCHES, TRAINING_ENVIRONMENTS, EVALUATION_ENVIRONMENTS, EVALUATION_ACTIONS = range(6)
+
+
+def generator(seed: int, stream: int, iteration: int = 0) -> np.random.Generator:
+    """The random numbers of one seed for one purpose in one iteration."""
+    return np.random.default_rng([seed, stream, iteration])
+
+
+class Layout(NamedTuple):
+    """Where each named parameter of one agent stands in its flat vector."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [math.prod(shape) for shape in self.shapes]
+
+    def unflatten(self, vector: Tensor) -> Parameters:
+        """[P] → the dictionary of parameters, as views."""
+        pieces = torch.split(vector, self.sizes)
+        return {name: piece.view(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)}
+
+
+class Agent(NamedTuple):
+    """What an optimiser changes. One agent's fields are [P], [P], [P], []; a population's have S in front."""
+
+    parameters: Tensor
+    first_moment: Tensor
+    second_moment: Tensor
+    updates: Tensor
+    """Adam's step count (float, so that it lives on the device and a seed that stops early keeps its own)."""
+
+
+def create(network: Network, seeds: Sequence[int], device: str | torch.device = "cpu") -> tuple[Agent, Layout]:
+    """The population at birth: each seed's parameters from its own random numbers, moments zero."""
+    members = [network.init(generator(seed, INIT)) for seed in seeds]
+    layout = Layout(tuple(members[0]), tuple(tuple(p.shape) for p in members[0].values()))
+    vectors = [torch.cat([p.reshape(-1).float() for p in member.values()]) for member in members]
+    parameters = torch.stack(vectors).to(device)
+    zeros = torch.zeros_like(parameters)
+    return Agent(parameters, zeros, zeros.clone(), zeros[:, 0].clone()), layout
+
+
+def clip_by_norm(gradient: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
+    """Scale one agent's gradient [P] to at most `max_norm`; returns it and the norm it had."""
+    norm = torch.linalg.vector_norm(gradient)
+    return gradient * torch.clamp(max_norm / (norm + 1e-6), max=1.0), norm
+
+
+def adam(
+    agent: Agent, gradient: Tensor, learning_rate: Tensor, *, betas: tuple[float, float] = (0.9, 0.999), eps: float
+) -> Agent:
+    """One Adam step of one agent (Kingma & Ba 2015, algorithm 1): θ ← θ − α m̂ / (√v̂ + ε)."""
+    updates = agent.updates + 1
+    first = betas[0] * agent.first_moment + (1 - betas[0]) * gradient
+    second = betas[1] * agent.second_moment + (1 - betas[1]) * gradient**2
+    unbiased = first / (1 - betas[0] ** updates)
+    scale = torch.sqrt(second / (1 - betas[1] ** updates)) + eps
+    return Agent(agent.parameters - learning_rate * unbiased / scale, first, second, updates)
+
+
+def where(condition: Tensor, new: Any, old: Any) -> Any:
+    """Choose between two NamedTuples of tensors by a 0-d condition, field by field."""
+    return type(new)(*(torch.where(condition, a, b) for a, b in zip(new, old, strict=True)))
+
+
+def lift(function: Callable[..., Any], in_dims: tuple[int | None, ...], *, compiled: bool) -> Callable[..., Any]:
+    """`function` of one agent → the same for all agents; `in_dims` as in torch.vmap.
+
+    Compiled code uses static shapes and no timing-based choices, so the same machine always runs the same kernels.
+    """
+
+    def lifted(*arguments: Any) -> Any:
+        # vmap wants to be told of what is no tensor (an absent action mask) that it has no seed axis
+        dims = [
+            tree_map(lambda leaf, dim=dim: dim if isinstance(leaf, Tensor) else None, argument)
+            for argument, dim in zip(arguments, in_dims, strict=True)
+        ]
+        return torch.func.vmap(function, in_dims=tuple(dims))(*arguments)
+
+    return torch.compile(lifted, dynamic=False, fullgraph=True) if compiled else lifted

@@ -1,0 +1,267 @@
+"""Collecting experience: one policy call per time step for all seeds and environments, into preallocated buffers.
+
+Stores what an update needs and what an estimator needs, `terminated`, `truncated` and final values side by side.
+Advantages are not computed here.
+"""
+
+# T time, S seeds, B environments per seed, D observation size
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from telescope.control.environments import Environments, Step
+from telescope.control.normalisation import ObservationNormaliser, RewardScaler
+from telescope.control.population import ACTIONS, generator
+
+Act = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""act(parameters [S,P], observations [S,B,D], noise [S,B,…], masks) → actions [S,B,…]"""
+Value = Callable[[Tensor], Tensor]
+"""value(observations [S,N,D]) → [S,N], without gradient, on the CPU"""
+
+
+class Rollout(NamedTuple):
+    """T steps of S·B environments. Tensors on the CPU; rewards are scaled where the run scales them."""
+
+    observations: Tensor  # [T, S, B, D] as the policy saw them: encoded and normalised
+    actions: Tensor  # [T, S, B, …] as the policy chose them, before any bound
+    rewards: Tensor  # [T, S, B]
+    terminated: Tensor  # [T, S, B] bool
+    truncated: Tensor  # [T, S, B] bool
+    mask: Tensor  # [T, S, B] bool, False on the row a NEXT_STEP autoreset inserts
+    action_masks: Tensor | None  # [T, S, B, A] bool
+    last_observations: Tensor  # [S, B, D]
+    finals: Finals
+
+
+class Finals(NamedTuple):
+    """The states that truncated steps really led to, K of them: place (time, seed, environment) and observation."""
+
+    index: np.ndarray  # [3, K]
+    observations: np.ndarray  # [K, D]
+
+
+class Episodes(NamedTuple):
+    """Episodes that ended during a rollout, one list per seed."""
+
+    returns: list[list[float]]
+    lengths: list[list[int]]
+
+
+class Encoder(NamedTuple):
+    """Observations [S, B, …] → float [S, B, size]: Box flattened, Discrete one-hot."""
+
+    size: int
+    encode: Callable[[np.ndarray], np.ndarray]
+
+
+def encoder(space: gym.Space) -> Encoder:
+    if isinstance(space, gym.spaces.Discrete):
+        table = np.eye(int(space.n), dtype=np.float32)
+        return Encoder(int(space.n), lambda observations: table[observations])
+    size = int(np.prod(space.shape, dtype=int))
+    return Encoder(size, lambda observations: observations.reshape(*observations.shape[:2], size))
+
+
+def bounded(actions: np.ndarray, space: gym.Space) -> np.ndarray:
+    """The actions the environment gets: clipped to a Box's bounds (m5); the stored ones stay as they were drawn."""
+    return np.clip(actions, space.low, space.high) if isinstance(space, gym.spaces.Box) else actions
+
+
+class Rollouts:
+    """The environments of a population, what normalises them, and the episodes under way."""
+
+    def __init__(
+        self,
+        environments: Environments,
+        *,
+        seeds: Sequence[int],
+        num_envs: int,
+        num_steps: int,
+        distribution: Any,
+        normaliser: ObservationNormaliser,
+        scaler: RewardScaler,
+        device: str = "cpu",
+    ) -> None:
+        self.environments, self.seeds, self.num_steps = environments, list(seeds), num_steps
+        self.distribution, self.normaliser, self.scaler, self.device = distribution, normaliser, scaler, device
+        self.encoder = encoder(environments.observation_space)
+        self.shape = (len(self.seeds), num_envs)
+        self.episode_return = np.zeros(self.shape)
+        self.episode_length = np.zeros(self.shape, dtype=np.int64)
+        self.time = {"env": 0.0, "policy": 0.0}
+        self._acting = np.ones(self.shape, dtype=bool)
+
+    def reset(self) -> None:
+        """Start every environment's first episode."""
+        observations, masks = self.environments.reset()
+        encoded = self.encoder.encode(observations)
+        self.normaliser.update(encoded)
+        self._begin(self.normaliser(encoded), masks)
+
+    def _begin(self, observations: np.ndarray, masks: np.ndarray | None) -> None:
+        self._observations, self._action_masks = observations, masks
+
+    def collect(self, act: Act, parameters: Tensor, iteration: int) -> tuple[Rollout, Episodes]:
+        """Run the policy for `num_steps`. A reward or observation that is not finite raises FloatingPointError."""
+        self.time = {"env": 0.0, "policy": 0.0}
+        rollout, finals = self._allocate(), _FinalsList()
+        episodes = Episodes([[] for _ in self.seeds], [[] for _ in self.seeds])
+        noise = self._noise(iteration)
+        observations, rewards = rollout.observations.numpy(), rollout.rewards.numpy()
+        for t in range(self.num_steps):
+            observations[t] = self._observations
+            if rollout.action_masks is not None:
+                rollout.action_masks[t] = torch.from_numpy(self._action_masks)
+            started = time.perf_counter()
+            actions = self._act(act, parameters, rollout, noise, t)
+            chosen = time.perf_counter()
+            step = self.environments.step(bounded(actions, self.environments.action_space))
+            self.time["policy"] += chosen - started
+            self.time["env"] += time.perf_counter() - chosen
+            self._require_finite(step, iteration * self.num_steps + t)
+            ended = step.terminated | step.truncated
+            rollout.terminated.numpy()[t], rollout.truncated.numpy()[t] = step.terminated, step.truncated
+            rollout.mask.numpy()[t] = step.mask
+            rewards[t] = self.scaler(step.rewards, ended, step.mask)
+            self._count(step, ended, episodes)
+            self._advance(step, ended, finals, t)
+        rollout.last_observations.numpy()[:] = self._observations
+        return rollout._replace(finals=finals.stack(self.encoder.size)), episodes
+
+    def _act(self, act: Act, parameters: Tensor, rollout: Rollout, noise: Tensor, t: int) -> np.ndarray:
+        masks = None if rollout.action_masks is None else rollout.action_masks[t].to(self.device)
+        with torch.no_grad():
+            rollout.actions[t] = act(parameters, rollout.observations[t].to(self.device), noise[t], masks)
+        return rollout.actions[t].numpy()
+
+    def _advance(self, step: Step, ended: np.ndarray, finals: _FinalsList, t: int) -> None:
+        encoded = self.encoder.encode(step.observations)
+        # what the policy will not act on (a final state under NEXT_STEP) does not enter the statistics, in any mode
+        acting = ~ended if self.environments.autoreset == "next_step" else None
+        self.normaliser.update(encoded, acting)
+        self._begin(self.normaliser(encoded), step.action_masks)
+        truncated = step.truncated & ~step.terminated
+        if truncated.any():
+            reached = self.normaliser(self.encoder.encode(step.next_observations))
+            finals.add(t, truncated, reached)
+
+    def _count(self, step: Step, ended: np.ndarray, episodes: Episodes) -> None:
+        self.episode_return += step.rewards
+        self.episode_length += step.mask
+        if ended.any():
+            for s, b in np.argwhere(ended):
+                episodes.returns[s].append(float(self.episode_return[s, b]))
+                episodes.lengths[s].append(int(self.episode_length[s, b]))
+            self.episode_return[ended] = 0.0
+            self.episode_length[ended] = 0
+
+    def _require_finite(self, step: Step, row: int) -> None:
+        for name, x in (("reward", step.rewards), ("observation", step.observations)):
+            if x.dtype.kind == "f" and not np.isfinite(np.sum(x)):
+                bad = np.argwhere(~np.isfinite(x))
+                if len(bad):  # a finite array can still overflow in the sum
+                    s, b = bad[0][:2]
+                    raise FloatingPointError(
+                        f"{name} of seed {self.seeds[s]}, environment {b} is {x[tuple(bad[0])]} at step "
+                        f"{(row + 1) * self.shape[1]} (time step {row} of each environment); the run stops here: "
+                        f"look at what the environment computes for that {name}"
+                    )
+
+    def _noise(self, iteration: int) -> Tensor:
+        """All the randomness of a rollout, drawn at once: [T, S, B, …]."""
+        shape = (self.num_steps, self.shape[1])
+        draws = [self.distribution.noise(generator(s, ACTIONS, iteration), shape) for s in self.seeds]
+        return torch.tensor(np.stack(draws, axis=1)).to(self.device)
+
+    def _allocate(self) -> Rollout:
+        # torch's allocator aligns to 64 bytes, NumPy's does not: vectorised sums then round alike in every process
+        time_major = (self.num_steps, *self.shape)
+        flags = [torch.zeros(time_major, dtype=torch.bool) for _ in range(3)]
+        masks = None
+        if self._action_masks is not None:
+            masks = torch.zeros((*time_major, self._action_masks.shape[-1]), dtype=torch.bool)
+        return Rollout(
+            torch.zeros((*time_major, self.encoder.size)),
+            torch.zeros((*time_major, *self.distribution.action_shape), dtype=self.distribution.action_dtype),
+            torch.zeros(time_major),
+            *flags,
+            masks,
+            torch.zeros((*self.shape, self.encoder.size)),
+            Finals(np.zeros((3, 0), dtype=np.int64), np.zeros((0, self.encoder.size), dtype=np.float32)),
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "environments": self.environments.state(),
+            "scaler": self.scaler.state(),
+            "episode_return": self.episode_return.copy(),
+            "episode_length": self.episode_length.copy(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where `state()` was taken; the normaliser comes back separately, before. Environments that cannot be restored start new episodes."""
+        self.scaler.restore(state["scaler"])
+        self.episode_return, self.episode_length = state["episode_return"].copy(), state["episode_length"].copy()
+        if not self.environments.exact_resume:
+            self.episode_return[:], self.episode_length[:], self.scaler.returns[:] = 0.0, 0, 0.0
+            return self.reset()
+        observations, masks = self.environments.restore(state["environments"])
+        self._begin(self.normaliser(self.encoder.encode(observations)), masks)
+
+
+class _FinalsList:
+    """Finals while they are being gathered."""
+
+    def __init__(self) -> None:
+        self.places: list[np.ndarray] = []
+        self.observations: list[np.ndarray] = []
+
+    def add(self, t: int, where: np.ndarray, observations: np.ndarray) -> None:
+        seeds, envs = np.nonzero(where)
+        self.places.append(np.stack([np.full_like(seeds, t), seeds, envs]))
+        self.observations.append(observations[seeds, envs])
+
+    def stack(self, size: int) -> Finals:
+        if not self.places:
+            return Finals(np.zeros((3, 0), dtype=np.int64), np.zeros((0, size), dtype=np.float32))
+        return Finals(np.concatenate(self.places, axis=1), np.concatenate(self.observations))
+
+
+def final_values(rollout: Rollout, value: Value) -> Tensor | None:
+    """V of the states that truncated steps led to, NaN elsewhere [T, S, B], by one call; None when there are none."""
+    index, observations = rollout.finals
+    if not index.shape[1]:
+        return None
+    seeds = rollout.rewards.shape[1]
+    position = np.zeros(index.shape[1], dtype=np.int64)  # of each final among those of its seed
+    counts = np.zeros(seeds, dtype=np.int64)
+    for k, s in enumerate(index[1]):
+        position[k], counts[s] = counts[s], counts[s] + 1
+    padded = torch.zeros((seeds, int(counts.max()), observations.shape[-1]))
+    padded.numpy()[index[1], position] = observations
+    values = value(padded)
+    result = torch.full(rollout.rewards.shape, torch.nan)
+    result[tuple(torch.from_numpy(i) for i in index)] = values[torch.from_numpy(index[1]), torch.from_numpy(position)]
+    return result
+
+
+def live_mask(rollout: Rollout) -> Tensor | None:
+    """The rollout's mask, or None where every row is a real transition (then no estimator needs to look)."""
+    return None if bool(rollout.mask.all()) else rollout.mask
+
+
+def per_seed(x: Tensor) -> Tensor:
+    """[T, S, B, …] → [S, T·B, …], what an update draws minibatches from."""
+    return x.transpose(0, 1).reshape(x.shape[1], x.shape[0] * x.shape[2], *x.shape[3:])
+
+
+def time_major(x: Tensor, num_envs: int) -> Tensor:
+    """[S, T·B] → [T, S, B], the way back."""
+    return x.unflatten(1, (-1, num_envs)).transpose(0, 1).contiguous()

@@ -1,0 +1,306 @@
+"""What all algorithms on environments set up and book alike: population, environments, execution mode, metrics rows.
+
+The training loop itself stands in each algorithm's own file; nothing here decides what an update is.
+"""
+
+# S seeds, P parameters of one agent
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from telescope.control import population
+from telescope.control.agents import ActorCritic, default_network
+from telescope.control.config import OnPolicyConfig
+from telescope.control.distributions import distribution
+from telescope.control.environments import Environments
+from telescope.control.evaluate import evaluate, evaluation_environments
+from telescope.control.networks import Network
+from telescope.control.normalisation import ObservationNormaliser, RewardScaler
+from telescope.control.population import TRAINING_ENVIRONMENTS, Agent
+from telescope.control.rollout import Episodes, Rollout, Rollouts, encoder
+from telescope.metrics import explained_variance
+
+UPDATES_THAT_PAY = 15_000
+"""Gradient steps from which compiling (10–30 s once) saves time: an eager step of 8 seeds costs about 2 ms more."""
+
+
+class Iteration:
+    """What `train` yields: metrics of the iteration just finished, and everything needed to continue from here."""
+
+    def __init__(self, session: Session, rows: list[dict[str, Any]]) -> None:
+        self._session, self._iteration = session, session.iteration
+        self.rows = rows
+        """One dictionary per seed; the keys are the columns of metrics.csv."""
+        self.step = session.step
+        """Environment steps per seed so far."""
+        self.total_steps = session.config.total_steps
+        self.finished = session.iteration == session.config.iterations
+        self.notes = session.notes
+        """Sentences about this run that its user should see (what cannot be resumed exactly, say)."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """A nested dictionary of arrays and plain values; `train(config, resume=state)` continues bit for bit.
+
+        Taken when asked for, so ask before the loop goes on.
+        """
+        self._require_current()
+        return self._session.state()
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """The part of the state that acting needs."""
+        self._require_current()
+        return self._session.policy()
+
+    def _require_current(self) -> None:
+        if self._session.iteration != self._iteration:
+            raise RuntimeError(
+                f"the state after iteration {self._iteration} is gone: training has reached iteration "
+                f"{self._session.iteration}; read `.state` before asking for the next metrics"
+            )
+
+
+class Session:
+    """The parts of one training run; see `algorithms.ppo.train` for their use."""
+
+    def __init__(self, config: OnPolicyConfig, resume: dict[str, Any] | None, *, network: Network | None) -> None:
+        self.config, self.notes = config, list[str]()
+        self.iteration = 0
+        self.execution = resume["execution"] if resume else execution(config)
+        torch.set_num_threads(self.execution["threads"])
+        self.rollouts = _rollouts(config)
+        environments = self.rollouts.environments
+        network = network or default_network(config, self.rollouts.encoder.size, environments.action_space)
+        agents, layout = population.create(network, config.seed_values, config.device)
+        self.population: Agent = agents
+        self.agent = ActorCritic(network, self.rollouts.distribution, layout)
+        self._act = population.lift(self.agent.act, (0, 0, 0, 0), compiled=self.compiled)
+        self._evaluate_actions = population.lift(self.agent.evaluate, (0, 0, 0, 0), compiled=False)
+        self._value = population.lift(self.agent.value, (0, 0), compiled=False)
+        self._evaluation: Environments | None = None
+        if not environments.exact_resume:
+            self.notes.append(environments.resume_note)
+        if resume:
+            self._restore(resume)
+        else:
+            self.rollouts.reset()
+
+    @property
+    def compiled(self) -> bool:
+        return bool(self.execution["compiled"])
+
+    @property
+    def step(self) -> int:
+        return self.iteration * self.config.batch_size
+
+    def iterations(self) -> Iterator[int]:
+        """The iterations still to do, by number; keeps the clock and the schedules' position."""
+        try:
+            while self.iteration < self.config.iterations:
+                self._started = time.perf_counter()
+                self.remaining = 1 - self.iteration / self.config.iterations
+                yield self.iteration
+        finally:
+            self.close()
+
+    def collect(self) -> Rollout:
+        """The next rollout, by the current policies."""
+        rollout, self._episodes = self.rollouts.collect(self._act, self.population.parameters, self.iteration)
+        self._collected = time.perf_counter()
+        return rollout
+
+    def value(self, observations: Tensor) -> Tensor:
+        """V of observations [S, N, D] by the current critics, without gradient: [S, N], on the CPU."""
+        with torch.no_grad():
+            return self._value(self.population.parameters, observations.to(self.config.device)).cpu()
+
+    def evaluate(self, observations: Tensor, actions: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
+        """log π(a|s) and V(s) of samples [S, N, …] by the current agents, without gradient: [S, N], on the CPU."""
+        with torch.no_grad():
+            inputs = self.to_device((observations, actions, masks))
+            log_probs, _, values = self._evaluate_actions(self.population.parameters, *inputs)
+        return log_probs.cpu(), values.cpu()
+
+    def to_device(self, samples: Any) -> Any:
+        """A tuple of tensors (or None) on the device where the networks live."""
+        return tree_map(lambda x: x.to(self.config.device) if isinstance(x, Tensor) else x, samples)
+
+    def finish(self, statistics: dict[str, np.ndarray]) -> Iteration:
+        """Close an iteration: evaluate when due, and make its rows from the algorithm's `statistics` (name → [S])."""
+        self._require_finite()
+        updated = time.perf_counter()
+        self.iteration += 1
+        evaluation = self._evaluate()
+        rows = [
+            {
+                "step": self.step,
+                "iteration": self.iteration,
+                "seed": seed,
+                **_episode_metrics(self._episodes, s),
+                **{name: float(values[s]) for name, values in evaluation.items()},
+                **{name: float(values[s]) for name, values in statistics.items()},
+            }
+            for s, seed in enumerate(self.config.seed_values)
+        ]
+        times = self._times(updated)
+        return Iteration(self, [{**row, **times} for row in rows])
+
+    def _times(self, updated: float) -> dict[str, float]:
+        now = time.perf_counter()
+        env, policy = self.rollouts.time["env"], self.rollouts.time["policy"]
+        update = updated - self._collected
+        other = now - self._started - env - policy - update
+        self._elapsed += now - self._started
+        names = ("time_env", "time_policy", "time_update", "time_other", "time_total")
+        return dict(zip(names, (env, policy, update, other, self._elapsed), strict=True))
+
+    _elapsed = 0.0
+
+    def _evaluate(self) -> dict[str, np.ndarray]:
+        every, batch = self.config.eval_every, self.config.batch_size
+        due = every and (self.step // every > (self.step - batch) // every)
+        if not due:
+            return {"eval_return_mean": np.full(self.config.seeds, np.nan)}
+        if self._evaluation is None:
+            self._evaluation = evaluation_environments(
+                self.config.env,
+                seeds=self.config.seed_values,
+                episodes=self.config.eval_episodes,
+                env_kwargs=self.config.env_kwargs,
+                backend=self.config.backend,
+                vectorization=self.config.vectorization,
+            )
+        result = evaluate(
+            self.agent,
+            self.population.parameters,
+            self.rollouts.normaliser,
+            self._evaluation,
+            seeds=self.config.seed_values,
+            episodes=self.config.eval_episodes,
+        )
+        return {"eval_return_mean": result.returns.mean(axis=1)}
+
+    def _require_finite(self) -> None:
+        broken = ~torch.isfinite(self.population.parameters).all(dim=1)
+        if broken.any():
+            seed = self.config.seed_values[int(broken.nonzero()[0])]
+            raise FloatingPointError(
+                f"parameters of seed {seed} are no longer finite after the update at step "
+                f"{self.step + self.config.batch_size}; a lower learning_rate or max_grad_norm usually helps"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """See `Iteration.state`."""
+        return {
+            "iteration": self.iteration,
+            "step": self.step,
+            "elapsed": self._elapsed,
+            "seeds": self.config.seed_values,
+            "execution": dict(self.execution),
+            "policy": self.policy(),
+            "optimiser": {name: tensor.clone() for name, tensor in self.population._asdict().items() if name != "parameters"},
+            "rollouts": self.rollouts.state(),
+        }
+
+    def policy(self) -> dict[str, Any]:
+        """What acting needs: the parameters and the normalisation of observations."""
+        parameters = self.population.parameters.cpu().clone()
+        return {"parameters": parameters, "normaliser": self.rollouts.normaliser.state()}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["seeds"] != self.config.seed_values:
+            raise ValueError(
+                f"resume holds seeds {state['seeds']}, but the config asks for {self.config.seed_values}; "
+                "a run continues with the seeds it began with"
+            )
+        saved = Agent(state["policy"]["parameters"], **state["optimiser"])
+        if saved.parameters.shape != self.population.parameters.shape:
+            raise ValueError(
+                f"resume holds {saved.parameters.shape[1]} parameters per agent, but this network has "
+                f"{self.population.parameters.shape[1]}; pass the config and network the run began with"
+            )
+        # cloned, so that the run never writes into the caller's state; torch's allocator also keeps the alignment
+        self.population = Agent(*(tensor.to(self.config.device).clone() for tensor in saved))
+        self._elapsed = state["elapsed"]
+        # a run whose rollout size changed would not continue where it stopped
+        if state["step"] != state["iteration"] * self.config.batch_size:
+            raise ValueError(
+                f"resume stands at step {state['step']} after {state['iteration']} iterations, which does not fit "
+                f"num_steps {self.config.num_steps} × num_envs {self.config.num_envs}"
+            )
+        self.iteration = state["iteration"]
+        self.rollouts.normaliser.restore(state["policy"]["normaliser"])
+        self.rollouts.restore(state["rollouts"])
+
+    def close(self) -> None:
+        self.rollouts.environments.close()
+        if self._evaluation is not None:
+            self._evaluation.close()
+
+
+def execution(config: OnPolicyConfig) -> dict[str, Any]:
+    """What must stay the same for a resumed run to be bit-exact; decided once, from the whole run's work."""
+    pays = getattr(config, "updates", 0) >= UPDATES_THAT_PAY
+    compiled = config.compile == "on" or (config.compile == "auto" and pays)
+    return {"compiled": compiled, "threads": config.threads, "device": config.device, "backend": config.backend}
+
+
+def _rollouts(config: OnPolicyConfig) -> Rollouts:
+    environments = Environments(
+        config.env,
+        seeds=config.seed_values,
+        num_envs=config.num_envs,
+        backend=config.backend,
+        vectorization=config.vectorization,
+        autoreset=config.autoreset,
+        env_kwargs=config.env_kwargs,
+        stream=TRAINING_ENVIRONMENTS,
+    )
+    return Rollouts(
+        environments,
+        seeds=config.seed_values,
+        num_envs=config.num_envs,
+        num_steps=config.num_steps,
+        distribution=distribution(environments.action_space),
+        normaliser=normaliser(config, encoder(environments.observation_space).size),
+        scaler=RewardScaler(
+            config.seeds,
+            config.num_envs,
+            gamma=config.gamma,
+            enabled=config.normalise_rewards,
+            clip=config.clip_rewards,
+        ),
+        device=config.device,
+    )
+
+
+def normaliser(config: OnPolicyConfig, observation_size: int) -> ObservationNormaliser:
+    """The observation normaliser that the config asks for, at its start."""
+    return ObservationNormaliser(
+        config.seeds, observation_size, enabled=config.normalise_observations, clip=config.clip_observations
+    )
+
+
+def mean_statistics(names: Sequence[str], rows: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """Average per-update statistics, each a tensor [S, len(names)], over the updates of an iteration."""
+    table = torch.stack(list(rows)).double()
+    return dict(zip(names, table.mean(0).cpu().numpy().T, strict=True))
+
+
+def explained_variances(values: Tensor, returns: Tensor, mask: Tensor) -> np.ndarray:
+    """1 − Var(R̂ − V) / Var(R̂) per seed, of tensors [S, N]."""
+    return np.array([explained_variance(v.numpy(), r.numpy(), m.numpy()) for v, r, m in zip(values, returns, mask, strict=True)])
+
+
+def _episode_metrics(episodes: Episodes, s: int) -> dict[str, float]:
+    returns, lengths = episodes.returns[s], episodes.lengths[s]
+    mean = (lambda x: float(np.mean(x))) if returns else (lambda x: float("nan"))
+    return {"episodes": len(returns), "return_mean": mean(returns), "length_mean": mean(lengths)}

@@ -1,0 +1,44 @@
+"""Record one episode as a film, frame by frame, from a single rendered environment.
+
+Returns are measured elsewhere (`evaluate.py`); this is only to look at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+
+def record(
+    env: str | Callable[..., gym.Env],
+    act: Callable[[Any], np.ndarray],
+    folder: str | os.PathLike[str],
+    *,
+    env_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Play one episode by `act(observation)` and write folder/episode.mp4; returns its path."""
+    import imageio.v2 as imageio
+
+    kwargs = dict(env_kwargs or {}) | {"render_mode": "rgb_array"}
+    world = env(**kwargs) if callable(env) else gym.make(env, **kwargs)
+    frames = []
+    try:
+        observation, _ = world.reset(seed=seed)
+        ended = False
+        while not ended:
+            frames.append(world.render())
+            observation, _, terminated, truncated, _ = world.step(act(observation))
+            ended = terminated or truncated
+        frames.append(world.render())
+    finally:
+        world.close()
+    target = Path(folder) / "episode.mp4"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    imageio.mimsave(target, frames, fps=world.metadata.get("render_fps", 30), macro_block_size=2)
+    return target

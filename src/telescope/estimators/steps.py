@@ -1,0 +1,164 @@
+"""The steps of a rollout as the temporal estimators see them: checked, time first, in working precision.
+
+It knows what a mask and a last step are; the formulas are in `temporal.py`.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from telescope import arrays
+from telescope.arrays import Array
+
+_NUMBERS = (float, int, np.floating)
+
+
+class Steps(NamedTuple):
+    """Arrays [T, *batch] by the names the caller knows them by."""
+
+    xp: ModuleType  # numpy, also for tensors on the CPU (as views of them); torch for what must stay a tensor
+    caller: ModuleType  # numpy or torch: what the results are
+    axis: int
+    floats: dict[str, Array]
+    flags: dict[str, Array | None]  # None: there are none
+    discounts: dict[str, Array]  # γ and λ: numbers, or arrays [T, *batch]
+    mask: Array | None  # True counts
+    like: Array  # one of the floats: shape, dtype and device of what is computed
+    reference: Array  # the same as the caller gave it
+
+    def inside(self, array: Array) -> Array:
+        """The caller's array as it is seen from here: a view, time first."""
+        return arrays.front(array.numpy() if self.caller is not self.xp else array, self.axis)
+
+    def deliver(self, array: Array) -> Array:
+        """The way back: a result in the caller's library and layout."""
+        array = arrays.back(array, self.axis)
+        return self.caller.from_numpy(array) if self.caller is not self.xp else array
+
+    def number(self, value: Array) -> Array:
+        """A plain number as an array without axes, so that it brings no precision of its own."""
+        if not isinstance(value, float):
+            return value
+        if self.xp is np:
+            return self.like.dtype.type(value)
+        return self.xp.asarray(value, dtype=self.like.dtype, device=self.like.device)
+
+    def where(self, condition: Array, then: Array, otherwise: Array) -> Array:
+        """A select, never a product: what is not chosen may be NaN."""
+        return self.xp.where(condition, self.number(then), self.number(otherwise))
+
+    def flag(self, name: str) -> Array:
+        """A flag as an array, also where None stood for "there are none"."""
+        flags = self.flags[name]
+        return self.xp.zeros_like(self.like, dtype=bool) if flags is None else flags
+
+    def live(self, array: Array, otherwise: float = 0.0) -> Array:
+        """The array where the mask is True, `otherwise` elsewhere."""
+        return array if self.mask is None else self.where(self.mask, array, otherwise)
+
+    def last(self) -> Array:
+        """True at each column's last live step: there the buffer ends, which truncates what has not terminated."""
+        last = self.xp.zeros_like(self.like, dtype=bool)
+        if self.mask is None or len(last) == 0:
+            last[-1:] = True
+            return last
+        order = self.xp.cumsum(self.xp.ones_like(self.mask, dtype=int), 0)
+        return self.mask & (order == self.xp.amax(order * self.mask, 0))
+
+
+def enter(
+    floats: dict[str, Array],
+    flags: dict[str, Array | None],
+    mask: Array | None,
+    discounts: dict[str, Array] | None = None,
+    *,
+    dtype_of: str,
+    axis: int = 0,
+    differentiable: bool = False,
+) -> Steps:
+    """The public door: everything is checked here, together, before anything is computed."""
+    caller = arrays.check_alike(**floats, **flags, mask=mask)
+    reference = floats[dtype_of]
+    _check_dtypes(floats, dtype_of)
+    axis = arrays.checked_axis(axis, reference.ndim)
+    if differentiable and caller is np:
+        raise ValueError("differentiable is True, but the arrays are numpy's; gradients need torch tensors")
+    dtype = arrays.working_dtype(reference)
+    stays = caller is np or differentiable or reference.device.type != "cpu"
+
+    def inside(array: Array) -> Array:
+        return array if stays and axis == 0 else arrays.front(array if stays else array.numpy(), axis)
+
+    live = arrays.to_bool("mask", mask)
+    masks = {name: arrays.to_bool(name, flag, live) for name, flag in flags.items()}
+    numbers = {
+        name: inside(arrays.to_dtype(name, array, dtype, differentiable)) for name, array in floats.items()
+    }
+    spread = {name: _discount(name, value, reference, live) for name, value in (discounts or {}).items()}
+    for name, value in spread.items():
+        if not isinstance(value, float):
+            spread[name] = inside(arrays.to_dtype(name, value, dtype, differentiable))
+    return Steps(
+        caller if stays else np,
+        caller,
+        axis,
+        numbers,
+        {name: None if flag is None else inside(flag) for name, flag in masks.items()},
+        spread,
+        None if live is None else inside(live),
+        numbers[dtype_of],
+        reference,
+    )
+
+
+def _check_dtypes(floats: dict[str, Array], dtype_of: str) -> None:
+    """Rewards may have any real dtype, values one of ours, and all values the same."""
+    reference = floats[dtype_of]
+    arrays.check_float(dtype_of, reference)
+    for name, array in floats.items():
+        if name != "rewards" and array.dtype != reference.dtype:
+            arrays.refuse_dtype(name, array, dtype_of, reference)
+
+
+def _discount(name: str, value: Array, reference: Array, live: Array | None) -> Array:
+    """γ or λ in [0, 1]: one number, or an array that broadcasts against the caller's layout."""
+    if isinstance(value, _NUMBERS):
+        if not 0 <= value <= 1:  # NaN neither
+            raise ValueError(f"{name} is {value}; expected a number in [0, 1]")
+        return float(value)
+    arrays.check_neighbour("values", reference, name, value)
+    shape = tuple(reference.shape)
+    value = arrays.spread(name, value, shape)
+    wrong = ~((value >= 0) & (value <= 1))
+    if bool((wrong if live is None else wrong & live).any()):
+        raise ValueError(f"{name} holds numbers outside [0, 1], or NaN")
+    return value
+
+
+def check_out(steps: Steps, out: tuple[Array, Array], differentiable: bool) -> list[Array]:
+    """The pair of arrays to write into, as they are seen from here: nothing is cast on the way, nothing is overwritten."""
+    if differentiable:
+        raise ValueError(
+            "out is given and differentiable is True; a result with a gradient cannot be written in place"
+        )
+    if not isinstance(out, tuple | list) or len(out) != 2:
+        raise ValueError("out must be a pair of arrays, for advantages and returns")
+    read = (*steps.floats.values(), *steps.flags.values(), *steps.discounts.values(), steps.mask)
+    used = [array for array in read if hasattr(array, "shape")]
+    for name, array in (("out[0]", out[0]), ("out[1]", out[1])):
+        arrays.check_neighbour("values", steps.reference, name, array)
+        arrays.check_shape(name, array, tuple(steps.reference.shape), "the result is")
+        if array.dtype != arrays.working_dtype(steps.reference):
+            raise ValueError(
+                f"{name} has dtype {array.dtype}; expected {arrays.working_dtype(steps.reference)}"
+            )
+        view = steps.inside(array if steps.caller is np else array.detach())
+        if steps.xp is np and not view.flags.writeable:
+            raise ValueError(f"{name} is read-only")
+        if any(arrays.overlap(view, other) for other in used):
+            raise ValueError(
+                f"{name} shares memory with an input or with the other result; pass an array of its own"
+            )
+        used.append(view)
+    return used[-2:]

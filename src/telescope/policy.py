@@ -1,0 +1,158 @@
+"""Trained agents back from a run folder: act on observations, evaluate, keep the best.
+
+Training is elsewhere; a policy holds only parameters and normalisation statistics.
+"""
+
+# S seeds, P parameters of one agent
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from telescope import algorithms
+from telescope.control.agents import ActorCritic, default_network
+from telescope.control.config import OnPolicyConfig
+from telescope.control.distributions import distribution
+from telescope.control.environments import Environments
+from telescope.control.evaluate import Evaluation, evaluate, evaluation_environments
+from telescope.control.networks import Network
+from telescope.control.population import create, lift
+from telescope.control.rollout import bounded, encoder
+from telescope.control.training import normaliser
+from telescope.runs.config import from_mapping
+from telescope.runs.files import RunError
+from telescope.runs.folder import RunFolder
+
+
+class Policy:
+    """The agents of a run, one per seed, as they stand in a checkpoint."""
+
+    def __init__(self, config: OnPolicyConfig, state: dict[str, Any], *, network: Network | None = None) -> None:
+        self.config, self.seeds = config, config.seed_values
+        environments = self._environments(1)
+        self.observation_space, self.action_space = environments.observation_space, environments.action_space
+        environments.close()
+        self._encoder = encoder(self.observation_space)
+        network = network or default_network(config, self._encoder.size, self.action_space)
+        layout = create(network, self.seeds[:1])[1]
+        self.agent = ActorCritic(network, distribution(self.action_space), layout)
+        self.parameters: Tensor = state["parameters"].to(config.device).clone()
+        self.normaliser = normaliser(config, self._encoder.size)
+        self.normaliser.restore(state["normaliser"])
+        self._mode = lift(self.agent.mode, (0, 0, 0), compiled=False)
+        self._act = lift(self.agent.act, (0, 0, 0, 0), compiled=False)
+
+    def act(
+        self, observation: Any, *, seed: int | None = None, rng: np.random.Generator | None = None
+    ) -> np.ndarray:
+        """The action for one observation [*obs], or the actions for a batch [N, *obs].
+
+        The mode of the policy; with `rng` a sample instead. `seed` chooses the agent by its seed's value (the run's
+        first by default). Actions lie in the environment's action space.
+        """
+        s = self._position(seed)
+        observations = np.asarray(observation)
+        shape = self.observation_space.shape or ()
+        single = observations.shape == shape
+        if not single and observations.shape[1:] != shape:
+            raise ValueError(f"observation has shape {observations.shape}; expected {shape} or (N, {shape})")
+        batch = observations[None] if single else observations
+        encoded = np.repeat(self._encoder.encode(batch[None] - _start(self.observation_space)), len(self.seeds), axis=0)
+        inputs = torch.tensor(self.normaliser(encoded))[s : s + 1].to(self.config.device)
+        with torch.no_grad():
+            if rng is None:
+                actions = self._mode(self.parameters[s : s + 1], inputs, None)
+            else:
+                noise = torch.tensor(self.agent.distribution.noise(rng, (1, len(batch)))).to(self.config.device)
+                actions = self._act(self.parameters[s : s + 1], inputs, noise, None)
+        chosen = bounded(actions[0].cpu().numpy(), self.action_space) + _start(self.action_space)
+        chosen = chosen.astype(self.action_space.dtype)
+        return chosen[0] if single else chosen
+
+    def evaluate(self, episodes: int, *, stochastic: bool = False) -> Evaluation:
+        """Run whole episodes with every agent: returns and lengths [S, episodes]."""
+        environments = evaluation_environments(episodes=episodes, **self._source())
+        try:
+            return evaluate(
+                self.agent,
+                self.parameters,
+                self.normaliser,
+                environments,
+                seeds=self.seeds,
+                episodes=episodes,
+                stochastic=stochastic,
+            )
+        finally:
+            environments.close()
+
+    def _source(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "env": config.env,
+            "seeds": self.seeds,
+            "env_kwargs": config.env_kwargs,
+            "backend": config.backend,
+            "vectorization": config.vectorization,
+        }
+
+    def _environments(self, num_envs: int) -> Environments:
+        return Environments(num_envs=num_envs, **(self._source() | {"seeds": self.seeds[:1]}))
+
+    def _position(self, seed: int | None) -> int:
+        if seed is None:
+            return 0
+        if seed not in self.seeds:
+            raise ValueError(f"seed is {seed}; this run has the seeds {self.seeds[0]} to {self.seeds[-1]}")
+        return self.seeds.index(seed)
+
+
+def load(run: str | os.PathLike[str], *, best: bool = False, network: Network | None = None) -> Policy:
+    """The trained policy in a run folder: `telescope.load("runs/cartpole").act(observation)`.
+
+    best: each seed as it was at its best evaluation during training, instead of at the end. network: the network the
+    run was trained with, if it was not built from the config.
+    """
+    folder = RunFolder.open(run)
+    config = from_mapping(algorithms.config_class(folder.algorithm), folder.config_mapping(), source=str(run))
+    if best:
+        state = folder.load_best()
+        missing = "no best agent yet; train with --eval-every to keep one"
+    else:
+        checkpoint = folder.load_checkpoint()
+        state = None if checkpoint is None else checkpoint["policy"]
+        missing = "no checkpoint yet; `telescope train --resume` continues the run"
+    if state is None:
+        raise RunError(f"{os.fspath(run)} has {missing}")
+    return Policy(config, state, network=network)
+
+
+def keep_best(best: dict[str, Any] | None, policy: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The best agents so far, per seed, given the policy and the metrics rows of this iteration; None if unchanged."""
+    scores = np.array([row["eval_return_mean"] for row in rows], dtype=np.float64)
+    previous = np.full(len(rows), -np.inf) if best is None else np.asarray(best["eval_return_mean"])
+    better = scores > previous  # False for NaN: no evaluation in this iteration
+    if not better.any():
+        return None
+    steps = np.full(len(rows), rows[0]["step"])
+    if best is None:
+        return {**policy, "eval_return_mean": scores, "step": steps}
+    chosen = torch.from_numpy(better)
+    statistics = {
+        name: np.where(better.reshape(-1, *(1,) * (array.ndim - 1)), array, best["normaliser"][name])
+        for name, array in policy["normaliser"].items()
+    }
+    return {
+        "parameters": torch.where(chosen[:, None], policy["parameters"], best["parameters"]),
+        "normaliser": statistics,
+        "eval_return_mean": np.where(better, scores, previous),
+        "step": np.where(better, steps, best["step"]),
+    }
+
+
+def _start(space: Any) -> Any:
+    """Where a Discrete or MultiDiscrete space begins to count; inside, everything counts from 0."""
+    return getattr(space, "start", 0)

@@ -1,0 +1,189 @@
+"""Checkpoints: a nested state of arrays and plain values in one safetensors file, exact or refused.
+
+Leaves out what the state means (the algorithms) and where the file lies (`folder.py`). Nothing is ever
+unpickled.
+
+File: an ordinary safetensors file. Arrays are its tensors, named by JSON pointer (RFC 6901:
+`/agent/params/w0`). Its metadata has one entry (several are written in random order), `telescope`: a JSON
+object of `sha256`, `format`, `kind`, `leaves` (pointer → what the array was) and `state` (everything else,
+with null where an array goes). The digest is taken over the whole file with its own 64 digits as zeros, so no
+byte of the file can change unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from telescope.runs.files import RunError, explained, require, write_atomic
+
+FORMAT = 1
+_MARKER = "telescope"
+_NO_DIGEST = "0" * 64
+_PLAIN = (bool, int, float, str, type(None))
+_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_DTYPES = {"bool", "float16", "float32", "float64", "complex64", *_INTEGERS}
+
+Array = npt.NDArray[Any]
+
+
+def save(path: str | os.PathLike[str], state: dict[str, Any], *, kind: str) -> None:
+    """Write the state to `path`, atomically.
+
+    state: nested dicts with str keys, and lists; leaves are NumPy arrays and scalars, torch tensors on any
+    device (bfloat16 and the float8 family too), int of any size, float, bool, str, None. kind: what the file
+    is for; `load` must name the same.
+
+    RunError if the disk is full, read-only or gone: the file that was there before is untouched then.
+    ValueError, naming the leaf, for anything `load` could not give back as it was.
+    """
+    arrays: dict[str, Array] = {}
+    leaves: dict[str, str] = {}
+    tree = _split(state, "", arrays, leaves)
+    header = {"sha256": _NO_DIGEST, "format": FORMAT, "kind": kind, "leaves": leaves, "state": tree}
+    data = require("safetensors.numpy").save(arrays, metadata={_MARKER: json.dumps(header)})
+    view = memoryview(data)
+    start = data.index(_NO_DIGEST.encode())  # the first key of the only metadata entry, which opens the file
+    write_atomic(path, view[:start], _digest(data, start).encode(), view[start + len(_NO_DIGEST) :])
+
+
+def load(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
+    """Read back what `save` wrote: the same structure, types and bits.
+
+    Tensors come back on the CPU, arrays writable and C-ordered.
+
+    RunError, in one sentence, if the file is missing, cut short, altered in any byte, written by something
+    else, in another format version or of another kind. Nothing of such a file is used.
+    """
+    with explained("read", path):
+        data = Path(path).read_bytes()
+    header = _verified_header(data, os.fspath(path))
+    if header["format"] != FORMAT:
+        raise RunError(
+            f"{os.fspath(path)} is a checkpoint of format {header['format']}, but this version of telescope "
+            f"reads format {FORMAT}"
+        )
+    if header["kind"] != kind:
+        raise RunError(
+            f"{os.fspath(path)} is a checkpoint of kind {header['kind']!r}, but {kind!r} was expected"
+        )
+    arrays = require("safetensors.numpy").load(data)
+    state: dict[str, Any] = header["state"]
+    for pointer, origin in header["leaves"].items():
+        _insert(state, pointer, _restored(arrays[pointer], origin))
+    return state
+
+
+def _verified_header(data: bytes, path: str) -> dict[str, Any]:
+    """The `telescope` metadata of a file whose digest is right."""
+    length = int.from_bytes(data[:8], "little")
+    try:
+        if not 2 <= length <= len(data) - 8:
+            raise ValueError("the header ends beyond the file")
+        text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_MARKER, "{}")
+        header: dict[str, Any] = json.loads(text)
+        digest = header.get("sha256")
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise RunError(
+            f"{path} is cut short, damaged, or not a checkpoint at all; nothing of it was loaded"
+        ) from error
+    if digest is None:
+        raise RunError(f"{path} is a safetensors file, but not a checkpoint written by telescope")
+    if digest != _digest(data, start=data.find(str(digest).encode())):
+        raise RunError(
+            f"{path} is cut short or damaged (its SHA-256 does not match); nothing of it was loaded"
+        )
+    return header
+
+
+def _digest(data: bytes, start: int) -> str:
+    """SHA-256 of the file with 64 zeros where the digest itself stands."""
+    view = memoryview(data)
+    whole = hashlib.sha256(view[:start])
+    whole.update(_NO_DIGEST.encode())
+    whole.update(view[start + len(_NO_DIGEST) :])
+    return whole.hexdigest()
+
+
+def _split(value: Any, pointer: str, arrays: dict[str, Array], leaves: dict[str, str]) -> Any:
+    """The JSON part of the state: arrays go to `arrays`, what they were to `leaves`, null in their place."""
+    if type(value) in _PLAIN:
+        return value
+    if type(value) is list:
+        return [_split(item, f"{pointer}/{i}", arrays, leaves) for i, item in enumerate(value)]
+    if type(value) is dict:
+        return {
+            _checked_key(key, pointer): _split(item, f"{pointer}/{_escaped(key)}", arrays, leaves)
+            for key, item in value.items()
+        }
+    arrays[pointer], leaves[pointer] = _as_array(value, pointer)
+    return None
+
+
+def _as_array(value: Any, pointer: str) -> tuple[Array, str]:
+    """A leaf as a native, C-ordered array, and what it was: `array`, `scalar`, or `tensor` with its dtype."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu().contiguous()
+        origin = f"tensor {str(tensor.dtype).removeprefix('torch.')}"
+        if tensor.dtype.is_floating_point and tensor.dtype not in (
+            torch.float16,
+            torch.float32,
+            torch.float64,
+        ):
+            tensor = tensor.view(
+                {1: torch.uint8, 2: torch.uint16}[tensor.itemsize]
+            )  # NumPy has no such type: keep the bits
+        return _storable(tensor.resolve_conj().resolve_neg().numpy(), pointer), origin
+    if isinstance(value, np.generic):
+        return _storable(np.asarray(value), pointer), "scalar"
+    if type(value) is np.ndarray:
+        return _storable(value, pointer), "array"
+    raise ValueError(
+        f"state{pointer} is a {type(value).__module__}.{type(value).__qualname__}; a checkpoint holds dicts "
+        "with str keys, lists, arrays, tensors, int, float, bool, str and None (a list, not a tuple)"
+    )
+
+
+def _storable(array: Array, pointer: str) -> Array:
+    if array.dtype.name not in _DTYPES:
+        raise ValueError(f"state{pointer} has dtype {array.dtype}, which a safetensors file cannot hold")
+    return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+
+
+def _restored(array: Array, origin: str) -> Any:
+    if origin == "scalar":
+        return array[()]
+    array = array.copy()  # the loaded one looks into the file's bytes, read-only
+    if origin == "array":
+        return array
+    torch = require("torch")
+    dtype = getattr(torch, origin.removeprefix("tensor "))
+    if array.size == 0:  # NumPy gives it strides of 0, which torch would keep
+        return torch.empty(array.shape, dtype=dtype)
+    return torch.from_numpy(array).view(dtype)
+
+
+def _checked_key(key: Any, pointer: str) -> str:
+    if type(key) is not str:
+        raise ValueError(f"state{pointer} has the key {key!r}; keys are str")
+    return key
+
+
+def _escaped(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _insert(state: Any, pointer: str, value: Any) -> None:
+    """Put a leaf in the place its JSON pointer names."""
+    *path, last = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
+    for part in path:
+        state = state[int(part) if isinstance(state, list) else part]
+    state[int(last) if isinstance(state, list) else last] = value

@@ -1,0 +1,184 @@
+"""Configurations as TOML files: a frozen dataclass is written, and read back checked against its annotations.
+
+Leaves out what the fields mean (each algorithm's config) and the command line that is made from them
+(`cli.py`).
+
+TOML has no null: a None is expressed by leaving its key out, or, where the field's default is something else,
+by the word "none".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from telescope.runs.files import explained, join, require, write_atomic
+
+NONE = "none"
+
+
+def write_config(path: str | os.PathLike[str], config: Any) -> None:
+    """Write a dataclass of str, int, float, bool, None, tuples and dicts of those as TOML, atomically.
+
+    `read_config` with the same class gives back an equal config. ValueError for a value TOML cannot express;
+    RunError if the file cannot be written.
+    """
+    write_atomic(path, require("tomli_w").dumps(to_mapping(config)).encode())
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """The fields as TOML knows them, Nones left out (or `"none"` where the default is something else)."""
+    hints = typing.get_type_hints(type(config))
+    mapping = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == NONE and _admits_none(hints[field.name]):
+            raise ValueError(
+                f"{field.name} is {value!r}, the word that stands for None in a configuration file"
+            )
+        if value is None and _default(field) is not None:
+            mapping[field.name] = NONE
+        elif value is not None:
+            mapping[field.name] = _expressible(value, field.name)
+    return mapping
+
+
+def read_config(path: str | os.PathLike[str], cls: type[Any]) -> Any:
+    """Read a TOML file into the dataclass `cls`; keys left out take the field's default.
+
+    RunError if the file cannot be read; ValueError if it is not TOML, or as `from_mapping`.
+    """
+    return from_mapping(cls, read_toml(path), source=os.fspath(path))
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a TOML file as it stands. RunError if it cannot be read, ValueError if it is not TOML."""
+    with explained("read", path):
+        data = Path(path).read_bytes()
+    try:
+        return tomllib.loads(data.decode())
+    except ValueError as error:  # also what a wrong byte raises
+        raise ValueError(f"{os.fspath(path)} is not a TOML file: {error}") from error
+
+
+def from_mapping(cls: type[Any], mapping: Mapping[str, Any], *, source: str) -> Any:
+    """Build the dataclass `cls` from names and values, checked against its annotations.
+
+    An int is taken where a float is expected, an array where a tuple is, `"none"` where None is. source:
+    where the mapping came from, for the message. ValueError naming the key, its value, the expected type, and
+    for an unknown key the closest known one.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for key in mapping:
+        if key not in fields:
+            raise ValueError(f"{source}: unknown key {key!r}{_hint(key, fields)}")
+    values = {key: _fitted(value, hints[key], f"{source}: {key}") for key, value in mapping.items()}
+    absent = [name for name, field in fields.items() if name not in mapping and _required(field)]
+    missing = [name for name in absent if not _admits_none(hints[name])]
+    if missing:
+        raise ValueError(f"{source}: no value for {join(map(repr, missing))}, which {cls.__name__} needs")
+    return cls(**values, **dict.fromkeys(absent))
+
+
+def _fitted(value: Any, hint: Any, place: str) -> Any:
+    """The value as the annotation wants it; ValueError if it is something else."""
+    for option in _options(hint):
+        matched, result = _match(value, option, place)
+        if matched:
+            return result
+    raise ValueError(f"{place} is {value!r} ({type(value).__name__}); expected {_described(hint)}")
+
+
+def _match(value: Any, option: Any, place: str) -> tuple[bool, Any]:
+    """Whether one alternative of an annotation takes the value, and what it makes of it."""
+    origin = typing.get_origin(option)
+    if option is Any:
+        return True, value
+    if origin is typing.Literal:
+        return any(value == one and type(value) is type(one) for one in typing.get_args(option)), value
+    if option in (None, types.NoneType):
+        return value is None or value == NONE, None
+    if option is tuple or origin is tuple:
+        return isinstance(value, list | tuple), _fitted_tuple(value, typing.get_args(option), place)
+    if option is dict or origin in (dict, Mapping):
+        return isinstance(value, Mapping), value
+    if option is float and type(value) is int:
+        return True, float(value)
+    return type(value) is option, value  # exactly: True is no int here
+
+
+def _fitted_tuple(value: Any, hints: tuple[Any, ...], place: str) -> Any:
+    if not isinstance(value, list | tuple):
+        return None
+    if not hints:
+        return tuple(value)
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        hints = hints[:1] * len(value)
+    if len(hints) != len(value):
+        raise ValueError(f"{place} is {value!r}; expected {len(hints)} values, not {len(value)}")
+    return tuple(
+        _fitted(item, hint, f"{place}[{i}]") for i, (item, hint) in enumerate(zip(value, hints, strict=True))
+    )
+
+
+def _options(hint: Any) -> list[Any]:
+    """The alternatives of a union: None first, its word could pass for a str; float last, it takes an int."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return sorted(
+        typing.get_args(hint) if union else [hint], key=lambda one: (one is not types.NoneType, one is float)
+    )
+
+
+def _admits_none(hint: Any) -> bool:
+    return any(option in (None, types.NoneType) for option in _options(hint))
+
+
+def _described(hint: Any) -> str:
+    """An annotation in words: `a float or "none"`, `one of 'auto', 'on', 'off'`."""
+
+    def words(option: Any) -> str:
+        if option is types.NoneType:
+            return f'"{NONE}"'
+        if typing.get_origin(option) is typing.Literal:
+            return f"one of {', '.join(map(repr, typing.get_args(option)))}"
+        return str(getattr(option, "__name__", option)) if typing.get_origin(option) is None else str(option)
+
+    return " or ".join(words(option) for option in reversed(_options(hint)))
+
+
+def _hint(key: str, names: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(key.replace("-", "_"), names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known keys are {', '.join(names)}"
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """The default; None for a field that has none, since leaving it out then means None too."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _expressible(value: Any, place: str) -> Any:
+    """The value as TOML writes it: tuples as arrays (read back inside a dict as lists); None has no place."""
+    if isinstance(value, list | tuple):
+        return [_expressible(item, f"{place}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Mapping) and all(type(key) is str for key in value):
+        return {key: _expressible(item, f"{place}.{key}") for key, item in value.items()}
+    if type(value) in (bool, int, float, str):
+        return value
+    raise ValueError(
+        f"{place} is {value!r} ({type(value).__name__}), which a TOML configuration cannot hold; "
+        "expected str, int, float, bool, or tuples and dicts (with str keys) of those"
+    )

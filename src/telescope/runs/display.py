@@ -1,0 +1,100 @@
+"""How a run shows its progress: a live bar on a terminal, plain lines elsewhere.
+
+Reads the same rows that go to metrics.csv; knows nothing about algorithms.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import numpy as np
+
+from telescope.metrics import iqm
+
+PARTS = ("env", "policy", "update", "other")
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Display:
+    """Shows the latest iteration; a context manager that leaves one summary line behind."""
+
+    def __init__(self, total_steps: int, *, first_step: int = 0, stream: TextIO | None = None) -> None:
+        self.stream = sys.stderr if stream is None else stream
+        self.total_steps, self.first_step = total_steps, first_step
+        self.started = self.printed = time.perf_counter()
+        self.values: dict[str, float] = {}
+        self._live = self._bar(total_steps, first_step) if self.stream.isatty() else None
+
+    def __enter__(self) -> Display:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def note(self, sentence: str) -> None:
+        """Print a sentence that should stay."""
+        if self._live is not None:
+            self._live.console.print(sentence, highlight=False, markup=False)
+        else:
+            print(sentence, file=self.stream, flush=True)
+
+    def show(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Take in the rows of an iteration."""
+        now = time.perf_counter()
+        step = int(rows[0]["step"])
+        self.values |= _summary(rows)
+        rate = (step - self.first_step) * len(rows) / max(now - self.started, 1e-9)
+        if self._live is not None:
+            self._live.update(self._live.task_ids[0], completed=step, text=self._text(rate))
+        elif now - self.printed >= SECONDS_BETWEEN_LINES or step == rows[0].get("total", self.total_steps):
+            self.printed = now
+            left = (self.total_steps - step) * len(rows) / max(rate, 1e-9)
+            line = f"step {step:,} of {self.total_steps:,}  {self._text(rate)}  {_clock(left)} left"
+            print(line, file=self.stream, flush=True)
+
+    def _text(self, rate: float) -> str:
+        shares = " ".join(f"{part} {self.values.get(part, 0):.0%}" for part in PARTS)
+        found = [
+            (label, self.values.get(name, math.nan))
+            for label, name in (("return", "return"), ("eval", "eval"))
+        ]
+        scores = "  ".join(f"{label} {score:,.1f}" for label, score in found if not math.isnan(score))
+        return f"{scores or 'return –'}  {rate:,.0f} steps/s  ({shares})"
+
+    def _bar(self, total: int, completed: int) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        progress = Progress(*columns, console=Console(file=self.stream), refresh_per_second=4)
+        progress.add_task("", total=total, completed=completed, text="starting")
+        return progress
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Interquartile means over seeds of what was measured in this iteration, and the shares of its time."""
+    found: dict[str, float] = {}
+    for label, name in (("return", "return_mean"), ("eval", "eval_return_mean")):
+        scores = np.array([row.get(name, math.nan) for row in rows], dtype=float)
+        if np.isfinite(scores).all():
+            found[label] = float(iqm(scores))
+    seconds = {part: rows[0].get(f"time_{part}", 0.0) for part in PARTS}
+    total = sum(seconds.values()) or 1.0
+    return found | {part: value / total for part, value in seconds.items()}
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,0 +1,201 @@
+"""Metrics of a run: one CSV row per iteration and seed, and the same numbers as TensorBoard scalars.
+
+Leaves out what the metrics mean (each algorithm's page in the docs) and how they are drawn (`curves.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from telescope.runs.files import Appender, RunError, explained, require, write_atomic
+
+METRICS = "metrics.csv"
+TENSORBOARD = "tensorboard"
+_EVENT_FILE = re.compile(r"events\.out\.tfevents\.\d+\.")
+LEADING = ("step", "iteration", "seed")
+
+
+class MetricsLog:
+    """Appends to metrics.csv and the TensorBoard events of a run folder."""
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        columns: Sequence[str],
+        resume_step: int | None = None,
+        tensorboard: bool = True,
+    ) -> None:
+        """Start the log anew, or continue it after `resume_step`.
+
+        columns: every metric that any row will have, in the order of the file; step, iteration and seed come
+        first in any case. resume_step: the step of the checkpoint that the run continues from; later rows, a
+        last line that a crash cut short, and TensorBoard's later events are dropped. None drops everything.
+
+        RunError if the disk refuses, or the file that is there has other columns.
+        """
+        self.columns = (*LEADING, *(name for name in columns if name not in LEADING))
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"columns has a name twice: {', '.join(columns)}")
+        path = Path(folder) / METRICS
+        kept = [] if resume_step is None else _rows_until(path, self.columns, resume_step)
+        write_atomic(path, "".join([",".join(self.columns) + "\n", *kept]).encode())
+        self._events = None
+        if tensorboard:
+            self._events = _Events(Path(folder) / TENSORBOARD, 0 if resume_step is None else resume_step + 1)
+        self._table = Appender(path)
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append the rows: numbers by column name; None, or a name left out, is an empty field.
+
+        A float is written so that reading gives back its exact value. ValueError for an unknown column or a
+        value that is no number; RunError if the disk refuses, and nothing written before is lost then.
+        """
+        numbers = [self._checked(row) for row in rows]
+        lines = [",".join(_text(row.get(name)) for name in self.columns) + "\n" for row in numbers]
+        self._table.write("".join(lines).encode())
+        if self._events is not None:
+            self._events.write(numbers)
+
+    def sync(self) -> None:
+        """Return once everything written is on the disk; to be called before every checkpoint."""
+        self._table.sync()
+        if self._events is not None:
+            self._events.file.sync()
+
+    def close(self) -> None:
+        """Close the files. The log cannot be written to after that."""
+        self._table.close()
+        if self._events is not None:
+            self._events.file.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _checked(self, row: Mapping[str, Any]) -> dict[str, int | float | None]:
+        unknown = [name for name in row if name not in self.columns]
+        if unknown:
+            raise ValueError(
+                f"unknown metric {unknown[0]!r}; the columns of this log are {', '.join(self.columns)}"
+            )
+        if any(row.get(name) is None for name in LEADING):
+            raise ValueError(f"a row lacks one of {', '.join(LEADING)}: {dict(row)}")
+        return {name: _number(value, name) for name, value in row.items()}
+
+
+def read_metrics(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
+    """Read metrics.csv (or that of a run folder): `[rows]` arrays by column, NaN for empty fields.
+
+    step, iteration and seed are int64, all others float64. A last line that is not complete, as in a run that
+    is being written, is left out. RunError if the file is missing or not a metrics file.
+    """
+    path = Path(path) / METRICS if Path(path).is_dir() else Path(path)
+    header, lines = _lines(path)
+    names = tuple(header.split(","))
+    if names[: len(LEADING)] != LEADING:
+        raise RunError(f"{path} is not a metrics file: its columns are {header!r}")
+    table = [line.rstrip("\n").split(",") for line in lines]
+    if any(len(fields) != len(names) for fields in table):
+        raise RunError(f"{path} is damaged: a row does not have the {len(names)} fields of the header")
+    columns = zip(*table, strict=True) if table else [()] * len(names)
+    try:
+        return {name: _column(name, fields) for name, fields in zip(names, columns, strict=True)}
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+
+
+def _column(name: str, fields: Sequence[str]) -> npt.NDArray[Any]:
+    if name in LEADING:
+        return np.array([int(field) for field in fields], dtype=np.int64)
+    return np.array([float(field) if field else np.nan for field in fields], dtype=np.float64)
+
+
+def _lines(path: Path) -> tuple[str, list[str]]:
+    """Header and complete lines of the file."""
+    with explained("read", path):
+        text = path.read_bytes().decode(errors="replace")
+    lines = text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    return (lines[0].rstrip("\n"), lines[1:]) if lines else ("", [])
+
+
+def _rows_until(path: Path, columns: tuple[str, ...], step: int) -> list[str]:
+    """The complete rows up to the step, as they stand in the file."""
+    header, lines = _lines(path)
+    if header != ",".join(columns):
+        raise RunError(
+            f"{path} has the columns {header!r}, but the run would write {','.join(columns)!r}; "
+            "was it written by another version?"
+        )
+    return list(itertools.takewhile(lambda line: _is_row_until(line, len(columns), step), lines))
+
+
+def _is_row_until(line: str, fields: int, step: int) -> bool:
+    """Whether a line is a row up to the step; what a crash left after the last sync may be none."""
+    first = line.partition(",")[0]
+    return line.count(",") == fields - 1 and first.isdecimal() and int(first) <= step
+
+
+def _number(value: Any, name: str) -> int | float | None:
+    """A metric as a Python number; NumPy and torch scalars give their own."""
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if value is None or isinstance(value, int | float):
+        return int(value) if isinstance(value, bool) else value
+    raise ValueError(f"metric {name} is {value!r} ({type(value).__name__}); expected a number or None")
+
+
+def _text(value: int | float | None) -> str:
+    return "" if value is None else repr(value)
+
+
+class _Events:
+    """A TensorBoard event file, written in this thread, so that a full disk is an error here."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """Open a new file in the folder that makes readers forget all events from `first_step` on."""
+        self._proto = require("tensorboard.compat.proto.event_pb2")
+        self._value = require("tensorboard.compat.proto.summary_pb2").Summary.Value
+        record_writer = require("tensorboard.summary.writer.record_writer").RecordWriter
+        with explained("create", folder):
+            folder.mkdir(exist_ok=True)
+            before = [int(name.split(".")[3]) for name in os.listdir(folder) if _EVENT_FILE.match(name)]
+        # Readers take the files in the order of their names: ours must come last, whatever the clock says.
+        stamp = max([int(time.time()), *(one + 1 for one in before)])
+        self.file = Appender(
+            folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
+        )
+        self._records = record_writer(self.file)
+        self._add(file_version="brain.Event:2")
+        start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+        self._add(step=first_step, session_log=start)
+
+    def write(self, rows: Sequence[Mapping[str, int | float | None]]) -> None:
+        """One event per step, with a scalar `<metric>/seed_<seed>` for every number of its rows."""
+        by_step: dict[int | float | None, list[Any]] = {}
+        for row in rows:
+            by_step.setdefault(row["step"], []).extend(
+                self._value(tag=f"{name}/seed_{row['seed']}", simple_value=value)
+                for name, value in row.items()
+                if name not in LEADING and value is not None
+            )
+        for step, values in by_step.items():
+            if values:
+                self._add(step=step, summary={"value": values})
+
+    def _add(self, **fields: Any) -> None:
+        self._records.write(self._proto.Event(wall_time=time.time(), **fields).SerializeToString())

@@ -1,0 +1,19 @@
+"""What all tests share: one thread each, and property tests that repeat themselves.
+
+Leaves out the fixtures of single test files.
+"""
+
+import os
+
+# Set before NumPy or torch is loaded, and inherited by the commands that tests start: workers share cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+# No deadline: the first call of a kernel compiles it. Derandomised: same code, same verdict.
+settings.register_profile("telescope", deadline=None, derandomize=True, database=None)
+settings.load_profile("telescope")

@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 
 from telescope.control.environments import Environments, environment_seed
 
@@ -109,7 +110,9 @@ def vector_transitions(environments, steps):
                 transitions[row].append((before.copy(), reward, terminated, truncated, after.copy()))
                 taken[row] += 1
             else:
-                assert reward == 0 and not terminated and not truncated
+                assert reward == 0
+                assert not terminated
+                assert not truncated
         observations = step.observations
     return transitions
 
@@ -219,21 +222,86 @@ def test_vector_entry_point_is_gymnasiums_own():
         vector.close()
 
 
+class Clocks(gym.vector.VectorEnv):
+    """A vector environment of each autoreset mode; its observations are its own array, overwritten at each step.
+
+    Rows tick up to a random limit. Careless: the rows that it resets by itself have a reward and a flag as well.
+    """
+
+    single_observation_space, single_action_space = spaces.Box(0, 9, (2,), np.float64), spaces.Discrete(2)
+
+    def __init__(self, num_envs, mode, **_):
+        self.num_envs, self.metadata = num_envs, {"autoreset_mode": mode}
+        self.seen, self.ended = np.zeros((num_envs, 2)), np.zeros(num_envs, bool)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._restart((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
+        return self.seen, {}
+
+    def _restart(self, rows):
+        self.seen[rows, 0], self.ended[rows] = 0, False
+        self.seen[rows, 1] = self.np_random.integers(1, 5, size=rows.sum())
+
+    def step(self, actions):
+        mode, fresh, infos = self.metadata["autoreset_mode"], self.ended.copy(), {}
+        self.seen[~fresh, 0] += 1
+        self.ended = (self.seen[:, 0] >= self.seen[:, 1]) & ~fresh
+        ended = self.ended.copy()
+        if mode is AutoresetMode.NEXT_STEP:
+            self._restart(fresh)
+        elif mode is AutoresetMode.SAME_STEP and ended.any():
+            infos = {"final_obs": self.seen.copy(), "_final_obs": ended}
+            self._restart(ended)
+        return self.seen, np.ones(self.num_envs), ended | fresh, fresh, infos
+
+
+@pytest.fixture(params=list(AutoresetMode))
+def clocks(request):
+    gym.register("Clocks-v0", vector_entry_point=Clocks, kwargs={"mode": request.param})
+    yield request.param
+    del gym.registry["Clocks-v0"]
+
+
+def test_a_vector_entry_point_of_any_mode(clocks):
+    """Successors count up to the limit in each episode, and a restored copy goes on in the same way."""
+    with opened("Clocks-v0", seeds=[3, 1], num_envs=2) as environments:
+        assert environments.autoreset == clocks.name.lower()
+        assert environments.exact_resume
+        for row in vector_transitions(environments, 40):
+            time = 0.0
+            for before, reward, terminated, truncated, after in row:
+                assert before[0] == time
+                assert after.tolist() == [time + 1, before[1]]
+                assert reward == 1
+                assert terminated == (after[0] == after[1])
+                assert not truncated
+                time = 0.0 if terminated else time + 1
+            assert sum(terminated for _, _, terminated, _, _ in row) >= 5
+        for _ in range(9):
+            state, rest = environments.state(), [environments.step(np.zeros((2, 2))) for _ in range(9)]
+            environments.restore(state)
+            for step in rest:
+                assert_same([step[:6]], [environments.step(np.zeros((2, 2)))[:6]])
+
+
 @pytest.mark.parametrize("env", ["CartPole-v1", "HalfCheetah-v5"])
 def test_envpool_gives_the_same_kind_of_step(env):
     """A masked row follows every end, with reward 0, and no other row is masked."""
-    with opened(
-        env, seeds=[1, 2], num_envs=2, backend="envpool", env_kwargs={"max_episode_steps": 12}
-    ) as environments:
-        assert environments.autoreset == "next_step" and not environments.exact_resume
+    with opened(env, seeds=[1, 2], num_envs=2, backend="envpool", env_kwargs={"max_episode_steps": 12}) as environments:
+        assert environments.autoreset == "next_step"
+        assert not environments.exact_resume
         observations, masks = environments.reset()
-        assert masks is None and observations.shape == (2, 2, *environments.observation_space.shape)
+        assert masks is None
+        assert observations.shape == (2, 2, *environments.observation_space.shape)
         ended, ends, time = np.zeros((2, 2), bool), 0, np.zeros((2, 2), int)
         for _ in range(60):
             step = environments.step(np.zeros((2, 2, *environments.action_space.shape)))
             np.testing.assert_array_equal(step.mask, ~ended)
-            assert (step.rewards[ended] == 0).all() and not (step.terminated | step.truncated)[ended].any()
-            assert (step.rewards[~ended] != 0).all() and step.rewards.dtype == np.float64
+            assert (step.rewards[ended] == 0).all()
+            assert not (step.terminated | step.truncated)[ended].any()
+            assert (step.rewards[~ended] != 0).all()
+            assert step.rewards.dtype == np.float64
             time = np.where(ended, 0, time + 1)
             np.testing.assert_array_equal(step.truncated, time == 12)
             ended = step.terminated | step.truncated
@@ -280,9 +348,11 @@ def test_a_missing_or_misshaped_mask_is_an_error():
         environments.reset()
         with pytest.raises(ValueError, match="at reset but not at this step"):
             environments.step(np.zeros((1, 1)))
-    with opened(Forgetful, seeds=[0], num_envs=1, env_kwargs={"at_reset": 4}) as environments:
-        with pytest.raises(ValueError, match="4 entries .* expected 3"):
-            environments.reset()
+    with (
+        opened(Forgetful, seeds=[0], num_envs=1, env_kwargs={"at_reset": 4}) as environments,
+        pytest.raises(ValueError, match=r"4 entries .* expected 3"),
+    ):
+        environments.reset()
 
 
 @pytest.mark.parametrize("autoreset", MODES)
@@ -293,7 +363,8 @@ def test_discrete_spaces_count_from_zero(autoreset):
         for _ in range(12):
             step = environments.step(np.full((2, 1), 2, np.int32))  # 7 in its own counting, or it would assert
             ends = step.terminated | step.truncated
-            assert (step.next_observations[step.mask] >= 1).all() and (step.next_observations <= 3).all()
+            assert (step.next_observations[step.mask] >= 1).all()
+            assert (step.next_observations <= 3).all()
             assert (step.observations[ends] == 0).all() or autoreset == "next_step"
 
 
@@ -334,7 +405,7 @@ def test_results_are_not_overwritten_by_later_steps():
             results = [environments.reset()[0]]
             kept = [results[0].copy()]
             for _ in range(12):
-                results += [array for array in environments.step(np.ones((2, 2)))[:6]]
+                results += list(environments.step(np.ones((2, 2)))[:6])
                 kept += [array.copy() for array in results[-6:]]
             environments.reset()
             assert_same([results], [kept])

@@ -230,15 +230,19 @@ def test_a_state_of_other_settings_is_refused(change, message):
 
 @pytest.mark.parametrize("options", [{"vectorization": "sync"}, {}, {"backend": "envpool"}])
 def test_there_is_no_state_before_the_first_reset(options):
-    with opened("CartPole-v1", seeds=[0], num_envs=1, **options) as environments:
-        with pytest.raises(ValueError, match=r"before the first reset\(\)"):
-            environments.state()
+    with (
+        opened("CartPole-v1", seeds=[0], num_envs=1, **options) as environments,
+        pytest.raises(ValueError, match=r"before the first reset\(\)"),
+    ):
+        environments.state()
 
 
 def test_envpool_starts_new_episodes_and_says_so():
     options = {"seeds": [0, 1], "num_envs": 2, "backend": "envpool"}
     with opened("CartPole-v1", **options) as first, opened("CartPole-v1", **options) as second:
-        assert not first.exact_resume and "EnvPool" in first.resume_note and "anew" in first.resume_note
+        assert not first.exact_resume
+        assert "EnvPool" in first.resume_note
+        assert "anew" in first.resume_note
         starts = [first.reset()[0]]
         for _ in range(3):  # each resume goes on from the state of the one before
             starts.append(second.restore(through_files(first.state()))[0])
@@ -251,11 +255,11 @@ def test_envpool_starts_new_episodes_and_says_so():
 class Hoarder(gym.vector.VectorEnv):
     """A vector environment that keeps its state in a list, where nobody looks."""
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
     single_observation_space, single_action_space = spaces.Box(0, 1, (1,), np.float64), spaces.Discrete(2)
 
     def __init__(self, num_envs, **_):
-        self.num_envs, self.store = num_envs, []
+        self.num_envs, self.metadata = num_envs, {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        self.store = []
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -276,7 +280,8 @@ def hoarder():
 
 def test_a_vector_environment_with_hidden_state_starts_new_episodes(hoarder):
     with opened(hoarder, seeds=[0, 1], num_envs=2) as environments:
-        assert not environments.exact_resume and "Hoarder" in environments.resume_note
+        assert not environments.exact_resume
+        assert "Hoarder" in environments.resume_note
         assert "store" in environments.resume_note
         start, _ = environments.reset()
         assert_same([environments.step(np.zeros((2, 2))).observations], [start])

@@ -1,6 +1,6 @@
 """telescope: advantages that are right at every boundary, and trainers that use them.
 
-Importing it costs little: the estimators need NumPy; numba, torch and everything else are loaded where first used.
+Importing it costs little: the estimators need NumPy; numba, torch and the rest are loaded where first used.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Whose array is this, and do the arrays of one call fit together? The door that every public function goes through.
+"""Whose array is this, and do the arrays of one call fit together? Every public function asks here.
 
 It leaves out all arithmetic. torch is looked at only if the caller has already imported it.
 """
@@ -19,9 +19,7 @@ def library(name: str, array: Array) -> ModuleType:
     """numpy or torch: the module whose array this is. Anything else is refused with its name."""
     if isinstance(array, np.ndarray):
         if isinstance(array, np.ma.MaskedArray):
-            raise ValueError(
-                f"{name} is a numpy masked array; pass its data, and mask= (True counts) beside it"
-            )
+            raise ValueError(f"{name} is a numpy masked array; pass its data, and mask= (True counts) beside it")
         return np
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
@@ -29,14 +27,12 @@ def library(name: str, array: Array) -> ModuleType:
             raise ValueError(f"{name} is a {array.layout} tensor; pass a dense one ({name}.to_dense())")
         return torch
     if isinstance(array, bool | int | float | list | tuple) or array is None:
-        raise ValueError(
-            f"{name} is {_brief(array)}, not an array; pass np.asarray({name}) or a torch tensor"
-        )
+        raise ValueError(f"{name} is {_brief(array)}, not an array; pass np.asarray({name}) or a torch tensor")
     raise TypeError(f"{name} is a {_kind(array)}; supported are numpy.ndarray and torch.Tensor")
 
 
 def check_alike(**named: Array) -> ModuleType:
-    """Same library, device and shape for all that are not None; the first argument is what the others must match."""
+    """Same library, device and shape for all that are not None; the first is what the others must match."""
     (name, first), *others = named.items()
     xp = library(name, first)
     shape, plain = first.shape, type(first) is np.ndarray
@@ -53,13 +49,9 @@ def check_alike(**named: Array) -> ModuleType:
 def check_neighbour(name: str, first: Array, other: str, array: Array) -> None:
     """Same library and device as the first argument."""
     if library(other, array) is not library(name, first):
-        raise ValueError(
-            f"{other} is a {_kind(array)} but {name} is a {_kind(first)}; one call takes one library"
-        )
+        raise ValueError(f"{other} is a {_kind(array)} but {name} is a {_kind(first)}; one call takes one library")
     if not isinstance(first, np.ndarray) and array.device != first.device:
-        raise ValueError(
-            f"{other} is on {array.device} but {name} is on {first.device}; nothing is moved silently"
-        )
+        raise ValueError(f"{other} is on {array.device} but {name} is on {first.device}; nothing is moved silently")
 
 
 def check_shape(name: str, array: Array, expected: tuple[int, ...], why: str) -> None:
@@ -86,7 +78,7 @@ def check_float(name: str, array: Array) -> None:
 
 
 def working_dtype(array: Array) -> Any:
-    """What results have and sums are made in: the array's own dtype, or float32 where that is half precision."""
+    """The dtype of results and sums: the array's own, or float32 where that is half precision."""
     if isinstance(array, np.ndarray):
         return _NUMPY_FLOATS[array.dtype]
     torch = sys.modules["torch"]
@@ -94,7 +86,7 @@ def working_dtype(array: Array) -> Any:
 
 
 def to_dtype(name: str, array: Array, dtype: Any, differentiable: bool = False) -> Array:
-    """The array in a real dtype; itself where it has that already. Its gradient stops here unless asked for."""
+    """The array in a real dtype; itself where it has that already. Gradients stop unless asked for."""
     if not isinstance(array, np.ndarray):
         if array.is_complex():
             raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
@@ -104,6 +96,18 @@ def to_dtype(name: str, array: Array, dtype: Any, differentiable: bool = False) 
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
     return np.require(np.asarray(array), dtype, "A")
+
+
+def scalar(value: float, like: Array) -> Array:
+    """A plain number as an array without axes, with the dtype and on the device of another."""
+    if isinstance(like, np.ndarray):
+        return np.asarray(value, like.dtype)
+    return sys.modules["torch"].asarray(value, dtype=like.dtype, device=like.device)
+
+
+def on_cpu(array: Array) -> bool:
+    """Can NumPy read this memory where it is?"""
+    return isinstance(array, np.ndarray) or array.device.type == "cpu"
 
 
 def detached(array: Array) -> Array:
@@ -117,8 +121,8 @@ def spread(name: str, array: Array, shape: tuple[int, ...]) -> Array:
     fits = len(came) <= len(shape) and all(n in (1, m) for n, m in zip(came[::-1], shape[::-1], strict=False))
     if not fits:
         raise ValueError(
-            f"{name} has shape {came}, which does not broadcast to {shape}; with time first, (B,) is one number "
-            f"per environment and (T, 1) one per step"
+            f"{name} has shape {came}, which does not broadcast to {shape}; with time first, (B,) is one "
+            f"number per environment and (T, 1) one per step"
         )
     return np.broadcast_to(array, shape) if isinstance(array, np.ndarray) else array.broadcast_to(shape)
 
@@ -138,8 +142,8 @@ def to_bool(name: str, flags: Array | None, live: Array | None = None) -> Array 
         wrong = wrong & live
     if bool(wrong.any()):
         raise ValueError(
-            f"{name} has dtype {flags.dtype} and holds {flags[wrong][0].item()}; expected booleans, or numbers that "
-            f"are exactly 0 or 1. None says that there are none"
+            f"{name} has dtype {flags.dtype} and holds {flags[wrong][0].item()}; expected booleans, or "
+            f"numbers that are exactly 0 or 1. None says that there are none"
         )
     return flags != 0
 
@@ -166,17 +170,13 @@ def overlap(one: Array, other: Array) -> bool:
 
 def _span(array: Array) -> tuple[int, int]:
     last = sum((n - 1) * stride for n, stride in zip(array.shape, array.stride(), strict=True))
-    return array.data_ptr(), array.data_ptr() + (
-        last + 1
-    ) * array.element_size() if array.numel() else array.data_ptr()
+    return array.data_ptr(), array.data_ptr() + (last + 1) * array.element_size() if array.numel() else array.data_ptr()
 
 
 def checked_axis(axis: int, dimensions: int) -> int:
     """`axis` counted from the front."""
     if not isinstance(axis, int) or not -dimensions <= axis < dimensions:
-        raise ValueError(
-            f"axis is {axis!r}; expected an integer in [{-dimensions}, {dimensions}) for this shape"
-        )
+        raise ValueError(f"axis is {axis!r}; expected an integer in [{-dimensions}, {dimensions}) for this shape")
     return axis % dimensions
 
 

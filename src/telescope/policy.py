@@ -20,7 +20,7 @@ from telescope.control.distributions import distribution
 from telescope.control.environments import Environments
 from telescope.control.evaluate import Evaluation, evaluate, evaluation_environments
 from telescope.control.networks import Network
-from telescope.control.population import create, lift
+from telescope.control.population import create
 from telescope.control.rollout import bounded, encoder
 from telescope.control.training import normaliser
 from telescope.runs.config import from_mapping
@@ -31,7 +31,9 @@ from telescope.runs.folder import RunFolder
 class Policy:
     """The agents of a run, one per seed, as they stand in a checkpoint."""
 
-    def __init__(self, config: OnPolicyConfig, state: dict[str, Any], *, network: Network | None = None) -> None:
+    def __init__(
+        self, config: OnPolicyConfig, state: dict[str, Any], *, network: Network | None = None
+    ) -> None:
         self.config, self.seeds = config, config.seed_values
         environments = self._environments(1)
         self.observation_space, self.action_space = environments.observation_space, environments.action_space
@@ -43,35 +45,43 @@ class Policy:
         self.parameters: Tensor = state["parameters"].to(config.device).clone()
         self.normaliser = normaliser(config, self._encoder.size)
         self.normaliser.restore(state["normaliser"])
-        self._mode = lift(self.agent.mode, (0, 0, 0), compiled=False)
-        self._act = lift(self.agent.act, (0, 0, 0, 0), compiled=False)
 
-    def act(
-        self, observation: Any, *, seed: int | None = None, rng: np.random.Generator | None = None
-    ) -> np.ndarray:
+    def act(self, observation: Any, *, seed: int | None = None, rng: np.random.Generator | None = None) -> np.ndarray:
         """The action for one observation [*obs], or the actions for a batch [N, *obs].
 
         The mode of the policy; with `rng` a sample instead. `seed` chooses the agent by its seed's value (the run's
         first by default). Actions lie in the environment's action space.
         """
+        vector, inputs, single = self._inputs(observation, seed)
+        with torch.no_grad():
+            if rng is None:
+                actions = self.agent.mode(vector, inputs, None)
+            else:
+                noise = torch.tensor(self.agent.distribution.noise(rng, (len(inputs),))).to(self.config.device)
+                actions = self.agent.act(vector, inputs, noise, None)
+        chosen = bounded(actions.cpu().numpy(), self.action_space) + _start(self.action_space)
+        chosen = chosen.astype(self.action_space.dtype)
+        return chosen[0] if single else chosen
+
+    def value(self, observation: Any, *, seed: int | None = None) -> np.ndarray:
+        """V(s) by an agent's critic, for one observation [*obs] or a batch; in units of the (scaled) return."""
+        vector, inputs, single = self._inputs(observation, seed)
+        with torch.no_grad():
+            values = self.agent.value(vector, inputs).cpu().numpy()
+        return values[0] if single else values
+
+    def _inputs(self, observation: Any, seed: int | None) -> tuple[Tensor, Tensor, bool]:
+        """One agent's parameters, the observations as its network wants them [N, D], and whether there was just one."""
         s = self._position(seed)
         observations = np.asarray(observation)
         shape = self.observation_space.shape or ()
         single = observations.shape == shape
         if not single and observations.shape[1:] != shape:
-            raise ValueError(f"observation has shape {observations.shape}; expected {shape} or (N, {shape})")
+            raise ValueError(f"observation has shape {observations.shape}; expected {shape}, or a batch of those")
         batch = observations[None] if single else observations
-        encoded = np.repeat(self._encoder.encode(batch[None] - _start(self.observation_space)), len(self.seeds), axis=0)
-        inputs = torch.tensor(self.normaliser(encoded))[s : s + 1].to(self.config.device)
-        with torch.no_grad():
-            if rng is None:
-                actions = self._mode(self.parameters[s : s + 1], inputs, None)
-            else:
-                noise = torch.tensor(self.agent.distribution.noise(rng, (1, len(batch)))).to(self.config.device)
-                actions = self._act(self.parameters[s : s + 1], inputs, noise, None)
-        chosen = bounded(actions[0].cpu().numpy(), self.action_space) + _start(self.action_space)
-        chosen = chosen.astype(self.action_space.dtype)
-        return chosen[0] if single else chosen
+        encoded = self._encoder.encode(batch[None] - _start(self.observation_space))
+        normalised = self.normaliser(np.repeat(encoded, len(self.seeds), axis=0))[s]
+        return self.parameters[s], torch.tensor(normalised).to(self.config.device), single
 
     def evaluate(self, episodes: int, *, stochastic: bool = False) -> Evaluation:
         """Run whole episodes with every agent: returns and lengths [S, episodes]."""
@@ -130,9 +140,11 @@ def load(run: str | os.PathLike[str], *, best: bool = False, network: Network | 
     return Policy(config, state, network=network)
 
 
-def keep_best(best: dict[str, Any] | None, policy: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def keep_best(
+    best: dict[str, Any] | None, policy: dict[str, Any], rows: list[dict[str, Any]]
+) -> dict[str, Any] | None:
     """The best agents so far, per seed, given the policy and the metrics rows of this iteration; None if unchanged."""
-    scores = np.array([row["eval_return_mean"] for row in rows], dtype=np.float64)
+    scores = np.array([row["eval_return_mean"] for row in rows], dtype=np.float64)  # None becomes NaN
     previous = np.full(len(rows), -np.inf) if best is None else np.asarray(best["eval_return_mean"])
     better = scores > previous  # False for NaN: no evaluation in this iteration
     if not better.any():

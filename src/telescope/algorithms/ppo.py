@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from telescope import gae, next_values, whiten
 from telescope.control import config as check
@@ -22,7 +23,8 @@ from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig
 from telescope.control.networks import Network
 from telescope.control.population import MINIBATCHES, Agent, adam, clip_by_norm, generator, lift, where
 from telescope.control.rollout import Rollout, final_values, live_mask, per_seed, time_major
-from telescope.control.training import Iteration, Session, explained_variances, mean_statistics
+from telescope.control.training import Iteration, Session, mean_statistics
+from telescope.metrics import explained_variance
 from telescope.losses import clipped_value_loss, importance_ratio, kl_k3, ppo_clip, squared_value_loss
 
 
@@ -88,14 +90,31 @@ CARTPOLE = PPO(
     anneal_clip=True,
 )
 ACROBOT = PPO(
-    env="Acrobot-v1", num_envs=16, num_steps=256, epochs=4, lam=0.94, normalise_observations=True, normalise_rewards=True
+    env="Acrobot-v1",
+    num_envs=16,
+    num_steps=256,
+    epochs=4,
+    lam=0.94,
+    normalise_observations=True,
+    normalise_rewards=True,
 )
 MOUNTAIN_CAR = dataclasses.replace(ACROBOT, env="MountainCar-v0", num_steps=16, lam=0.98)
 PENDULUM = PPO(
-    env="Pendulum-v1", total_steps=100_000, num_envs=4, num_steps=1024, gamma=0.9, lam=0.95, learning_rate=1e-3
+    env="Pendulum-v1",
+    total_steps=100_000,
+    num_envs=4,
+    num_steps=1024,
+    gamma=0.9,
+    lam=0.95,
+    learning_rate=1e-3,
 )
 MOUNTAIN_CAR_CONTINUOUS = dataclasses.replace(
-    PENDULUM, env="MountainCarContinuous-v0", gamma=0.9999, lam=0.9, normalise_observations=True, normalise_rewards=True
+    PENDULUM,
+    env="MountainCarContinuous-v0",
+    gamma=0.9999,
+    lam=0.9,
+    normalise_observations=True,
+    normalise_rewards=True,
 )
 MUJOCO = PPO(
     num_envs=1,
@@ -178,7 +197,7 @@ def samples(session: Session, rollout: Rollout) -> Batch:
 def with_advantages(config: PPO, session: Session, rollout: Rollout, batch: Batch) -> Batch:
     """The same samples with values, advantages and returns by the critics of this moment."""
     values = time_major(session.value(batch.observations), config.num_envs)
-    ends = {"terminated": rollout.terminated, "truncated": rollout.truncated, "mask": live_mask(rollout)}
+    ends: dict[str, Any] = {"terminated": rollout.terminated, "truncated": rollout.truncated, "mask": live_mask(rollout)}
     last, finals = session.value(rollout.last_observations), final_values(rollout, session.value)
     successors = next_values(values, last, final_values=finals, **ends)
     advantages, returns = gae(rollout.rewards, values, successors, gamma=config.gamma, lam=config.lam, **ends)
@@ -190,7 +209,9 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Agent, 
     """One gradient step of one agent on one minibatch, as a pure function."""
 
     def loss(vector: Tensor, batch: Batch, live: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs, entropy, values = agent.evaluate(vector, batch.observations, batch.actions, batch.action_masks)
+        log_probs, entropy, values = agent.evaluate(
+            vector, batch.observations, batch.actions, batch.action_masks
+        )
         ratio = importance_ratio(log_probs, batch.log_probs)
         advantages = whiten(batch.advantages, mask=live) if config.normalise_advantages else batch.advantages
         weights = live / live.sum().clamp(min=1)
@@ -205,7 +226,7 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Agent, 
     def update(
         old: Agent, updating: Tensor, samples: Batch, indices: Tensor, learning_rate: Tensor, clip: Tensor
     ) -> tuple[Agent, Tensor, Tensor]:
-        batch = Batch(*(None if x is None else x[indices.clamp(min=0)] for x in samples))
+        batch = tree_map(lambda x: None if x is None else x[indices.clamp(min=0)], samples)
         live = batch.live & (indices >= 0)
         gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch, live, clip)
         gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
@@ -231,14 +252,18 @@ def minibatch_indices(config: PPO, iteration: int) -> Iterator[Tensor]:
     generators = [generator(seed, MINIBATCHES, iteration) for seed in config.seed_values]
     filled = config.minibatches * config.minibatch_size - config.batch_size
     for _ in range(config.epochs):
-        shuffled = [np.pad(rng.permutation(config.batch_size), (0, filled), constant_values=-1) for rng in generators]
+        shuffled = [
+            np.pad(rng.permutation(config.batch_size), (0, filled), constant_values=-1) for rng in generators
+        ]
         yield torch.tensor(np.stack(shuffled)).unflatten(1, (config.minibatches, config.minibatch_size))
 
 
-def summary(config: PPO, statistics: list[Tensor], batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:
+def summary(
+    config: PPO, statistics: list[Tensor], batch: Batch, learning_rate: float
+) -> dict[str, np.ndarray]:
     """The iteration's metrics per seed, by name."""
     return {
         **mean_statistics(STATISTICS, statistics),
-        "explained_variance": explained_variances(batch.values, batch.returns, batch.live),
+        "explained_variance": explained_variance(*(x.cpu().numpy() for x in (batch.values, batch.returns, batch.live)), axis=1),
         "learning_rate": np.full(config.seeds, learning_rate),
     }

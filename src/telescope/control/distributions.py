@@ -32,10 +32,14 @@ class Distribution(NamedTuple):
     action_dtype: torch.dtype
     noise: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
     """`noise(rng, shape)` → float32 [*shape, …], all the randomness of one sample per element of shape."""
-    sample: Callable[[Tensor, Tensor, Masks], Tensor]
-    mode: Callable[[Tensor, Masks], Tensor]
-    log_prob: Callable[[Tensor, Tensor, Masks], Tensor]
-    entropy: Callable[[Tensor, Masks], Tensor]
+    sample: Callable[..., Tensor]
+    """`sample(outputs, noise, masks=None)` → actions."""
+    mode: Callable[..., Tensor]
+    """`mode(outputs, masks=None)` → the most probable actions."""
+    log_prob: Callable[..., Tensor]
+    """`log_prob(outputs, actions, masks=None)` → log π(a|s), summed over the components of an action."""
+    entropy: Callable[..., Tensor]
+    """`entropy(outputs, masks=None)`, summed likewise."""
 
 
 def distribution(space: gym.Space) -> Distribution:
@@ -76,7 +80,7 @@ def multi_categorical(nvec: tuple[int, ...], shape: tuple[int, ...]) -> Distribu
     parts = [categorical(n) for n in nvec]
 
     def split(x: Tensor | None) -> list:
-        return [None] * len(nvec) if x is None else list(torch.split(x, nvec, dim=-1))
+        return [None] * len(nvec) if x is None else list(torch.split(x, list(nvec), dim=-1))
 
     def stack(actions: list[Tensor]) -> Tensor:
         return _shaped(torch.stack(actions, dim=-1), shape)
@@ -161,7 +165,9 @@ def diagonal_gaussian(shape: tuple[int, ...]) -> Distribution:
         sample=sample,
         mode=lambda outputs, masks=None: _shaped(outputs[..., :size], shape),
         log_prob=log_prob,
-        entropy=lambda outputs, masks=None: (outputs[..., size:] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1),
+        entropy=lambda outputs, masks=None: (outputs[..., size:] + 0.5 * math.log(2 * math.pi * math.e)).sum(
+            -1
+        ),
     )
 
 

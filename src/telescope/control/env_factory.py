@@ -66,9 +66,7 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            raise ValueError(
-                f"env {env!r} names the module {module!r}, which cannot be imported: {error}"
-            ) from error
+            raise ValueError(f"env {env!r} names the module {module!r}, which cannot be imported: {error}") from error
     try:
         return gym.spec(name)
     except gym.error.Error as error:

@@ -118,9 +118,7 @@ class Environments:
         """One number per environment; a vector entry point has one for all environments of a seed."""
         rows = 1 if self.vectorization == "vector_entry_point" else self.num_envs
         return [
-            environment_seed(seed, self._stream, index, self._restarts)
-            for seed in self.seeds
-            for index in range(rows)
+            environment_seed(seed, self._stream, index, self._restarts) for seed in self.seeds for index in range(rows)
         ]
 
     def _lanes_and_seeds(self) -> list[tuple[Lane, list[int]]]:
@@ -141,7 +139,7 @@ class Environments:
         actions = np.array(actions, self.action_space.dtype)
         if self._action_start is not None:
             actions += self._action_start
-        rows = np.split(actions.reshape(-1, *actions.shape[2:]), len(self._lanes))
+        rows = actions.reshape(len(self._lanes), -1, *actions.shape[2:])
         steps = [lane.step(own) for lane, own in zip(self._lanes, rows, strict=True)]
         observations, next_observations, *outcome = zip(*steps, strict=True)
         no_reset = all(after is before for after, before in zip(observations, next_observations, strict=True))
@@ -156,11 +154,7 @@ class Environments:
         return np.concatenate(parts).reshape(len(self.seeds), self.num_envs, *parts[0].shape[1:])
 
     def _observed(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        return (
-            self._by_seed(parts) - self._observation_start
-            if self._observation_start
-            else self._by_seed(parts)
-        )
+        return self._by_seed(parts) - self._observation_start if self._observation_start else self._by_seed(parts)
 
     def _joined(self, resets: Sequence[Reset]) -> Reset:
         observations, masks = zip(*resets, strict=True)
@@ -174,9 +168,7 @@ class Environments:
         """
         if not self._started:
             raise ValueError("there is nothing to save before the first reset(); call reset() first")
-        lanes = (
-            {str(index): lane.state() for index, lane in enumerate(self._lanes)} if self.exact_resume else {}
-        )
+        lanes = {str(index): lane.state() for index, lane in enumerate(self._lanes)} if self.exact_resume else {}
         return {**self._identity(), "restarts": self._restarts, "lanes": lanes}
 
     def _identity(self) -> dict[str, Any]:

@@ -41,7 +41,10 @@ class Layout(NamedTuple):
     def unflatten(self, vector: Tensor) -> Parameters:
         """[P] → the dictionary of parameters, as views."""
         pieces = torch.split(vector, self.sizes)
-        return {name: piece.view(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)}
+        return {
+            name: piece.view(shape)
+            for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
+        }
 
 
 class Agent(NamedTuple):
@@ -54,7 +57,9 @@ class Agent(NamedTuple):
     """Adam's step count (float, so that it lives on the device and a seed that stops early keeps its own)."""
 
 
-def create(network: Network, seeds: Sequence[int], device: str | torch.device = "cpu") -> tuple[Agent, Layout]:
+def create(
+    network: Network, seeds: Sequence[int], device: str | torch.device = "cpu"
+) -> tuple[Agent, Layout]:
     """The population at birth: each seed's parameters from its own random numbers, moments zero."""
     members = [network.init(generator(seed, INIT)) for seed in seeds]
     layout = Layout(tuple(members[0]), tuple(tuple(p.shape) for p in members[0].values()))
@@ -71,7 +76,12 @@ def clip_by_norm(gradient: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
 
 
 def adam(
-    agent: Agent, gradient: Tensor, learning_rate: Tensor, *, betas: tuple[float, float] = (0.9, 0.999), eps: float
+    agent: Agent,
+    gradient: Tensor,
+    learning_rate: Tensor,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float,
 ) -> Agent:
     """One Adam step of one agent (Kingma & Ba 2015, algorithm 1): θ ← θ − α m̂ / (√v̂ + ε)."""
     updates = agent.updates + 1
@@ -87,7 +97,9 @@ def where(condition: Tensor, new: Any, old: Any) -> Any:
     return type(new)(*(torch.where(condition, a, b) for a, b in zip(new, old, strict=True)))
 
 
-def lift(function: Callable[..., Any], in_dims: tuple[int | None, ...], *, compiled: bool) -> Callable[..., Any]:
+def lift(
+    function: Callable[..., Any], in_dims: tuple[int | None, ...], *, compiled: bool
+) -> Callable[..., Any]:
     """`function` of one agent → the same for all agents; `in_dims` as in torch.vmap.
 
     Compiled code uses static shapes and no timing-based choices, so the same machine always runs the same kernels.

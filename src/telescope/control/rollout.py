@@ -7,6 +7,7 @@ Advantages are not computed here.
 # T time, S seeds, B environments per seed, D observation size
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ class Rollout(NamedTuple):
 class Finals(NamedTuple):
     """The states that truncated steps really led to, K of them: place (time, seed, environment) and observation."""
 
-    index: np.ndarray  # [3, K]
+    places: np.ndarray  # [3, K]
     observations: np.ndarray  # [K, D]
 
 
@@ -65,7 +66,7 @@ def encoder(space: gym.Space) -> Encoder:
     if isinstance(space, gym.spaces.Discrete):
         table = np.eye(int(space.n), dtype=np.float32)
         return Encoder(int(space.n), lambda observations: table[observations])
-    size = int(np.prod(space.shape, dtype=int))
+    size = math.prod(space.shape or ())
     return Encoder(size, lambda observations: observations.reshape(*observations.shape[:2], size))
 
 
@@ -90,7 +91,12 @@ class Rollouts:
         device: str = "cpu",
     ) -> None:
         self.environments, self.seeds, self.num_steps = environments, list(seeds), num_steps
-        self.distribution, self.normaliser, self.scaler, self.device = distribution, normaliser, scaler, device
+        self.distribution, self.normaliser, self.scaler, self.device = (
+            distribution,
+            normaliser,
+            scaler,
+            device,
+        )
         self.encoder = encoder(environments.observation_space)
         self.shape = (len(self.seeds), num_envs)
         self.episode_return = np.zeros(self.shape)
@@ -182,19 +188,20 @@ class Rollouts:
 
     def _allocate(self) -> Rollout:
         # torch's allocator aligns to 64 bytes, NumPy's does not: vectorised sums then round alike in every process
-        time_major = (self.num_steps, *self.shape)
-        flags = [torch.zeros(time_major, dtype=torch.bool) for _ in range(3)]
+        rows = (self.num_steps, *self.shape)
         masks = None
         if self._action_masks is not None:
-            masks = torch.zeros((*time_major, self._action_masks.shape[-1]), dtype=torch.bool)
+            masks = torch.zeros((*rows, self._action_masks.shape[-1]), dtype=torch.bool)
         return Rollout(
-            torch.zeros((*time_major, self.encoder.size)),
-            torch.zeros((*time_major, *self.distribution.action_shape), dtype=self.distribution.action_dtype),
-            torch.zeros(time_major),
-            *flags,
-            masks,
-            torch.zeros((*self.shape, self.encoder.size)),
-            Finals(np.zeros((3, 0), dtype=np.int64), np.zeros((0, self.encoder.size), dtype=np.float32)),
+            observations=torch.zeros((*rows, self.encoder.size)),
+            actions=torch.zeros((*rows, *self.distribution.action_shape), dtype=self.distribution.action_dtype),
+            rewards=torch.zeros(rows),
+            terminated=torch.zeros(rows, dtype=torch.bool),
+            truncated=torch.zeros(rows, dtype=torch.bool),
+            mask=torch.zeros(rows, dtype=torch.bool),
+            action_masks=masks,
+            last_observations=torch.zeros((*self.shape, self.encoder.size)),
+            finals=_FinalsList().stack(self.encoder.size),
         )
 
     def state(self) -> dict[str, Any]:
@@ -208,7 +215,10 @@ class Rollouts:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where `state()` was taken; the normaliser comes back separately, before. Environments that cannot be restored start new episodes."""
         self.scaler.restore(state["scaler"])
-        self.episode_return, self.episode_length = state["episode_return"].copy(), state["episode_length"].copy()
+        self.episode_return, self.episode_length = (
+            state["episode_return"].copy(),
+            state["episode_length"].copy(),
+        )
         if not self.environments.exact_resume:
             self.episode_return[:], self.episode_length[:], self.scaler.returns[:] = 0.0, 0, 0.0
             return self.reset()
@@ -236,19 +246,21 @@ class _FinalsList:
 
 def final_values(rollout: Rollout, value: Value) -> Tensor | None:
     """V of the states that truncated steps led to, NaN elsewhere [T, S, B], by one call; None when there are none."""
-    index, observations = rollout.finals
-    if not index.shape[1]:
+    places, observations = rollout.finals
+    if not places.shape[1]:
         return None
     seeds = rollout.rewards.shape[1]
-    position = np.zeros(index.shape[1], dtype=np.int64)  # of each final among those of its seed
+    position = np.zeros(places.shape[1], dtype=np.int64)  # of each final among those of its seed
     counts = np.zeros(seeds, dtype=np.int64)
-    for k, s in enumerate(index[1]):
+    for k, s in enumerate(places[1]):
         position[k], counts[s] = counts[s], counts[s] + 1
     padded = torch.zeros((seeds, int(counts.max()), observations.shape[-1]))
-    padded.numpy()[index[1], position] = observations
+    padded.numpy()[places[1], position] = observations
     values = value(padded)
     result = torch.full(rollout.rewards.shape, torch.nan)
-    result[tuple(torch.from_numpy(i) for i in index)] = values[torch.from_numpy(index[1]), torch.from_numpy(position)]
+    result[tuple(torch.from_numpy(i) for i in places)] = values[
+        torch.from_numpy(places[1]), torch.from_numpy(position)
+    ]
     return result
 
 

@@ -46,9 +46,7 @@ class Recorder(gym.Wrapper):
         self._armed = False
         self._last: Outcome | None = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
             self._seed, self._random_at_reset = seed, None
         else:
@@ -78,20 +76,14 @@ class Recorder(gym.Wrapper):
         return self._last
 
     def _mask(self, info: dict[str, Any], ended: bool) -> np.ndarray:
-        if (
-            ended
-        ):  # nothing is chosen here any more, and a state without a legal action would make NaN of the policy
+        if ended:  # nothing is chosen here any more, and a state without a legal action would make NaN of the policy
             return np.ones(self._mask_size or 0, bool)
         if "action_mask" not in info:
-            raise ValueError(
-                "the environment gave infos['action_mask'] at reset but not at this step; give it always"
-            )
+            raise ValueError("the environment gave infos['action_mask'] at reset but not at this step; give it always")
         return self._flat_mask(info["action_mask"])
 
     def _flat_mask(self, mask: Any) -> np.ndarray:
-        flat = (
-            np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, tuple) else np.ravel(mask)
-        )
+        flat = np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, tuple) else np.ravel(mask)
         if self._mask_size is None or flat.shape != (self._mask_size,):
             raise ValueError(
                 f"infos['action_mask'] has {flat.size} entries for the action space {self.env.action_space}; "
@@ -183,10 +175,7 @@ def set_random_state(generator: np.random.Generator, text: str) -> None:
 
 
 def _lists_to_arrays(state: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: np.array(value, np.uint64) if isinstance(value, list) else value
-        for name, value in state.items()
-    }
+    return {name: np.array(value, np.uint64) if isinstance(value, list) else value for name, value in state.items()}
 
 
 def mask_size(space: gym.Space) -> int | None:

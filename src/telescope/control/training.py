@@ -25,7 +25,6 @@ from telescope.control.networks import Network
 from telescope.control.normalisation import ObservationNormaliser, RewardScaler
 from telescope.control.population import TRAINING_ENVIRONMENTS, Agent
 from telescope.control.rollout import Episodes, Rollout, Rollouts, encoder
-from telescope.metrics import explained_variance
 
 UPDATES_THAT_PAY = 15_000
 """Gradient steps from which compiling (10–30 s once) saves time: an eager step of 8 seeds costs about 2 ms more."""
@@ -71,7 +70,9 @@ class Iteration:
 class Session:
     """The parts of one training run; see `algorithms.ppo.train` for their use."""
 
-    def __init__(self, config: OnPolicyConfig, resume: dict[str, Any] | None, *, network: Network | None) -> None:
+    def __init__(
+        self, config: OnPolicyConfig, resume: dict[str, Any] | None, *, network: Network | None
+    ) -> None:
         self.config, self.notes = config, list[str]()
         self.iteration = 0
         self.execution = resume["execution"] if resume else execution(config)
@@ -145,7 +146,7 @@ class Session:
                 "iteration": self.iteration,
                 "seed": seed,
                 **_episode_metrics(self._episodes, s),
-                **{name: float(values[s]) for name, values in evaluation.items()},
+                "eval_return_mean": None if evaluation is None else float(evaluation[s]),
                 **{name: float(values[s]) for name, values in statistics.items()},
             }
             for s, seed in enumerate(self.config.seed_values)
@@ -164,11 +165,12 @@ class Session:
 
     _elapsed = 0.0
 
-    def _evaluate(self) -> dict[str, np.ndarray]:
+    def _evaluate(self) -> np.ndarray | None:
+        """Mean evaluation return of each seed [S], if this iteration crossed a multiple of `eval_every`."""
         every, batch = self.config.eval_every, self.config.batch_size
         due = every and (self.step // every > (self.step - batch) // every)
         if not due:
-            return {"eval_return_mean": np.full(self.config.seeds, np.nan)}
+            return None
         if self._evaluation is None:
             self._evaluation = evaluation_environments(
                 self.config.env,
@@ -186,7 +188,7 @@ class Session:
             seeds=self.config.seed_values,
             episodes=self.config.eval_episodes,
         )
-        return {"eval_return_mean": result.returns.mean(axis=1)}
+        return result.returns.mean(axis=1)
 
     def _require_finite(self) -> None:
         broken = ~torch.isfinite(self.population.parameters).all(dim=1)
@@ -206,7 +208,11 @@ class Session:
             "seeds": self.config.seed_values,
             "execution": dict(self.execution),
             "policy": self.policy(),
-            "optimiser": {name: tensor.clone() for name, tensor in self.population._asdict().items() if name != "parameters"},
+            "optimiser": {
+                name: tensor.clone()
+                for name, tensor in self.population._asdict().items()
+                if name != "parameters"
+            },
             "rollouts": self.rollouts.state(),
         }
 
@@ -250,7 +256,12 @@ def execution(config: OnPolicyConfig) -> dict[str, Any]:
     """What must stay the same for a resumed run to be bit-exact; decided once, from the whole run's work."""
     pays = getattr(config, "updates", 0) >= UPDATES_THAT_PAY
     compiled = config.compile == "on" or (config.compile == "auto" and pays)
-    return {"compiled": compiled, "threads": config.threads, "device": config.device, "backend": config.backend}
+    return {
+        "compiled": compiled,
+        "threads": config.threads,
+        "device": config.device,
+        "backend": config.backend,
+    }
 
 
 def _rollouts(config: OnPolicyConfig) -> Rollouts:
@@ -295,12 +306,8 @@ def mean_statistics(names: Sequence[str], rows: Sequence[Tensor]) -> dict[str, n
     return dict(zip(names, table.mean(0).cpu().numpy().T, strict=True))
 
 
-def explained_variances(values: Tensor, returns: Tensor, mask: Tensor) -> np.ndarray:
-    """1 − Var(R̂ − V) / Var(R̂) per seed, of tensors [S, N]."""
-    return np.array([explained_variance(v.numpy(), r.numpy(), m.numpy()) for v, r, m in zip(values, returns, mask, strict=True)])
-
-
-def _episode_metrics(episodes: Episodes, s: int) -> dict[str, float]:
+def _episode_metrics(episodes: Episodes, s: int) -> dict[str, float | None]:
+    """How many episodes of seed s ended in this iteration, and their means (None where none did)."""
     returns, lengths = episodes.returns[s], episodes.lengths[s]
-    mean = (lambda x: float(np.mean(x))) if returns else (lambda x: float("nan"))
-    return {"episodes": len(returns), "return_mean": mean(returns), "length_mean": mean(lengths)}
+    means = (float(np.mean(returns)), float(np.mean(lengths))) if returns else (None, None)
+    return {"episodes": len(returns), "return_mean": means[0], "length_mean": means[1]}

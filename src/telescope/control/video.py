@@ -27,7 +27,7 @@ def record(
 
     kwargs = dict(env_kwargs or {}) | {"render_mode": "rgb_array"}
     world = env(**kwargs) if callable(env) else gym.make(env, **kwargs)
-    frames = []
+    frames: list[Any] = []
     try:
         observation, _ = world.reset(seed=seed)
         ended = False

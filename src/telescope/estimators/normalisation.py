@@ -1,4 +1,4 @@
-"""Normalisation of advantages (or rewards, or returns): an operation of its own, applied when the caller says so.
+"""Normalisation of advantages, an operation of its own: it happens where the caller says so.
 
 It leaves out running statistics, which need a state; those of observations and rewards are the environments'.
 """
@@ -27,8 +27,8 @@ def whiten(
     Args:
         x: an array of any shape.
         mask: of the same shape, True counts; masked entries give 0 and, NaN or not, are not read.
-        axis: the axes the statistics are taken over, as in a sum. None: all of them, one mean and one std; 0 on
-            [T, B]: one of each per environment.
+        axis: the axes the statistics are taken over. None: all, one mean and one std; 0 on [T, B]: one of
+            each per environment.
         biased: divide the sum of squares by n (True) or by n − 1 (Bessel).
         eps: added to the standard deviation.
         scale_only: x / (std + eps), the mean stays.
@@ -36,11 +36,11 @@ def whiten(
 
     Returns:
         An array like x; float32 where that is half precision. A single entry, or equal ones, give 0 (with
-        `scale_only`, x / eps). On a tensor it consists of torch operations without a branch on data, so it works
-        under torch.compile and torch.func.vmap, given a boolean mask.
+        `scale_only`, x / eps). On a tensor it consists of torch operations without a branch on data, so it
+        works under torch.compile and torch.func.vmap, given a boolean mask.
 
     Raises:
-        ValueError: names the argument, what came and the likely fix. TypeError: not a numpy array or torch tensor.
+        ValueError: names the argument, what came and the likely fix. TypeError: neither numpy nor torch.
     """
     xp = arrays.check_alike(x=x, mask=mask)
     arrays.check_float("x", x)
@@ -55,19 +55,18 @@ def whiten(
     def alive(array: Array) -> Array:  # a select: what is masked may be NaN
         return array if live is None else xp.where(live, array, 0.0)
 
-    n = _sum(alive(xp.ones_like(x)), axes)
+    def total(array: Array) -> Array:
+        return xp.sum(array, axis=axes, keepdims=True)
+
+    n = total(alive(xp.ones_like(x)))
     some = xp.clip(n, 1, None)
-    mean = _sum(alive(x), axes) / some
+    mean = total(alive(x)) / some
     # The rounding of that mean, taken out: without this, equal numbers would whiten to ±1 instead of 0.
-    mean = mean + _sum(alive(x - mean), axes) / some
-    variance = _sum(alive((x - mean) ** 2), axes) / xp.clip(n if biased else n - 1, 1, None)
+    mean = mean + total(alive(x - mean)) / some
+    variance = total(alive((x - mean) ** 2)) / xp.clip(n if biased else n - 1, 1, None)
     # The root of 0 has no finite slope; where all numbers are equal it is a constant.
     spread = xp.where(variance > 0, xp.sqrt(xp.where(variance > 0, variance, 1.0)), 0.0)
     return alive((x if scale_only else x - mean) / (spread + eps))
-
-
-def _sum(array: Array, axes: tuple[int, ...]) -> Array:
-    return array.sum(axes, keepdims=True) if isinstance(array, np.ndarray) else array.sum(axes, keepdim=True)
 
 
 def _axes(axis: int | Sequence[int] | None, dimensions: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 from telescope import arrays
 from telescope.arrays import Array
 
-_NUMBERS = (float, int, np.floating)
+_NUMBERS = (float, int, np.floating, np.integer)
 
 
 class Steps(NamedTuple):
@@ -38,11 +38,7 @@ class Steps(NamedTuple):
 
     def number(self, value: Array) -> Array:
         """A plain number as an array without axes, so that it brings no precision of its own."""
-        if not isinstance(value, float):
-            return value
-        if self.xp is np:
-            return self.like.dtype.type(value)
-        return self.xp.asarray(value, dtype=self.like.dtype, device=self.like.device)
+        return arrays.scalar(value, self.like) if isinstance(value, float) else value
 
     def where(self, condition: Array, then: Array, otherwise: Array) -> Array:
         """A select, never a product: what is not chosen may be NaN."""
@@ -58,7 +54,7 @@ class Steps(NamedTuple):
         return array if self.mask is None else self.where(self.mask, array, otherwise)
 
     def last(self) -> Array:
-        """True at each column's last live step: there the buffer ends, which truncates what has not terminated."""
+        """True at each column's last live step: the buffer ends, which truncates what has not terminated."""
         last = self.xp.zeros_like(self.like, dtype=bool)
         if self.mask is None or len(last) == 0:
             last[-1:] = True
@@ -85,16 +81,14 @@ def enter(
     if differentiable and caller is np:
         raise ValueError("differentiable is True, but the arrays are numpy's; gradients need torch tensors")
     dtype = arrays.working_dtype(reference)
-    stays = caller is np or differentiable or reference.device.type != "cpu"
+    stays = caller is np or differentiable or not arrays.on_cpu(reference)
 
     def inside(array: Array) -> Array:
         return array if stays and axis == 0 else arrays.front(array if stays else array.numpy(), axis)
 
     live = arrays.to_bool("mask", mask)
     masks = {name: arrays.to_bool(name, flag, live) for name, flag in flags.items()}
-    numbers = {
-        name: inside(arrays.to_dtype(name, array, dtype, differentiable)) for name, array in floats.items()
-    }
+    numbers = {name: inside(arrays.to_dtype(name, array, dtype, differentiable)) for name, array in floats.items()}
     spread = {name: _discount(name, value, reference, live) for name, value in (discounts or {}).items()}
     for name, value in spread.items():
         if not isinstance(value, float):
@@ -113,9 +107,14 @@ def enter(
 
 
 def _check_dtypes(floats: dict[str, Array], dtype_of: str) -> None:
-    """Rewards may have any real dtype, values one of ours, and all values the same."""
+    """Rewards may have any real dtype, values one of ours, and all values the same; none may be missing."""
     reference = floats[dtype_of]
+    for name, array in floats.items():
+        if array is None:
+            arrays.library(name, array)
     arrays.check_float(dtype_of, reference)
+    if reference.ndim == 0:
+        raise ValueError(f"{', '.join(floats)} have shape (); expected at least a time axis")
     for name, array in floats.items():
         if name != "rewards" and array.dtype != reference.dtype:
             arrays.refuse_dtype(name, array, dtype_of, reference)
@@ -136,12 +135,10 @@ def _discount(name: str, value: Array, reference: Array, live: Array | None) -> 
     return value
 
 
-def check_out(steps: Steps, out: tuple[Array, Array], differentiable: bool) -> list[Array]:
-    """The pair of arrays to write into, as they are seen from here: nothing is cast on the way, nothing is overwritten."""
+def check_out(steps: Steps, out: tuple[Array, Array], differentiable: bool) -> tuple[Array, Array]:
+    """The arrays to write into, as seen from here: nothing is cast on the way, no input overwritten."""
     if differentiable:
-        raise ValueError(
-            "out is given and differentiable is True; a result with a gradient cannot be written in place"
-        )
+        raise ValueError("out is given, but differentiable is True; a gradient cannot be written in place")
     if not isinstance(out, tuple | list) or len(out) != 2:
         raise ValueError("out must be a pair of arrays, for advantages and returns")
     read = (*steps.floats.values(), *steps.flags.values(), *steps.discounts.values(), steps.mask)
@@ -150,15 +147,12 @@ def check_out(steps: Steps, out: tuple[Array, Array], differentiable: bool) -> l
         arrays.check_neighbour("values", steps.reference, name, array)
         arrays.check_shape(name, array, tuple(steps.reference.shape), "the result is")
         if array.dtype != arrays.working_dtype(steps.reference):
-            raise ValueError(
-                f"{name} has dtype {array.dtype}; expected {arrays.working_dtype(steps.reference)}"
-            )
-        view = steps.inside(array if steps.caller is np else array.detach())
+            expected = arrays.working_dtype(steps.reference)
+            raise ValueError(f"{name} has dtype {array.dtype}; expected {expected}")
+        view = steps.inside(arrays.detached(array))
         if steps.xp is np and not view.flags.writeable:
             raise ValueError(f"{name} is read-only")
         if any(arrays.overlap(view, other) for other in used):
-            raise ValueError(
-                f"{name} shares memory with an input or with the other result; pass an array of its own"
-            )
+            raise ValueError(f"{name} shares memory with an input or the other result; pass one of its own")
         used.append(view)
-    return used[-2:]
+    return used[-2], used[-1]

@@ -1,11 +1,12 @@
-"""Credit through time: the TD residual, GAE, the λ-return, the discounted return, and the values they look ahead to.
+"""Credit through time: TD residual, GAE, λ-return, discounted return, and the values they look ahead to.
 
-An estimator is a pair (x, a) over the recurrence y[t] = x[t] + a[t] · y[t+1]. It leaves out how the recurrence is
-computed (`recurrence/`), what is asked of the arguments (`steps.py`) and all normalisation (`normalisation.py`).
+An estimator is a pair (x, a) over the recurrence y[t] = x[t] + a[t] · y[t+1]. It leaves out how the
+recurrence is computed (`recurrence/`), what is asked of the arguments (`steps.py`) and all normalisation
+(`normalisation.py`).
 
-    γ'[t] = γ (1 − terminated[t])                    may we bootstrap
+    γ'[t] = γ (1 − terminated[t])                      may we bootstrap
     κ[t]  = 1 − truncated[t], and 0 at the last step   does the trace go on
-    v'[t] = next_values[t]                           the value of the state that step t really led to
+    v'[t] = next_values[t]                             the value of the state that step t really led to
 """
 
 from typing import NamedTuple
@@ -35,10 +36,10 @@ def td_error(
     mask: Array | None = None,
     differentiable: bool = False,
 ) -> Array:
-    """TD residual δ[t] = r[t] + γ (1 − terminated[t]) v'[t] − v[t] (Schulman et al. 2016, eq. 10; GAE at λ = 0).
+    """TD residual δ[t] = r[t] + γ (1 − terminated[t]) v'[t] − v[t] (Schulman et al. 2016, eq. 10).
 
-    Arrays are [T, *batch] in any layout, rewards in reward units, γ per step; see `gae` for the rules that all
-    estimators share. `next_values` is not read where terminated. Masked steps give 0.
+    It is GAE at λ = 0; with values 0 it is the one-step target. Arrays are [T, *batch] in any layout; see
+    `gae` for the rules that all estimators share. `next_values` is not read where terminated.
     """
     steps = enter(
         {"rewards": rewards, "values": values, "next_values": next_values},
@@ -71,29 +72,30 @@ def gae(
         δ[t] = r[t] + γ'[t] v'[t] − v[t]
         A[t] = δ[t] + γ'[t] λ κ[t] A[t+1]        returns[t] = v[t] + A[t], which is the λ-return
 
-    with γ' = γ (1 − terminated) and κ = 1 − truncated: a terminated step does not bootstrap and ends the trace; a
-    truncated step bootstraps from `next_values` and ends the trace; both at once is terminated. λ = 0 is
-    `td_error`, λ = 1 is `discounted_return` minus v.
+    with γ' = γ (1 − terminated) and κ = 1 − truncated: a terminated step does not bootstrap and ends the
+    trace; a truncated step bootstraps from `next_values` and ends the trace; both at once is terminated.
+    λ = 0 is `td_error`, λ = 1 is `discounted_return` minus v.
 
     Args:
-        rewards, values, next_values: [T, *batch], any strides. `next_values[t]` is the value of the state that step
-            t really led to, never of the state after a reset: see `next_values()`. Not read where terminated.
+        rewards, values, next_values: [T, *batch], any strides. `next_values[t]` is the value of the state that
+            step t really led to, never of the state after a reset: see `next_values()`. Not read where
+            terminated.
         terminated, truncated: [T, *batch], booleans or exactly 0/1; None says that there are none.
-        gamma, lam: discount and trace decay per step, in [0, 1]; numbers, or arrays that broadcast against the
-            array layout: (B,) per environment, (T, 1) per step.
+        gamma, lam: discount and trace decay per step, in [0, 1]; numbers, or arrays that broadcast against
+            the array layout: (B,) per environment, (T, 1) per step.
         returns_lam: another λ for the returns, in the same pass.
-        mask: [T, *batch], True counts. Live steps get what they would get with the masked ones taken out; masked
-            steps give 0, and nothing that stands in them is read.
+        mask: [T, *batch], True counts. Live steps get what they would get with the masked ones taken out;
+            masked steps give 0, and nothing that stands in them is read.
         axis: the time axis; 1 for batch-major [B, T].
         differentiable: let gradients through (torch): exact, by the adjoint recurrence.
         out: a pair of arrays to write advantages and returns into.
 
     Returns:
-        (advantages, returns), in the library, device, shape and dtype of `values`; float32 where `values` are half
-        precision. Rewards of any real dtype are converted to that. Inputs are not modified.
+        (advantages, returns), in the library, device, shape and dtype of `values`; float32 where `values` are
+        half precision. Rewards of any real dtype are converted to that. Inputs are not modified.
 
     Raises:
-        ValueError: names the argument, what came and the likely fix. TypeError: not a numpy array or torch tensor.
+        ValueError: names the argument, what came and the likely fix. TypeError: neither numpy nor torch.
     """
     discounts = {"gamma": gamma, "lam": lam}
     if returns_lam is not None:
@@ -108,10 +110,8 @@ def gae(
         differentiable=differentiable,
     )
     inside = None if out is None else check_out(steps, out, differentiable)
-    advantages, targets = _fused(steps, inside) or _paired(steps, inside, differentiable)
-    return (
-        Advantages(*out) if out is not None else Advantages(steps.deliver(advantages), steps.deliver(targets))
-    )
+    advantages, returns = _fused(steps, inside) or _paired(steps, inside, differentiable)
+    return Advantages(*out) if out else Advantages(steps.deliver(advantages), steps.deliver(returns))
 
 
 def lambda_return(
@@ -126,10 +126,11 @@ def lambda_return(
     axis: int = 0,
     differentiable: bool = False,
 ) -> Array:
-    """λ-return G[t] = r[t] + γ'[t] ((1 − λκ[t]) v'[t] + λκ[t] G[t+1]) (Sutton & Barto 2018, eq. 12.2 and 12.18).
+    """λ-return G[t] = r[t] + γ'[t] ((1 − λκ[t]) v'[t] + λκ[t] G[t+1]) (Sutton & Barto 2018, eq. 12.18).
 
-    It equals v + `gae(...).advantages` where next_values come from v (see `next_values`); λ = 0 is the one-step
-    target r + γ'v', λ = 1 is `discounted_return`. The result has the dtype of `next_values`; all else is as in `gae`.
+    It equals v + `gae(...).advantages` where next_values come from v (see `next_values`); λ = 0 is the
+    one-step target r + γ'v', λ = 1 is `discounted_return`. The result has the dtype of `next_values`; all
+    else is as in `gae`.
     """
     steps = enter(
         {"rewards": rewards, "next_values": next_values},
@@ -157,8 +158,8 @@ def discounted_return(
 ) -> Array:
     """Discounted return G[t] = r[t] + γ'[t] (κ[t] G[t+1] + (1 − κ[t]) v'[t]): the λ-return at λ = 1.
 
-    Where the data stop before the episode does (a truncation, the end of the buffer) the value of the state that
-    was reached stands for what is missing. Arguments, result and errors are as in `gae`.
+    Where the data stop before the episode does (a truncation, the end of the buffer) the value of the state
+    that was reached stands for what is missing. Arguments, result and errors are as in `gae`.
     """
     return lambda_return(
         rewards,
@@ -183,16 +184,16 @@ def next_values(
     mask: Array | None = None,
     axis: int = 0,
 ) -> Array:
-    """The value of the state each step really led to, from what a rollout has at hand: v'[t], for `gae` and its kin.
+    """v'[t], the value of the state each step really led to, from what a rollout has at hand.
 
         terminated[t]                       0: there is no successor
-        truncated[t]                        final_values[t], the value of the observation the episode stopped at
+        truncated[t]                        final_values[t], the value of the observation it stopped at
         the column's last live step         last_values, unless final_values has one there
         else                                values at the column's next live step
 
     Args:
         values: [T, *batch], v of the state in which step t was taken.
-        last_values: [*batch], v of the state after each column's last live step.
+        last_values: [*batch], v of the state after each column's last live step; for [T] a number will do.
         terminated, truncated: [T, *batch], booleans or exactly 0/1; None says that there are none.
         final_values: [T, *batch], read only where truncated and not terminated; NaN says that there is none.
         mask, axis: as in `gae`.
@@ -201,15 +202,14 @@ def next_values(
         [T, *batch] in the library, device and dtype of `values`, without a gradient; 0 at masked steps.
 
     Raises:
-        ValueError: a step before its column's last live one is truncated and has no final value. `values[t + 1]` is
-            then the value of the state after the reset, which is not where step t led.
+        ValueError: a truncated step before its column's last live one has no final value; `values[t + 1]`
+            is then the reset state's, which is not where step t led.
     """
     floats = {"values": values, "last_values": _spread_last(values, last_values, axis)}
     if final_values is not None:
         floats["final_values"] = final_values
-    steps = enter(
-        floats, {"terminated": terminated, "truncated": truncated}, mask, dtype_of="values", axis=axis
-    )
+    flags = {"terminated": terminated, "truncated": truncated}
+    steps = enter(floats, flags, mask, dtype_of="values", axis=axis)
     last = steps.last()
     successors = steps.where(last, steps.floats["last_values"], _following(steps))
     missing = steps.flag("truncated") & ~steps.flag("terminated")
@@ -223,31 +223,27 @@ def next_values(
     return arrays.to_dtype("values", steps.deliver(successors), values.dtype)
 
 
-def _fused(steps: Steps, out: list[Array] | None) -> list[Array] | None:
+def _fused(steps: Steps, out: tuple[Array, Array] | None) -> tuple[Array, Array] | None:
     """GAE in one pass, where arrays and discounts allow it."""
     gamma, lam = steps.discounts["gamma"], steps.discounts["lam"]
     returns_lam = steps.discounts.get("returns_lam", lam)
     if steps.xp is not np or not (type(gamma) is type(lam) is type(returns_lam) is float):
         return None
-    results = [np.empty_like(steps.like), np.empty_like(steps.like)] if out is None else out
+    results = (np.empty_like(steps.like), np.empty_like(steps.like)) if out is None else out
     flags = (steps.flags["terminated"], steps.flags["truncated"], steps.mask)
     done = cpu.gae(tuple(steps.floats.values()), flags, (gamma, gamma * lam, gamma * returns_lam), results)
     return results if done else None
 
 
-def _paired(steps: Steps, out: list[Array] | None, differentiable: bool) -> list[Array]:
+def _paired(steps: Steps, out: tuple[Array, Array] | None, differentiable: bool) -> tuple[Array, Array]:
     """GAE as what it is, x = δ and a = γ'λκ; the definition that `_fused` is tested against."""
     lam = steps.discounts["lam"]
     returns_lam = steps.discounts.get("returns_lam", lam)
     x = _residual(steps)
-    advantages = linear_recurrence(x, _trace(steps, lam), differentiable=differentiable)
-    same = returns_lam is lam
-    ahead = (
-        advantages
-        if same
-        else linear_recurrence(x, _trace(steps, returns_lam), differentiable=differentiable)
-    )
-    results = [steps.live(advantages), steps.live(ahead + steps.floats["values"])]
+    advantages = ahead = linear_recurrence(x, _trace(steps, lam), differentiable=differentiable)
+    if returns_lam is not lam:
+        ahead = linear_recurrence(x, _trace(steps, returns_lam), differentiable=differentiable)
+    results = steps.live(advantages), steps.live(ahead + steps.floats["values"])
     if out is not None:
         for target, result in zip(out, results, strict=True):
             target[...] = result
@@ -294,12 +290,13 @@ def _following(steps: Steps) -> Array:
 def _spread_last(values: Array, last_values: Array, axis: int) -> Array:
     """last_values [*batch] as a view of the shape of values."""
     xp = arrays.library("values", values)
+    if isinstance(last_values, float | int | np.number):  # a single column has a single last value
+        last_values = arrays.scalar(last_values, values)
     arrays.check_neighbour("values", values, "last_values", last_values)
     axis = arrays.checked_axis(axis, values.ndim)
     shape = tuple(values.shape)
-    arrays.check_shape(
-        "last_values", last_values, shape[:axis] + shape[axis + 1 :], "one per column of values is"
-    )
+    batch = shape[:axis] + shape[axis + 1 :]
+    arrays.check_shape("last_values", last_values, batch, "one per column of values is")
     return xp.broadcast_to(last_values[(slice(None),) * axis + (None,)], shape)
 
 
@@ -308,7 +305,7 @@ def _check_none_missing(steps: Steps, missing: Array) -> None:
         return
     step, *column = steps.xp.argwhere(missing)[0].tolist()
     raise ValueError(
-        f"final_values holds no value for {int(missing.sum())} truncated steps before the end of their column, the "
-        f"first at step {step}, column {tuple(column)}: values at the following step is the reset state's value, not "
-        f"theirs. Evaluate the critic on the final observation (Gymnasium: infos['final_obs'])"
+        f"final_values holds no value for {int(missing.sum())} truncated steps before the end of their column "
+        f"(the first: step {step}, column {tuple(column)}); the reset state's value, which follows in values, "
+        f"is not one. Evaluate the critic on the final observation (Gymnasium: infos['final_obs'])"
     )

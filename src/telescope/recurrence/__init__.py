@@ -1,7 +1,7 @@
-"""y[t] = x[t] + a[t] · y[t+1]: the one recurrence under every estimator, and the only place that knows hardware.
+"""y[t] = x[t] + a[t] · y[t+1]: the recurrence under every estimator, and the only place that knows hardware.
 
-`naive.py` is the definition, `cpu.py` and `kernels.py` the NumPy side, `torch.py` the torch side. What x and a are
-is left to `estimators/`.
+`naive.py` is the definition, `cpu.py` and `kernels.py` the NumPy side, `torch.py` the torch side. What x and
+a are is left to `estimators/`.
 """
 
 import sys
@@ -13,11 +13,11 @@ from telescope.recurrence import cpu
 
 
 def linear_recurrence(x: Array, a: Array, *, differentiable: bool = False) -> Array:
-    """y[t] = x[t] + a[t] · y[t+1] with y[T] = 0 over axis 0 of [T, *batch], cut where a[t] = 0 whatever lies beyond.
+    """y[t] = x[t] + a[t] · y[t+1], y[T] = 0, over axis 0 of [T, *batch]; cut where a[t] = 0, even before NaN.
 
-    x and a are both float32 or both float64, of one shape, in one library (numpy or torch) and on one device; the
-    result is like x. With `differentiable` (torch) it carries the exact gradient with respect to x and a: the
-    adjoint recurrence, which runs the other way with a shifted by one.
+    x and a are both float32 or both float64, of one shape, in one library (numpy or torch) and on one device;
+    the result is like x. With `differentiable` (torch) it carries the exact gradient with respect to x and a:
+    the adjoint recurrence, which runs the other way with a shifted by one.
     """
     if isinstance(x, np.ndarray):
         return cpu.linear_recurrence(x, a)

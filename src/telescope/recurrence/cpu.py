@@ -1,7 +1,7 @@
-"""The recurrence on NumPy arrays: picks the compiled kernel that fits their strides, and shares out the columns.
+"""The recurrence on NumPy arrays: finds the kernel that fits their strides, and shares out the columns.
 
-It trusts its caller: shapes agree, floats are all float32 or all float64, flags are bool or None, and results do not
-overlap what is read. Columns are independent, so the number of threads never changes a result.
+It trusts its caller: shapes agree, floats are all float32 or all float64, flags are bool or None, and results
+do not overlap what is read. Columns are independent, so the number of threads never changes a result.
 """
 
 import os
@@ -34,10 +34,10 @@ def gae(
     discounts: tuple[float, float, float],
     out: tuple[np.ndarray, np.ndarray],
 ) -> bool:
-    """Advantages and returns in one pass over memory, where the arrays fit it; False where the pair (x, a) must do.
+    """Advantages and returns in one pass, where the arrays fit it; False where the pair (x, a) must do.
 
-    `floats` are rewards, values and next_values; `flags` terminated, truncated and mask; `discounts` γ, γλ and the
-    γλ of the returns; `out` receives advantages and returns.
+    `floats` are rewards, values and next_values; `flags` terminated, truncated and mask; `discounts` γ, γλ
+    and the γλ of the returns; `out` receives advantages and returns.
     """
     present = [flag.view(np.uint8) for flag in flags if flag is not None]
     layout = _layout((*floats, *present, *out))
@@ -72,7 +72,7 @@ def _layout(arrays: tuple[np.ndarray, ...]) -> str | None:
 
 
 def _two_dimensional(arrays: tuple[np.ndarray, ...]) -> Iterator[tuple[np.ndarray, ...]]:
-    """Views [T, columns] that together cover the arrays; never a copy, so inner axes that can't merge are walked."""
+    """Views [T, columns] that together cover the arrays; never a copy: axes that can't merge are walked."""
     shape = arrays[0].shape
     if 0 in shape:
         return
@@ -101,9 +101,7 @@ def _run(name: str, layout: str, arguments: tuple[Any, ...]) -> None:
     width = -(-columns // _threads())
     width += -width % BLOCK
     pool = _workers()
-    waiting = [
-        pool.submit(kernel, *arguments, lo, min(lo + width, columns)) for lo in range(width, columns, width)
-    ]
+    waiting = [pool.submit(kernel, *arguments, lo, min(lo + width, columns)) for lo in range(width, columns, width)]
     kernel(*arguments, 0, min(width, columns))
     for block in waiting:
         block.result()
@@ -120,7 +118,7 @@ def _kernel(name: str, dtype: np.dtype) -> Callable[..., None]:
 
 
 def _workers() -> ThreadPoolExecutor:
-    """Our own pool, made when first needed, and again in a forked process, where the parent's threads are gone."""
+    """Our own pool, made when first needed, and again in a forked process: threads do not survive a fork."""
     global _pool
     if _pool is None or _pool[0] != os.getpid():
         _pool = os.getpid(), ThreadPoolExecutor(_threads(), thread_name_prefix="telescope")

@@ -1,12 +1,12 @@
 """The loops that numba compiles: the linear recurrence, and GAE fused into it, each for two memory layouts.
 
-Nothing here checks, allocates results or starts threads: `cpu.py` does, and imports this file (and with it numba,
-which takes 0.3 to 0.5 s) only when the first kernel is called.
+Nothing here checks, allocates results or starts threads: `cpu.py` does, and imports this file (and with it
+numba, which takes 0.3 to 0.5 s) only when the first kernel is called.
 
-All arrays are two-dimensional views [T, columns] of any strides; a kernel works on columns lo:hi. What makes them
-fast: flags are uint8; a select instead of a product with (1 − flag), which is also what keeps NaN out; the carry in
-an array of its own. Where they stop being fast: a single long column is one chain of additions, and goes no faster
-than their latency (about 3 ns a step).
+All arrays are two-dimensional views [T, columns] of any strides; a kernel works on columns lo:hi. What makes
+them fast: flags are uint8; a select instead of a product with (1 − flag), which is also what keeps NaN out;
+the carry in an array of its own. Where they stop being fast: a single long column is one chain of additions,
+and goes no faster than their latency (about 3 ns a step).
 """
 
 from typing import Any
@@ -29,28 +29,21 @@ def _pointer(_context: Any, _address: Any) -> Any:
 
 
 @njit
-def _row(array, t, lo, count):  # type: ignore[no-untyped-def]
-    # array[t, lo : lo + count] as a contiguous array: without that promise the compiler would not vectorise.
-    # An array of one row (or one column) has the same for all steps (columns): the flags that None stands for.
+def _line(array, t, column, count):  # type: ignore[no-untyped-def]
+    # `count` numbers from array[t, column] on, along the contiguous axis, whichever that is: the promise that
+    # they are neighbours is what lets the compiler vectorise. One row (column) serves all steps (columns).
     down = t * array.strides[0] if array.shape[0] > 1 else 0
-    across = lo * array.strides[1] if array.shape[1] > 1 else 0
-    address = array.ctypes.data + down + across
-    return carray(_pointer(address), count, array.dtype)
-
-
-@njit
-def _column(array, t, column, count):  # type: ignore[no-untyped-def]
-    # array[t : t + count, column], likewise; the address is the same, the promise is another.
-    return _row(array, t, column, count)
+    across = column * array.strides[1] if array.shape[1] > 1 else 0
+    return carray(_pointer(array.ctypes.data + down + across), count, array.dtype)  # type: ignore[call-arg]
 
 
 def recurrence_rows(x, a, y, lo, hi):  # type: ignore[no-untyped-def]
     """y[t] = x[t] + a[t] · y[t+1], a row at a time; neighbouring columns are neighbours in memory."""
     carry = np.zeros(hi - lo, y.dtype)
     for t in range(x.shape[0] - 1, -1, -1):
-        x_row = _row(x, t, lo, hi - lo)
-        a_row = _row(a, t, lo, hi - lo)
-        y_row = _row(y, t, lo, hi - lo)
+        x_row = _line(x, t, lo, hi - lo)
+        a_row = _line(a, t, lo, hi - lo)
+        y_row = _line(y, t, lo, hi - lo)
         for j in range(hi - lo):
             tail = a_row[j] * carry[j]
             carry[j] = x_row[j] + tail if a_row[j] != 0 else x_row[j]
@@ -73,7 +66,7 @@ def _chains(x, a, carry, count):  # type: ignore[no-untyped-def]
 
 
 def recurrence_columns(x, a, y, lo, hi):  # type: ignore[no-untyped-def]
-    """The same, four columns at a time down the whole of time: batch-major arrays, single columns, odd strides."""
+    """The same, four columns at a time down the whole of time: batch-major, single columns, odd strides."""
     x_tile, a_tile = np.zeros((CHAINS, STEPS), y.dtype), np.zeros((CHAINS, STEPS), y.dtype)
     carry = np.zeros(CHAINS, y.dtype)
     for first in range(lo, hi, CHAINS):
@@ -106,7 +99,7 @@ def gae_rows(  # type: ignore[no-untyped-def]
     lo,
     hi,
 ):
-    """δ, advantages and returns in one pass, a row at a time; decay = γλ, returns_decay the same for the returns."""
+    """δ, advantages and returns in one pass, a row at a time; decay is γλ, returns_decay the returns' own."""
     number = values.dtype.type
     g, d, e = number(gamma), number(decay), number(returns_decay)
     n, zero = hi - lo, number(0)
@@ -114,12 +107,12 @@ def gae_rows(  # type: ignore[no-untyped-def]
     bootstraps, goes_on, returns_goes_on = g != 0, d != 0, e != 0
     for t in range(values.shape[0] - 1, -1, -1):
         reward, value, next_value = (
-            _row(rewards, t, lo, n),
-            _row(values, t, lo, n),
-            _row(next_values, t, lo, n),
+            _line(rewards, t, lo, n),
+            _line(values, t, lo, n),
+            _line(next_values, t, lo, n),
         )
-        ends, cut, live = _row(terminated, t, lo, n), _row(truncated, t, lo, n), _row(mask, t, lo, n)
-        advantage, target = _row(advantages, t, lo, n), _row(returns, t, lo, n)
+        ends, cut, live = _line(terminated, t, lo, n), _line(truncated, t, lo, n), _line(mask, t, lo, n)
+        advantage, target = _line(advantages, t, lo, n), _line(returns, t, lo, n)
         for j in range(n):
             successor = g * next_value[j] if ends[j] == 0 and bootstraps else zero
             delta = reward[j] + successor - value[j]
@@ -183,14 +176,14 @@ def gae_columns(  # type: ignore[no-untyped-def]
             for k in range(chains):
                 c = first + k
                 reward, value, next_value = (
-                    _column(rewards, t, c, n),
-                    _column(values, t, c, n),
-                    _column(next_values, t, c, n),
+                    _line(rewards, t, c, n),
+                    _line(values, t, c, n),
+                    _line(next_values, t, c, n),
                 )
                 ends, cut, live = (
-                    _column(terminated, t, c, n),
-                    _column(truncated, t, c, n),
-                    _column(mask, t, c, n),
+                    _line(terminated, t, c, n),
+                    _line(truncated, t, c, n),
+                    _line(mask, t, c, n),
                 )
                 _prepare(reward, value, next_value, ends, cut, live, g, d, e, x[k], a[k], returns_a[k])
             if e != d:
@@ -199,21 +192,20 @@ def gae_columns(  # type: ignore[no-untyped-def]
             _chains(x, a, carry, n)
             for k in range(chains):
                 c = first + k
-                value, live = _column(values, t, c, n), _column(mask, t, c, n)
-                advantage, target = _column(advantages, t, c, n), _column(returns, t, c, n)
+                value, live = _line(values, t, c, n), _line(mask, t, c, n)
+                advantage, target = _line(advantages, t, c, n), _line(returns, t, c, n)
                 _deliver(x[k], returns_x[k] if e != d else x[k], value, live, advantage, target)
 
 
 def compiled(function: Any, dtype: np.dtype) -> Any:
-    """`function` compiled for one dtype and arrays of any strides, from numba's cache on disk where there is one."""
+    """`function` compiled for one dtype and any strides, or from numba's cache on disk."""
     number = types.float32 if dtype == np.float32 else types.float64
     read = types.Array(number, 2, "A", readonly=True)
     flag = types.Array(types.uint8, 2, "A", readonly=True)
     write = types.Array(number, 2, "A")
+    arguments: list[Any] = [read, read, write]
     if function in (gae_rows, gae_columns):
         arguments = [read] * 3 + [flag] * 3 + [types.float64] * 3 + [write] * 2
-    else:
-        arguments = [read] * 2 + [write]
     signature = types.void(*arguments, types.intp, types.intp)
     try:
         return njit([signature], nogil=True, cache=True)(function)

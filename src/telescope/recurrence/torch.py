@@ -1,4 +1,4 @@
-"""The recurrence on torch tensors: zero-copy into the CPU kernels, a plain loop on other devices, exact gradients.
+"""The recurrence on torch tensors: zero-copy into the CPU kernels, elsewhere a loop; exact gradients.
 
 It leaves out speed on an accelerator: the loop there costs one small kernel launch per step.
 """
@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from telescope import arrays
 from telescope.recurrence import cpu
 
 
 def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor:
     """y[t] = x[t] + a[t] · y[t±1], on the device of x; no gradient."""
     x, a = x.detach(), a.detach()
-    if x.device.type != "cpu":
+    if not arrays.on_cpu(x):
         return _loop(x, a, forwards)
     step = -1 if forwards else 1
     y = torch.empty_like(x)
@@ -28,7 +29,7 @@ def differentiable_recurrence(x: Tensor, a: Tensor) -> Tensor:
 
 
 class _Recurrence(torch.autograd.Function):
-    """The adjoint z[t] = ∂L/∂y[t] + a[t−1] · z[t−1] is the recurrence run the other way, with a shifted by one."""
+    """The adjoint z[t] = ∂L/∂y[t] + a[t−1] · z[t−1] is the recurrence run the other way, a shifted by one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, forwards: bool) -> Tensor:

@@ -25,8 +25,9 @@ class Display:
     def __init__(self, total_steps: int, *, first_step: int = 0, stream: TextIO | None = None) -> None:
         self.stream = sys.stderr if stream is None else stream
         self.total_steps, self.first_step = total_steps, first_step
-        self.started = self.printed = time.perf_counter()
-        self.values: dict[str, float] = {}
+        self._started = self._printed = time.perf_counter()
+        self._values: dict[str, float] = {}
+        self._line = ""  # the latest plain line, until it is printed
         self._live = self._bar(total_steps, first_step) if self.stream.isatty() else None
 
     def __enter__(self) -> Display:
@@ -37,6 +38,8 @@ class Display:
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
+        elif self._line:
+            self._print_line()
 
     def note(self, sentence: str) -> None:
         """Print a sentence that should stay."""
@@ -49,20 +52,24 @@ class Display:
         """Take in the rows of an iteration."""
         now = time.perf_counter()
         step = int(rows[0]["step"])
-        self.values |= _summary(rows)
-        rate = (step - self.first_step) * len(rows) / max(now - self.started, 1e-9)
+        self._values |= _summary(rows)
+        rate = (step - self.first_step) * len(rows) / max(now - self._started, 1e-9)
         if self._live is not None:
             self._live.update(self._live.task_ids[0], completed=step, text=self._text(rate))
-        elif now - self.printed >= SECONDS_BETWEEN_LINES or step == rows[0].get("total", self.total_steps):
-            self.printed = now
-            left = (self.total_steps - step) * len(rows) / max(rate, 1e-9)
-            line = f"step {step:,} of {self.total_steps:,}  {self._text(rate)}  {_clock(left)} left"
-            print(line, file=self.stream, flush=True)
+            return
+        left = (self.total_steps - step) * len(rows) / max(rate, 1e-9)
+        self._line = f"step {step:,} of {self.total_steps:,}  {self._text(rate)}  {_clock(left)} left"
+        if now - self._printed >= SECONDS_BETWEEN_LINES:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        print(self._line, file=self.stream, flush=True)
+        self._line, self._printed = "", time.perf_counter()
 
     def _text(self, rate: float) -> str:
-        shares = " ".join(f"{part} {self.values.get(part, 0):.0%}" for part in PARTS)
+        shares = " ".join(f"{part} {self._values.get(part, 0):.0%}" for part in PARTS)
         found = [
-            (label, self.values.get(name, math.nan))
+            (label, self._values.get(name, math.nan))
             for label, name in (("return", "return"), ("eval", "eval"))
         ]
         scores = "  ".join(f"{label} {score:,.1f}" for label, score in found if not math.isnan(score))

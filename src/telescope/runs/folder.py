@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from telescope import __version__
 from telescope.runs import checkpoint
 from telescope.runs.config import read_config, read_toml, write_config
 from telescope.runs.files import RunError, explained, join, remove_leftovers, write_atomic
@@ -26,7 +27,7 @@ from telescope.runs.lock import LOCK, locked
 from telescope.runs.log import METRICS, TENSORBOARD
 
 FORMAT = 1
-PACKAGES = ("telescope-rl", "numpy", "numba", "torch", "gymnasium", "mujoco", "envpool")
+PACKAGES = ("numpy", "numba", "torch", "gymnasium", "mujoco", "envpool")
 
 Status = Literal["running", "finished", "stopped"]
 
@@ -227,8 +228,8 @@ class RunFolder:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of those `PACKAGES` that are installed, read without importing them."""
-    versions = {"python": platform.python_version()}
+    """Versions of telescope, Python and those `PACKAGES` that are installed, read without importing them."""
+    versions = {"telescope": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
@@ -261,17 +262,15 @@ def _new_record(
     config: Any, algorithm: str, execution: Mapping[str, Any], command: list[str]
 ) -> dict[str, Any]:
     first_seed, seeds = getattr(config, "seed", 0), getattr(config, "seeds", 1)
-    versions = installed_versions()
     return {
         "format": FORMAT,
-        "telescope": versions.get("telescope-rl", "not installed"),
         "algorithm": algorithm,
         "status": "running",
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": list(command),
         "seeds": list(range(first_seed, first_seed + seeds)),
         "execution": _as_json(execution),
-        "versions": versions,
+        "versions": installed_versions(),
         "platform": _platform(),
     }
 

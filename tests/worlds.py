@@ -1,0 +1,88 @@
+"""Small worlds whose truth is known, for learning tests."""
+
+import gymnasium as gym
+import numpy as np
+
+
+class Chain(gym.Env):
+    """States 0 … n−1 in a row, start at 0; action 1 goes right, 0 left. Reward 1 and the end at the right end.
+
+    Going left from 0 pays a lure of 0.05 and stays. The optimum is to go right always: V*(s) = γ^(n−2−s).
+    """
+
+    def __init__(self, n: int = 5) -> None:
+        self.n, self.observation_space, self.action_space = n, gym.spaces.Discrete(n), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = 0
+        return self.state, {}
+
+    def step(self, action):
+        lured = action == 0 and self.state == 0
+        self.state = max(self.state + (1 if action else -1), 0)
+        ended = self.state == self.n - 1
+        return self.state, 1.0 if ended else 0.05 * lured, ended, False, {}
+
+
+class Forever(gym.Env):
+    """Reward 1 at every step, one state, and episodes that only ever time out: V = 1 / (1 − γ)."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, limit: int = 5, *, broken_at: int | None = None) -> None:
+        self.limit, self.broken_at, self.total = limit, broken_at, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.total += 1
+        reward = float("nan") if self.total == self.broken_at else 1.0
+        return np.ones(1, np.float32), reward, False, self.steps >= self.limit, {}
+
+
+class Masked(gym.Env):
+    """Three actions of which one, another each step, is forbidden; taking a forbidden one is an error."""
+
+    observation_space = gym.spaces.Box(0.0, 1.0, (3,), np.float32)
+    action_space = gym.spaces.Discrete(3)
+
+    def _view(self):
+        forbidden = self.np_random.integers(3)
+        self.mask = np.arange(3) != forbidden
+        return self.mask.astype(np.float32), {"action_mask": self.mask}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._view()
+
+    def step(self, action):
+        assert self.mask[action], "a forbidden action was taken"
+        self.steps += 1
+        observation, info = self._view()
+        return observation, float(action), self.steps >= 6, False, info
+
+
+class Spaces(gym.Env):
+    """One step pays for how close the action is to a target; any observation and action space."""
+
+    def __init__(self, observation_space, action_space) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.steps += 1
+        closeness = -float(np.abs(np.asarray(action, dtype=float) - 1).sum())
+        return self.observation_space.sample(), closeness, False, self.steps >= 7, {}

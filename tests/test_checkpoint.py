@@ -92,22 +92,16 @@ TORCH_DTYPES = [
 
 @pytest.mark.parametrize("dtype", TORCH_DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (2, 0), (3,), (2, 3)])
-def test_every_torch_dtype_and_shape_comes_back(
-    tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
+def test_every_torch_dtype_and_shape_comes_back(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     tensor = torch.arange(math.prod(shape)).reshape(shape).to(dtype)
     state = {"tensor": tensor, "view": tensor.T if len(shape) == 2 else tensor}
     assert bits(reloaded(tmp_path, state)) == bits(state)
 
 
 def test_floats_keep_every_bit(tmp_path: Path) -> None:
-    patterns = np.array([0x7FF8000000000001, 0xFFF0000000000000, 0x8000000000000000, 1], dtype="u8").view(
-        "f8"
-    )
+    patterns = np.array([0x7FF8000000000001, 0xFFF0000000000000, 0x8000000000000000, 1], dtype="u8").view("f8")
     tensor = torch.tensor([0x7FC1, 0xFF80, 0x8000, 1], dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
-    assert bits(reloaded(tmp_path, {"numpy": patterns, "torch": tensor})) == bits(
-        {"numpy": patterns, "torch": tensor}
-    )
+    assert bits(reloaded(tmp_path, {"numpy": patterns, "torch": tensor})) == bits({"numpy": patterns, "torch": tensor})
     plain = {"nan": math.nan, "inf": math.inf, "low": -math.inf, "zero": -0.0, "tiny": 5e-324, "third": 1 / 3}
     assert bits(reloaded(tmp_path, plain)) == bits(plain)
 
@@ -119,18 +113,14 @@ leaves = (
 )  # fmt: skip
 states = st.dictionaries(
     st.text(alphabet='a/~.0"\\é', max_size=3),
-    st.recursive(
-        leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("a/~0"), inner)
-    ),
+    st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("a/~0"), inner)),
     max_size=4,
 )
 
 
 @given(states)
 @example({"~1": np.ones(1), "/": [np.zeros(2)], "": {"": np.ones(3)}, "0": {"~01": np.ones(4)}})
-def test_any_nesting_comes_back_in_order(
-    tmp_path_factory: pytest.TempPathFactory, state: dict[str, Any]
-) -> None:
+def test_any_nesting_comes_back_in_order(tmp_path_factory: pytest.TempPathFactory, state: dict[str, Any]) -> None:
     assert bits(reloaded(tmp_path_factory.getbasetemp(), state)) == bits(state)
 
 
@@ -239,9 +229,7 @@ def test_wrong_kind_format_and_absence_are_refused(saved: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "open"])
-@pytest.mark.parametrize(
-    ("code", "words"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "disk is read-only")]
-)
+@pytest.mark.parametrize(("code", "words"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "disk is read-only")])
 def test_a_failing_disk_keeps_the_previous_checkpoint(
     saved: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, words: str
 ) -> None:
@@ -314,9 +302,7 @@ while True:
 def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     path, delays = tmp_path / "x.safetensors", np.random.default_rng(0).uniform(0.0, 0.03, size=8)
     for delay in delays:
-        with subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOREVER, str(path)], stdout=subprocess.PIPE
-        ) as process:
+        with subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(path)], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             acknowledged = int(process.stdout.readline())
             time.sleep(delay)

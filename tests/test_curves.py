@@ -19,9 +19,7 @@ class Config:
     seeds: int = 1
 
 
-def make_run(
-    path: Path, returns: list[list[float | None]], env: str = "CartPole-v1", **metrics: Any
-) -> RunFolder:
+def make_run(path: Path, returns: list[list[float | None]], env: str = "CartPole-v1", **metrics: Any) -> RunFolder:
     """A run whose seed s has return `returns[s][i]` at iteration i."""
     run = RunFolder.create(path, Config(env, len(returns)), algorithm="ppo", execution={}, command=[])
     with MetricsLog(run, columns=["return_mean", *metrics], tensorboard=False) as log:
@@ -82,9 +80,7 @@ def test_many_runs_share_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def spy(figure: Figure, *arguments: Any, **options: Any) -> None:
         axes = figure.axes[0]
-        texts.update(
-            legend=[text.get_text() for text in axes.get_legend().get_texts()], title=axes.get_title("left")
-        )
+        texts.update(legend=[text.get_text() for text in axes.get_legend().get_texts()], title=axes.get_title("left"))
         texts["lines"] = [line.get_ydata() for line in axes.lines if line.get_linewidth() > 1]
         real(figure, *arguments, **options)
 
@@ -107,9 +103,7 @@ def test_auto_falls_back_to_evaluation_for_all_runs(tmp_path: Path) -> None:
     neither = make_run(tmp_path / "neither", [[None]])
     with pytest.raises(ValueError, match="neither has no value of return_mean yet"):
         plot([neither], tmp_path / "y.png", metric="return_mean")
-    with pytest.raises(
-        ValueError, match="neither has no metric 'loss'; it has step, iteration, seed, return_mean"
-    ):
+    with pytest.raises(ValueError, match="neither has no metric 'loss'; it has step, iteration, seed, return_mean"):
         plot([neither], tmp_path / "y.png", metric="loss")
     with pytest.raises(ValueError, match="neither has no value of return_mean yet; let it run"):
         plot([neither], tmp_path / "y.png")

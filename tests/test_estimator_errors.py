@@ -5,10 +5,10 @@ import sys
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import torch
 
+import oracle
 import telescope
 
 STEPS = oracle.rollout((6, 2), np.float32)
@@ -102,7 +102,7 @@ def test_the_flags_have_no_default() -> None:
 def test_unknown_arrays_are_named_with_what_is_supported() -> None:
     with pytest.raises(TypeError, match=r"rewards is a .*Foreign; supported are numpy.ndarray and torch.Tensor"):
         telescope.gae(**{**GOOD, "rewards": Foreign()})
-    with pytest.raises(TypeError, match="values is a .*Foreign"):
+    with pytest.raises(TypeError, match=r"values is a .*Foreign"):
         telescope.gae(**{**GOOD, "values": Foreign()})
 
 
@@ -110,14 +110,14 @@ def test_tensors() -> None:
     tensors = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in GOOD.items()}
     with pytest.raises(ValueError, match="values is on meta but rewards is on cpu; nothing is moved"):
         telescope.gae(**{**tensors, "values": tensors["values"].to("meta")})
-    with pytest.raises(ValueError, match="rewards is a torch.sparse_coo tensor"):
+    with pytest.raises(ValueError, match=r"rewards is a torch\.sparse_coo tensor"):
         telescope.gae(**{**tensors, "rewards": tensors["rewards"].to_sparse()})
+    pair = torch.zeros(6, 2), torch.zeros(6, 2)
     with pytest.raises(ValueError, match="out is given, but differentiable is True"):
-        pair = torch.zeros(6, 2), torch.zeros(6, 2)
         telescope.gae(**tensors, differentiable=True, out=pair)
     with pytest.raises(ValueError, match=r"out\[0\] shares memory"):
         telescope.gae(**tensors, out=(tensors["values"], torch.zeros(6, 2)))
-    with pytest.raises(ValueError, match="rewards has dtype torch.complex64"):
+    with pytest.raises(ValueError, match=r"rewards has dtype torch\.complex64"):
         telescope.gae(**{**tensors, "rewards": tensors["rewards"] + 0j})
 
 

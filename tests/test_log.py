@@ -64,9 +64,7 @@ def test_a_table_is_read_back_exactly(tmp_path: Path) -> None:
 def test_special_values_come_back(tmp_path: Path) -> None:
     values = [math.nan, math.inf, -math.inf, -0.0, 5e-324, 1e308, 3, True, np.int32(7), np.float64(0.1)]
     with MetricsLog(tmp_path, columns=["x"]) as metrics_log:
-        metrics_log.write(
-            [{"step": i, "iteration": i, "seed": 0, "x": value} for i, value in enumerate(values)]
-        )
+        metrics_log.write([{"step": i, "iteration": i, "seed": 0, "x": value} for i, value in enumerate(values)])
     read = read_metrics(tmp_path / "metrics.csv")["x"]
     assert [value.hex() for value in read.tolist()] == [float(value).hex() for value in values]
 

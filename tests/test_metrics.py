@@ -52,11 +52,7 @@ def test_iqm_of_nothing_is_refused() -> None:
 
 def test_bootstrap_is_reproducible_and_takes_a_generator() -> None:
     scores = np.random.default_rng(0).normal(size=8)
-    assert (
-        bootstrap_ci(scores)
-        == bootstrap_ci(scores, rng=0)
-        == bootstrap_ci(scores, rng=np.random.default_rng(0))
-    )
+    assert bootstrap_ci(scores) == bootstrap_ci(scores, rng=0) == bootstrap_ci(scores, rng=np.random.default_rng(0))
     assert bootstrap_ci(scores) != bootstrap_ci(scores, rng=1)
 
 
@@ -82,9 +78,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says(statistic: Callable
     for _ in range(300):
         low, high = bootstrap_ci(rng.normal(size=20), statistic, resamples=400, rng=rng)
         hits += low <= 0.0 <= high
-    assert (
-        0.87 < hits / 300 < 0.98
-    )  # percentile intervals of 20 runs: about 93 %; 3 standard errors are 0.045
+    assert 0.87 < hits / 300 < 0.98  # percentile intervals of 20 runs: about 93 %; 3 standard errors are 0.045
 
 
 @pytest.mark.parametrize(
@@ -114,9 +108,7 @@ def test_masked_entries_do_not_enter_explained_variance() -> None:
     values, returns = rng.normal(size=(2, 30))
     mask = rng.random(30) < 0.6
     dirty = np.where(mask, values, np.nan)
-    assert explained_variance(dirty, returns, mask) == pytest.approx(
-        explained_variance(values[mask], returns[mask])
-    )
+    assert explained_variance(dirty, returns, mask) == pytest.approx(explained_variance(values[mask], returns[mask]))
     assert math.isnan(explained_variance(values, returns, np.zeros(30, dtype=bool)))
 
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import torch
 
+import oracle
 import telescope
 
 nan = np.nan

@@ -28,9 +28,7 @@ def test_one_update_of_a_seed_is_that_of_the_seed_alone(env):
         alone_rows, alone = first(dataclasses.replace(config, seeds=1, seed=seed))
         difference = together["policy"]["parameters"][s] - alone["policy"]["parameters"][0]
         assert difference.abs().max() <= 1e-6
-        np.testing.assert_array_equal(
-            together["rollouts"]["episode_return"][s], alone["rollouts"]["episode_return"][0]
-        )
+        np.testing.assert_array_equal(together["rollouts"]["episode_return"][s], alone["rollouts"]["episode_return"][0])
         assert rows[s]["return_mean"] == alone_rows[0]["return_mean"]
 
 

@@ -84,9 +84,7 @@ def test_forbidden_actions_are_never_taken():
     ],
     ids=str,
 )
-@pytest.mark.parametrize(
-    "observation_space", [gym.spaces.Box(-1, 1, (2, 3)), gym.spaces.Discrete(4, start=2)], ids=str
-)
+@pytest.mark.parametrize("observation_space", [gym.spaces.Box(-1, 1, (2, 3)), gym.spaces.Discrete(4, start=2)], ids=str)
 def test_every_supported_space(observation_space, action_space):
     def make():
         return Spaces(observation_space, action_space)
@@ -175,7 +173,9 @@ def test_presets_are_found_by_family():
 # Resume
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1", "MountainCarContinuous-v0"])
+@pytest.mark.parametrize(
+    "env", ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1", "MountainCarContinuous-v0"]
+)
 @pytest.mark.parametrize("autoreset", ["next_step", "same_step"])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(env, autoreset):
     config = dataclasses.replace(

@@ -31,9 +31,7 @@ EXECUTION = {"compile": "off", "threads": 2, "device": "cpu", "shape": (1, 2)}
 
 
 def create(path: Path) -> RunFolder:
-    return RunFolder.create(
-        path, Config(), algorithm="ppo", execution=EXECUTION, command=["telescope", "train"]
-    )
+    return RunFolder.create(path, Config(), algorithm="ppo", execution=EXECUTION, command=["telescope", "train"])
 
 
 @pytest.fixture
@@ -190,9 +188,7 @@ with RunFolder.open(sys.argv[1]).lock():
 
 def hold(run: RunFolder, body: str) -> subprocess.Popen[bytes]:
     """Another process that holds the lock when this returns."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD.format(body=body), run.path], stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen([sys.executable, "-c", HOLD.format(body=body), run.path], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     return process
@@ -243,7 +239,5 @@ def test_importing_runs_is_light() -> None:
 
 def test_a_missing_dependency_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tomli_w", None)
-    with pytest.raises(
-        ImportError, match=r"tomli_w is not installed; `pip install 'telescope-rl\[control\]'`"
-    ):
+    with pytest.raises(ImportError, match=r"tomli_w is not installed; `pip install 'telescope-rl\[control\]'`"):
         create(tmp_path / "run")

@@ -15,9 +15,7 @@ import telescope
 
 rewards, values, next_values = np.array([[1.0, 2.0, 4.0], [0.5, 1.0, 2.0], [1.0, 2.0, 8.0]])
 terminated = np.array([False, False, True])
-got = telescope.gae(
-    rewards, values, next_values, terminated=terminated, truncated=None, gamma=0.5, lam=0.5
-).advantages
+got = telescope.gae(rewards, values, next_values, terminated=terminated, truncated=None, gamma=0.5, lam=0.5).advantages
 # δ = r + γ(1 - terminated)v' - v = (1, 2, 2); Â_t = δ_t + Â_{t+1}/4, by hand:
 np.testing.assert_allclose(got, [1.625, 2.5, 2.0], rtol=1e-12)
 

@@ -98,7 +98,7 @@ def to_dtype(name: str, array: Array, dtype: Any, differentiable: bool = False) 
     return np.require(np.asarray(array), dtype, "A")
 
 
-def scalar(value: float, like: Array) -> Array:
+def scalar(value: Any, like: Array) -> Array:
     """A plain number as an array without axes, with the dtype and on the device of another."""
     if isinstance(like, np.ndarray):
         return np.asarray(value, like.dtype)

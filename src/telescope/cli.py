@@ -150,14 +150,10 @@ def _train_arguments(algorithm: str, env: str | None, flags: list[str]) -> tuple
     settings = {} if file is None else read_toml(file)
     env = env or settings.get("env")
     if env is None and not any(flag in flags for flag in ("-h", "--help")):
-        raise ValueError(
-            f"no environment was named; write telescope train {algorithm} CartPole-v1, for example"
-        )
+        raise ValueError(f"no environment was named; write telescope train {algorithm} CartPole-v1, for example")
     cls = config_class(algorithm)
     default = find(algorithm).preset(env) if env else cls()
-    default = from_mapping(
-        cls, to_mapping(default) | settings | ({"env": env} if env else {}), source=str(file)
-    )
+    default = from_mapping(cls, to_mapping(default) | settings | ({"env": env} if env else {}), source=str(file))
     title = f"telescope train {algorithm} {env or 'ENV'}"
     parsed = _parse(dataclasses.make_dataclass("Arguments", [("config", cls), ("run", TrainOptions)]), flags, title,
                     {"config": default, "run": TrainOptions()})  # fmt: skip
@@ -166,9 +162,10 @@ def _train_arguments(algorithm: str, env: str | None, flags: list[str]) -> tuple
 
 def start(algorithm: str, config: Any, options: TrainOptions, command: list[str]) -> int:
     """Begin a new run."""
-    from telescope.control.training import execution
+    from telescope.control.training import execution, try_environment
     from telescope.runs.folder import RunFolder
 
+    try_environment(config)  # what cannot run leaves no folder behind
     name = f"{algorithm}-{str(config.env).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = options.out or str(Path("runs") / name)
     folder = RunFolder.create(out, config, algorithm=algorithm, execution=execution(config), command=command)
@@ -187,13 +184,9 @@ def resume(arguments: list[str]) -> int:
     done = 0 if state is None else state["step"]
     if options.total_steps is not None and options.total_steps != config.total_steps:
         config = dataclasses.replace(config, total_steps=options.total_steps)
-        print(
-            f"total_steps is now {config.total_steps:,}: schedules are planned anew over it", file=sys.stderr
-        )
+        print(f"total_steps is now {config.total_steps:,}: schedules are planned anew over it", file=sys.stderr)
     if state is not None and done >= config.iterations * config.batch_size:
-        print(
-            f"{options.resume} is finished: {done:,} of {config.total_steps:,} steps; --total-steps extends it"
-        )
+        print(f"{options.resume} is finished: {done:,} of {config.total_steps:,} steps; --total-steps extends it")
         return 0
     folder.check_execution(folder.execution, allow_inexact=options.allow_inexact)
     if state is None:
@@ -213,15 +206,11 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
     with folder.lock(), _signals() as stop, Display(config.total_steps, first_step=first_step) as display:
         folder.save_config(config)
         folder.set_status("running")
-        display.note(
-            f"training {folder.algorithm} on {config.env}, seeds {_range(config.seed_values)}: {folder.path}"
-        )
+        display.note(f"training {folder.algorithm} on {config.env}, seeds {_range(config.seed_values)}: {folder.path}")
         try:
             for metrics in find(folder.algorithm).train(config, state):
                 if log is None:
-                    log = MetricsLog(
-                        folder, columns=list(metrics.rows[0]), resume_step=first_step if state else None
-                    )
+                    log = MetricsLog(folder, columns=list(metrics.rows[0]), resume_step=first_step if state else None)
                     for sentence in metrics.notes:
                         display.note(sentence)
                 log.write(metrics.rows)
@@ -283,9 +272,7 @@ def _signals() -> Iterator[list[int]]:
 def evaluate(arguments: list[str]) -> int:
     """`telescope eval RUN`."""
     run_path, flags = _positionals(arguments)
-    options: EvalOptions = _parse(
-        EvalOptions, flags, "telescope eval RUN", {"run": run_path[0] if run_path else None}
-    )
+    options: EvalOptions = _parse(EvalOptions, flags, "telescope eval RUN", {"run": run_path[0] if run_path else None})
     if len(run_path) != 1:
         raise ValueError(f"telescope eval takes one run folder, got {len(run_path)}")
     if options.episodes < 1:
@@ -321,10 +308,10 @@ def _print_table(seeds: list[int], result: Any, summary: dict[str, Any]) -> None
     console.print(table)
     low, high = summary["ci95"]
     console.print(
-        f"IQM over seeds {summary['iqm']:,.1f} (95 % bootstrap interval {low:,.1f} to {high:,.1f}), "
-        f"mean {summary['mean']:,.1f}, worst seed {summary['worst']:,.1f}; {summary['episodes']} episodes a seed",
-        highlight=False,
+        f"IQM over seeds {summary['iqm']:,.1f} (95 % bootstrap interval {low:,.1f} to {high:,.1f})", highlight=False
     )
+    console.print(f"mean {summary['mean']:,.1f}, worst seed {summary['worst']:,.1f}", highlight=False)
+    console.print(f"{summary['episodes']} episodes per seed", highlight=False)
 
 
 def plot(arguments: list[str]) -> int:
@@ -347,9 +334,7 @@ def _parse(cls: type[Any], flags: list[str], title: str, defaults: dict[str, Any
     try:
         import tyro
     except ImportError as error:
-        raise ImportError(
-            'the command line needs more packages: pip install "telescope-rl[control]"'
-        ) from error
+        raise ImportError('the command line needs more packages: pip install "telescope-rl[control]"') from error
     default = {} if defaults is None else {"default": cls(**defaults)}
     return tyro.cli(cls, args=flags, prog=title, config=(tyro.conf.OmitArgPrefixes,), **default)
 

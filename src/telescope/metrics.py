@@ -29,9 +29,7 @@ def iqm(scores: npt.ArrayLike, axis: int = -1) -> Any:
     ordered = np.sort(np.moveaxis(np.asarray(scores, dtype=np.float64), axis, -1), axis=-1)
     count = ordered.shape[-1]
     if count == 0:
-        raise ValueError(
-            f"scores has shape {np.shape(scores)}: no score along axis {axis} to take the mean of"
-        )
+        raise ValueError(f"scores has shape {np.shape(scores)}: no score along axis {axis} to take the mean of")
     rank = np.arange(count)
     weight = np.clip(np.minimum(rank + 1, 0.75 * count) - np.maximum(rank, 0.25 * count), 0.0, 1.0)
     kept = weight > 0  # a product with weight 0 would turn a trimmed infinity into NaN
@@ -58,9 +56,7 @@ def bootstrap_ci(
     """
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim not in (1, 2) or table.size == 0:
-        raise ValueError(
-            f"scores has shape {table.shape}; expected [seeds] or [seeds, tasks] with at least one entry"
-        )
+        raise ValueError(f"scores has shape {table.shape}; expected [seeds] or [seeds, tasks] with at least one entry")
     if not 0.0 < level < 1.0:
         raise ValueError(f"level is {level}; expected a share between 0 and 1, such as 0.95")
     if resamples < 1:
@@ -91,8 +87,7 @@ def explained_variance(
     values, returns = np.asarray(values, dtype=np.float64), np.asarray(returns, dtype=np.float64)
     if values.shape != returns.shape:
         raise ValueError(
-            f"values has shape {values.shape} but returns has {returns.shape}; "
-            "did the critic forget .squeeze(-1)?"
+            f"values has shape {values.shape} but returns has {returns.shape}; did the critic forget .squeeze(-1)?"
         )
     live = np.ones(values.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
     if live.shape != values.shape:

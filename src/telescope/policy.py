@@ -31,9 +31,7 @@ from telescope.runs.folder import RunFolder
 class Policy:
     """The agents of a run, one per seed, as they stand in a checkpoint."""
 
-    def __init__(
-        self, config: OnPolicyConfig, state: dict[str, Any], *, network: Network | None = None
-    ) -> None:
+    def __init__(self, config: OnPolicyConfig, state: dict[str, Any], *, network: Network | None = None) -> None:
         self.config, self.seeds = config, config.seed_values
         environments = self._environments(1)
         self.observation_space, self.action_space = environments.observation_space, environments.action_space
@@ -140,9 +138,7 @@ def load(run: str | os.PathLike[str], *, best: bool = False, network: Network | 
     return Policy(config, state, network=network)
 
 
-def keep_best(
-    best: dict[str, Any] | None, policy: dict[str, Any], rows: list[dict[str, Any]]
-) -> dict[str, Any] | None:
+def keep_best(best: dict[str, Any] | None, policy: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The best agents so far, per seed, given the policy and the metrics rows of this iteration; None if unchanged."""
     scores = np.array([row["eval_return_mean"] for row in rows], dtype=np.float64)  # None becomes NaN
     previous = np.full(len(rows), -np.inf) if best is None else np.asarray(best["eval_return_mean"])

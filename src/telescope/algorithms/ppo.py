@@ -117,11 +117,13 @@ MOUNTAIN_CAR_CONTINUOUS = dataclasses.replace(
     normalise_rewards=True,
 )
 MUJOCO = PPO(
-    num_envs=1,
-    num_steps=2048,
+    num_envs=8,
+    num_steps=256,
     minibatch_size=64,
     epochs=10,
     value_coefficient=0.25,
+    log_std=-0.5,
+    normalise_advantages=False,
     normalise_observations=True,
     normalise_rewards=True,
     recompute_advantages=True,
@@ -158,9 +160,7 @@ class Batch(NamedTuple):
 STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gradient_norm", "updated")
 
 
-def train(
-    config: PPO, resume: dict[str, Any] | None = None, *, network: Network | None = None
-) -> Iterator[Iteration]:
+def train(config: PPO, resume: dict[str, Any] | None = None, *, network: Network | None = None) -> Iterator[Iteration]:
     """Train and yield after every iteration: `.rows` are its metrics, `.state` continues it bit for bit.
 
     `network` replaces the built-in perceptrons by any pure (init, apply) pair, see `telescope.control.networks`.
@@ -197,7 +197,11 @@ def samples(session: Session, rollout: Rollout) -> Batch:
 def with_advantages(config: PPO, session: Session, rollout: Rollout, batch: Batch) -> Batch:
     """The same samples with values, advantages and returns by the critics of this moment."""
     values = time_major(session.value(batch.observations), config.num_envs)
-    ends: dict[str, Any] = {"terminated": rollout.terminated, "truncated": rollout.truncated, "mask": live_mask(rollout)}
+    ends: dict[str, Any] = {
+        "terminated": rollout.terminated,
+        "truncated": rollout.truncated,
+        "mask": live_mask(rollout),
+    }
     last, finals = session.value(rollout.last_observations), final_values(rollout, session.value)
     successors = next_values(values, last, final_values=finals, **ends)
     advantages, returns = gae(rollout.rewards, values, successors, gamma=config.gamma, lam=config.lam, **ends)
@@ -209,9 +213,7 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Agent, 
     """One gradient step of one agent on one minibatch, as a pure function."""
 
     def loss(vector: Tensor, batch: Batch, live: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs, entropy, values = agent.evaluate(
-            vector, batch.observations, batch.actions, batch.action_masks
-        )
+        log_probs, entropy, values = agent.evaluate(vector, batch.observations, batch.actions, batch.action_masks)
         ratio = importance_ratio(log_probs, batch.log_probs)
         advantages = whiten(batch.advantages, mask=live) if config.normalise_advantages else batch.advantages
         weights = live / live.sum().clamp(min=1)
@@ -252,18 +254,16 @@ def minibatch_indices(config: PPO, iteration: int) -> Iterator[Tensor]:
     generators = [generator(seed, MINIBATCHES, iteration) for seed in config.seed_values]
     filled = config.minibatches * config.minibatch_size - config.batch_size
     for _ in range(config.epochs):
-        shuffled = [
-            np.pad(rng.permutation(config.batch_size), (0, filled), constant_values=-1) for rng in generators
-        ]
+        shuffled = [np.pad(rng.permutation(config.batch_size), (0, filled), constant_values=-1) for rng in generators]
         yield torch.tensor(np.stack(shuffled)).unflatten(1, (config.minibatches, config.minibatch_size))
 
 
-def summary(
-    config: PPO, statistics: list[Tensor], batch: Batch, learning_rate: float
-) -> dict[str, np.ndarray]:
+def summary(config: PPO, statistics: list[Tensor], batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:
     """The iteration's metrics per seed, by name."""
     return {
         **mean_statistics(STATISTICS, statistics),
-        "explained_variance": explained_variance(*(x.cpu().numpy() for x in (batch.values, batch.returns, batch.live)), axis=1),
+        "explained_variance": explained_variance(
+            *(x.cpu().numpy() for x in (batch.values, batch.returns, batch.live)), axis=1
+        ),
         "learning_rate": np.full(config.seeds, learning_rate),
     }

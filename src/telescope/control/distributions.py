@@ -165,9 +165,7 @@ def diagonal_gaussian(shape: tuple[int, ...]) -> Distribution:
         sample=sample,
         mode=lambda outputs, masks=None: _shaped(outputs[..., :size], shape),
         log_prob=log_prob,
-        entropy=lambda outputs, masks=None: (outputs[..., size:] + 0.5 * math.log(2 * math.pi * math.e)).sum(
-            -1
-        ),
+        entropy=lambda outputs, masks=None: (outputs[..., size:] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1),
     )
 
 

@@ -52,9 +52,7 @@ def evaluate(
     encode = encoder(environments.observation_space).encode
     observations, masks = environments.reset()
     shape = observations.shape[:2]
-    quota = episodes // shape[1] + (
-        np.arange(shape[1]) < episodes % shape[1]
-    )  # [B] episodes of each environment
+    quota = episodes // shape[1] + (np.arange(shape[1]) < episodes % shape[1])  # [B] episodes of each environment
     found: list[list[list[tuple[float, int]]]] = [[[] for _ in range(shape[1])] for _ in range(shape[0])]
     returns, lengths, done = np.zeros(shape), np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     while (done < quota).any():
@@ -65,9 +63,7 @@ def evaluate(
             found[s][b].append((returns[s, b], lengths[s, b]))
             returns[s, b], lengths[s, b], done[s, b] = 0.0, 0, done[s, b] + 1
         observations, masks = step.observations, step.action_masks
-    kept = [
-        [episode for b in range(shape[1]) for episode in found[s][b][: quota[b]]] for s in range(shape[0])
-    ]
+    kept = [[episode for b in range(shape[1]) for episode in found[s][b][: quota[b]]] for s in range(shape[0])]
     table = np.asarray(kept, dtype=np.float64)  # [S, E, 2]
     return Evaluation(table[..., 0], table[..., 1].astype(np.int64))
 

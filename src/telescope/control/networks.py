@@ -106,9 +106,7 @@ def from_module(build: Callable[[], nn.Module]) -> Network:
     return Network(init, apply)
 
 
-def _linear(
-    into: Parameters, name: str, rows: int, columns: int, gain: float, rng: np.random.Generator
-) -> None:
+def _linear(into: Parameters, name: str, rows: int, columns: int, gain: float, rng: np.random.Generator) -> None:
     into[f"{name}.weight"] = torch.from_numpy(_orthogonal(rows, columns, gain, rng))
     into[f"{name}.bias"] = torch.zeros(columns)
 

@@ -38,9 +38,7 @@ class RunningMoments:
         delta = mean - self.mean
         total = self.count + n
         self.mean = self.mean + delta * (n / total)
-        self.variance = (
-            self.variance * self.count + variance * n + delta**2 * (self.count * n / total)
-        ) / total
+        self.variance = (self.variance * self.count + variance * n + delta**2 * (self.count * n / total)) / total
         self.count = total
 
     def state(self) -> dict[str, Any]:

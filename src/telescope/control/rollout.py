@@ -258,9 +258,7 @@ def final_values(rollout: Rollout, value: Value) -> Tensor | None:
     padded.numpy()[places[1], position] = observations
     values = value(padded)
     result = torch.full(rollout.rewards.shape, torch.nan)
-    result[tuple(torch.from_numpy(i) for i in places)] = values[
-        torch.from_numpy(places[1]), torch.from_numpy(position)
-    ]
+    result[tuple(torch.from_numpy(i) for i in places)] = values[torch.from_numpy(places[1]), torch.from_numpy(position)]
     return result
 
 

@@ -70,9 +70,7 @@ class Iteration:
 class Session:
     """The parts of one training run; see `algorithms.ppo.train` for their use."""
 
-    def __init__(
-        self, config: OnPolicyConfig, resume: dict[str, Any] | None, *, network: Network | None
-    ) -> None:
+    def __init__(self, config: OnPolicyConfig, resume: dict[str, Any] | None, *, network: Network | None) -> None:
         self.config, self.notes = config, list[str]()
         self.iteration = 0
         self.execution = resume["execution"] if resume else execution(config)
@@ -209,9 +207,7 @@ class Session:
             "execution": dict(self.execution),
             "policy": self.policy(),
             "optimiser": {
-                name: tensor.clone()
-                for name, tensor in self.population._asdict().items()
-                if name != "parameters"
+                name: tensor.clone() for name, tensor in self.population._asdict().items() if name != "parameters"
             },
             "rollouts": self.rollouts.state(),
         }
@@ -264,17 +260,26 @@ def execution(config: OnPolicyConfig) -> dict[str, Any]:
     }
 
 
-def _rollouts(config: OnPolicyConfig) -> Rollouts:
-    environments = Environments(
+def try_environment(config: OnPolicyConfig) -> None:
+    """Make one environment and let it go; ValueError if there is none, or one whose spaces are not supported."""
+    _environments(config, [config.seed], 1).close()
+
+
+def _environments(config: OnPolicyConfig, seeds: list[int], num_envs: int) -> Environments:
+    return Environments(
         config.env,
-        seeds=config.seed_values,
-        num_envs=config.num_envs,
+        seeds=seeds,
+        num_envs=num_envs,
         backend=config.backend,
         vectorization=config.vectorization,
         autoreset=config.autoreset,
         env_kwargs=config.env_kwargs,
         stream=TRAINING_ENVIRONMENTS,
     )
+
+
+def _rollouts(config: OnPolicyConfig) -> Rollouts:
+    environments = _environments(config, config.seed_values, config.num_envs)
     return Rollouts(
         environments,
         seeds=config.seed_values,

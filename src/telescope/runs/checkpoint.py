@@ -71,9 +71,7 @@ def load(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
             f"reads format {FORMAT}"
         )
     if header["kind"] != kind:
-        raise RunError(
-            f"{os.fspath(path)} is a checkpoint of kind {header['kind']!r}, but {kind!r} was expected"
-        )
+        raise RunError(f"{os.fspath(path)} is a checkpoint of kind {header['kind']!r}, but {kind!r} was expected")
     arrays = require("safetensors.numpy").load(data)
     state: dict[str, Any] = header["state"]
     for pointer, origin in header["leaves"].items():
@@ -91,15 +89,11 @@ def _verified_header(data: bytes, path: str) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(text)
         digest = header.get("sha256")
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise RunError(
-            f"{path} is cut short, damaged, or not a checkpoint at all; nothing of it was loaded"
-        ) from error
+        raise RunError(f"{path} is cut short, damaged, or not a checkpoint at all; nothing of it was loaded") from error
     if digest is None:
         raise RunError(f"{path} is a safetensors file, but not a checkpoint written by telescope")
     if digest != _digest(data, start=data.find(str(digest).encode())):
-        raise RunError(
-            f"{path} is cut short or damaged (its SHA-256 does not match); nothing of it was loaded"
-        )
+        raise RunError(f"{path} is cut short or damaged (its SHA-256 does not match); nothing of it was loaded")
     return header
 
 

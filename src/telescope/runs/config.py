@@ -40,9 +40,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value == NONE and _admits_none(hints[field.name]):
-            raise ValueError(
-                f"{field.name} is {value!r}, the word that stands for None in a configuration file"
-            )
+            raise ValueError(f"{field.name} is {value!r}, the word that stands for None in a configuration file")
         if value is None and _default(field) is not None:
             mapping[field.name] = NONE
         elif value is not None:
@@ -124,17 +122,13 @@ def _fitted_tuple(value: Any, hints: tuple[Any, ...], place: str) -> Any:
         hints = hints[:1] * len(value)
     if len(hints) != len(value):
         raise ValueError(f"{place} is {value!r}; expected {len(hints)} values, not {len(value)}")
-    return tuple(
-        _fitted(item, hint, f"{place}[{i}]") for i, (item, hint) in enumerate(zip(value, hints, strict=True))
-    )
+    return tuple(_fitted(item, hint, f"{place}[{i}]") for i, (item, hint) in enumerate(zip(value, hints, strict=True)))
 
 
 def _options(hint: Any) -> list[Any]:
     """The alternatives of a union: None first, its word could pass for a str; float last, it takes an int."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return sorted(
-        typing.get_args(hint) if union else [hint], key=lambda one: (one is not types.NoneType, one is float)
-    )
+    return sorted(typing.get_args(hint) if union else [hint], key=lambda one: (one is not types.NoneType, one is float))
 
 
 def _admits_none(hint: Any) -> bool:

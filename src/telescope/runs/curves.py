@@ -58,12 +58,8 @@ def plot(
         raise ValueError("runs is empty; expected at least one run folder")
     tables = [read_metrics(folder.metrics_path) for folder in folders]
     name = _chosen(tables) if metric == "auto" else metric
-    curves = [
-        curve(table, name, source=str(folder.path)) for table, folder in zip(tables, folders, strict=True)
-    ]
-    figure = _figure(
-        curves, _labels(folders), LABELS.get(name, name.replace("_", " ")), title or _title(folders)
-    )
+    curves = [curve(table, name, source=str(folder.path)) for table, folder in zip(tables, folders, strict=True)]
+    figure = _figure(curves, _labels(folders), LABELS.get(name, name.replace("_", " ")), title or _title(folders))
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=150)
     out = Path(out)

@@ -68,10 +68,7 @@ class Display:
 
     def _text(self, rate: float) -> str:
         shares = " ".join(f"{part} {self._values.get(part, 0):.0%}" for part in PARTS)
-        found = [
-            (label, self._values.get(name, math.nan))
-            for label, name in (("return", "return"), ("eval", "eval"))
-        ]
+        found = [(label, self._values.get(name, math.nan)) for label, name in (("return", "return"), ("eval", "eval"))]
         scores = "  ".join(f"{label} {score:,.1f}" for label, score in found if not math.isnan(score))
         return f"{scores or 'return –'}  {rate:,.0f} steps/s  ({shares})"
 

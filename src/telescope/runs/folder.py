@@ -83,9 +83,7 @@ class RunFolder:
         except (ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path / 'run.json'} is damaged, or was not written by telescope") from error
         if version != FORMAT:
-            raise RunError(
-                f"{path} is a run folder of format {version}, but this version of telescope reads {FORMAT}"
-            )
+            raise RunError(f"{path} is a run folder of format {version}, but this version of telescope reads {FORMAT}")
         return cls(path, record)
 
     def __fspath__(self) -> str:
@@ -134,9 +132,7 @@ class RunFolder:
         and the processor: each may change the last bits of a float. RunError listing every difference, unless
         allow_inexact.
         """
-        then = (
-            self._record["execution"] | self.versions | {"processor": self._record["platform"]["processor"]}
-        )
+        then = self._record["execution"] | self.versions | {"processor": self._record["platform"]["processor"]}
         now = _as_json(current) | installed_versions() | {"processor": _platform()["processor"]}
         differences = [
             f"{name} was {then.get(name, 'absent')} and is {now.get(name, 'absent')}"
@@ -145,8 +141,7 @@ class RunFolder:
         ]
         if differences and not allow_inexact:
             raise RunError(
-                f"{self.path} would not continue bit for bit: {join(differences)}; "
-                "`--allow-inexact` continues anyway"
+                f"{self.path} would not continue bit for bit: {join(differences)}; `--allow-inexact` continues anyway"
             )
         return differences
 
@@ -258,9 +253,7 @@ def _refuse_used(path: Path) -> None:
         raise RunError(f"{path} exists and is not empty; choose another --out")
 
 
-def _new_record(
-    config: Any, algorithm: str, execution: Mapping[str, Any], command: list[str]
-) -> dict[str, Any]:
+def _new_record(config: Any, algorithm: str, execution: Mapping[str, Any], command: list[str]) -> dict[str, Any]:
     first_seed, seeds = getattr(config, "seed", 0), getattr(config, "seeds", 1)
     return {
         "format": FORMAT,

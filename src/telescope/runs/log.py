@@ -88,9 +88,7 @@ class MetricsLog:
     def _checked(self, row: Mapping[str, Any]) -> dict[str, int | float | None]:
         unknown = [name for name in row if name not in self.columns]
         if unknown:
-            raise ValueError(
-                f"unknown metric {unknown[0]!r}; the columns of this log are {', '.join(self.columns)}"
-            )
+            raise ValueError(f"unknown metric {unknown[0]!r}; the columns of this log are {', '.join(self.columns)}")
         if any(row.get(name) is None for name in LEADING):
             raise ValueError(f"a row lacks one of {', '.join(LEADING)}: {dict(row)}")
         return {name: _number(value, name) for name, value in row.items()}
@@ -176,9 +174,7 @@ class _Events:
             before = [int(name.split(".")[3]) for name in os.listdir(folder) if _EVENT_FILE.match(name)]
         # Readers take the files in the order of their names: ours must come last, whatever the clock says.
         stamp = max([int(time.time()), *(one + 1 for one in before)])
-        self.file = Appender(
-            folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
-        )
+        self.file = Appender(folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0")
         self._records = record_writer(self.file)
         self._add(file_version="brain.Event:2")
         start = self._proto.SessionLog(status=self._proto.SessionLog.START)

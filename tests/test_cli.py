@@ -1,0 +1,254 @@
+"""The command line as its users meet it: train, stop, resume, evaluate, plot, and what it says when something is wrong."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import telescope
+from telescope.cli import main
+from telescope.runs import RunFolder
+
+FAST = "--num-envs 2 --num-steps 16 --minibatch-size 32 --epochs 1".split()
+
+
+def telescope_command(*arguments, **kwargs):
+    command = [sys.executable, "-m", "telescope.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **kwargs)
+
+
+def train(out, *flags, env="CartPole-v1"):
+    return main(["train", "ppo", env, "--out", str(out), *FAST, *map(str, flags)])
+
+
+def metrics(folder, *, without_times=True):
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if not (without_times and k.startswith("time_"))} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "cartpole"
+    assert train(folder, "--seeds", 2, "--total-steps", 320, "--eval-every", 160, "--eval-episodes", 2) == 0
+    return folder
+
+
+def test_a_run_leaves_everything_behind(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert names >= {
+        "config.toml",
+        "run.json",
+        "metrics.csv",
+        "checkpoint.safetensors",
+        "best.safetensors",
+        "curves.png",
+    }
+    assert any((trained / "tensorboard").iterdir())
+    rows = metrics(trained, without_times=False)
+    assert len(rows) == 2 * 10
+    assert rows[0].keys() >= {"step", "seed", "return_mean", "time_env", "time_policy", "time_update", "time_other"}
+    assert [row["seed"] for row in rows[:2]] == ["0", "1"]
+    assert rows[-1]["step"] == "320"
+    assert sum(row["eval_return_mean"] != "" for row in rows) == 2 * 2
+    assert RunFolder.open(trained).status == "finished"
+
+
+def test_eval_prints_a_table_or_one_json_object(trained, capsys):
+    assert main(["eval", str(trained), "--episodes", "4", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary.keys() >= {"iqm", "mean", "worst", "ci95", "episodes", "per_seed"}
+    assert len(summary["per_seed"]) == 2
+    assert summary["episodes"] == 4
+    assert summary["worst"] == min(summary["per_seed"])
+    assert main(["eval", str(trained), "--episodes", "4", "--best"]) == 0
+    assert "worst seed" in capsys.readouterr().out
+    assert main(["eval", str(trained), "--episodes", "4", "--json", "--stochastic"]) == 0
+    assert json.loads(capsys.readouterr().out)["per_seed"] != summary["per_seed"]
+
+
+def test_eval_records_a_video(trained, tmp_path):
+    assert main(["eval", str(trained), "--episodes", "1", "--video", str(tmp_path)]) == 0
+    film = tmp_path / "episode.mp4"
+    assert film.stat().st_size > 1000
+    assert film.read_bytes()[4:8] == b"ftyp"
+
+
+def test_plot_draws_several_runs(trained, tmp_path):
+    assert main(["plot", str(trained), str(trained), "--out", str(tmp_path / "both.png")]) == 0
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_load_acts_in_the_environment(trained):
+    policy = telescope.load(trained)
+    env = gym.make("CartPole-v1")
+    observation, _ = env.reset(seed=0)
+    for _ in range(5):
+        action = policy.act(observation)
+        assert env.action_space.contains(action)
+        observation, *_ = env.step(action)
+    env.close()
+    assert policy.act(np.zeros((7, 4), np.float32)).shape == (7,)
+    with pytest.raises(ValueError, match="observation has shape"):
+        policy.act(np.zeros(3))
+    with pytest.raises(ValueError, match="seed is 9"):
+        policy.act(observation, seed=9)
+
+
+def test_resuming_a_finished_run_does_nothing_and_succeeds(trained, capsys):
+    before = (trained / "checkpoint.safetensors").read_bytes()
+    assert main(["train", "--resume", str(trained)]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert (trained / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_more_steps_plan_the_schedules_anew_and_say_so(tmp_path, capsys):
+    assert train(tmp_path / "run", "--total-steps", 96) == 0
+    assert float(metrics(tmp_path / "run")[-1]["learning_rate"]) == pytest.approx(1e-3 / 3)
+    assert main(["train", "--resume", str(tmp_path / "run"), "--total-steps", "192"]) == 0
+    assert "schedules are planned anew" in capsys.readouterr().err
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [str(s) for s in range(32, 193, 32)]
+    assert float(rows[3]["learning_rate"]) == pytest.approx(1e-3 / 2)
+
+
+def test_without_a_checkpoint_resume_starts_from_the_config(tmp_path, capsys):
+    assert train(tmp_path / "run", "--total-steps", 96) == 0
+    wanted = metrics(tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert "no checkpoint yet" in capsys.readouterr().err
+    assert metrics(tmp_path / "run") == wanted
+
+
+def test_a_config_file_and_flags_over_it(tmp_path):
+    assert train(tmp_path / "one", "--total-steps", 64, "--lam", 0.5) == 0
+    config = str(tmp_path / "one" / "config.toml")
+    flags = ["--config", config, "--out", str(tmp_path / "two"), "--gamma", "0.7"]
+    assert main(["train", "ppo", *flags]) == 0
+    settings = RunFolder.open(tmp_path / "two").config_mapping()
+    assert (settings["lam"], settings["gamma"], settings["env"]) == (0.5, 0.7, "CartPole-v1")
+
+
+def command(out, *flags):
+    return ["train", "ppo", "Pendulum-v1", "--out", str(out), *FAST, *map(str, flags)]
+
+
+def start(out, *flags):
+    arguments = [sys.executable, "-m", "telescope.cli", *command(out, *flags)]
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_rows(folder, rows, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "metrics.csv").exists() and (folder / "metrics.csv").read_text().count("\n") > rows:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {rows} rows came: {process.communicate()}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_run_stopped_by_a_signal_ends_as_if_it_had_never_been(tmp_path, number):
+    flags = ["--total-steps", 3200, "--seeds", 2, "--checkpoint-seconds", 0.2]
+    process = start(tmp_path / "stopped", *flags)
+    wait_for_rows(tmp_path / "stopped", 40, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 128 + number
+        assert "telescope train --resume" in errors
+        assert RunFolder.open(tmp_path / "stopped").status == "stopped"
+    assert RunFolder.open(tmp_path / "stopped").load_checkpoint()["step"] < 3200
+    assert main(["train", "--resume", str(tmp_path / "stopped")]) == 0
+    assert main(command(tmp_path / "whole", *flags)) == 0
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    states = [RunFolder.open(tmp_path / name).load_checkpoint() for name in ("stopped", "whole")]
+    for part in ("policy", "optimiser"):
+        for name, array in states[0][part].items():
+            if not isinstance(array, dict):
+                assert (array == states[1][part][name]).all()
+
+
+def test_two_writers_are_refused(tmp_path):
+    process = start(tmp_path / "run", "--total-steps", 200_000)
+    wait_for_rows(tmp_path / "run", 2, process)
+    second = telescope_command("train", "--resume", tmp_path / "run")
+    process.kill()
+    process.communicate()
+    assert second.returncode == 1
+    assert str(process.pid) in second.stderr
+
+
+# What it says when something is wrong: one sentence, no traceback.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["fly"], "there is no command 'fly'"),
+        (["train", "pop", "CartPole-v1"], "algorithm is 'pop'.*did you mean 'ppo'"),
+        (["train", "ppo"], "no environment was named"),
+        (["train", "ppo", "CartPool-v1", "--out", "OUT"], "CartPool-v1.*CartPole"),
+        (["train", "ppo", "CartPole-v1", "--gamma", "1.5", "--out", "OUT"], "gamma is 1.5; expected a number in"),
+        (["train", "ppo", "CartPole-v1", "--env-kwargs", "wind", "3", "--out", "OUT"], "wind"),
+        (["train", "ppo", "CartPole-v1", "--out", "/dev/null/run"], "/dev/null"),
+        (["train", "ppo", "CartPole-v1", "--config", "nowhere.toml"], "nowhere.toml"),
+        (["train", "--resume", "nowhere"], "nowhere is not a folder"),
+        (["eval", "nowhere"], "nowhere is not a folder"),
+        (["plot", "nowhere"], "nowhere"),
+        (["plot"], "at least one run"),
+    ],
+)
+def test_errors_are_sentences(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(tmp_path / "run") if a == "OUT" else a for a in arguments]
+    result = telescope_command(*arguments)
+    assert result.returncode in (1, 2)
+    assert "Traceback" not in result.stderr
+    assert re.search(sentence, result.stderr, re.DOTALL), result.stderr
+    assert not os.path.exists(tmp_path / "run")
+
+
+def test_an_existing_run_is_not_overwritten(trained, capsys):
+    assert train(trained, "--total-steps", 64) == 1
+    assert f"telescope train --resume {trained}" in capsys.readouterr().err
+
+
+def test_a_broken_checkpoint_is_refused(tmp_path, capsys):
+    assert train(tmp_path / "run", "--total-steps", 64) == 0
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert main(["train", "--resume", str(tmp_path / "run"), "--total-steps", "128"]) == 1
+    assert "cut short" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "run")]) == 1
+
+
+def test_other_versions_need_a_word(tmp_path, capsys):
+    assert train(tmp_path / "run", "--total-steps", 64) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    again = ["train", "--resume", str(tmp_path / "run"), "--total-steps", "128"]
+    assert main(again) == 1
+    assert "torch was 1.0" in capsys.readouterr().err
+    assert main([*again, "--allow-inexact"]) == 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "ppo", "CartPole-v1", "--help"],
+                                       ["train", "--resume", "x", "--help"], ["eval", "--help"], ["plot", "--help"]])  # fmt: skip
+def test_every_command_has_help(arguments):
+    result = telescope_command(*arguments)
+    assert result.returncode == 0
+    assert "usage" in result.stdout.lower()
+    assert "Traceback" not in result.stderr

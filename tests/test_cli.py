@@ -1,4 +1,4 @@
-"""The command line as its users meet it: train, stop, resume, evaluate, plot, and what it says when something is wrong."""
+"""The command line as its users meet it: train, stop, resume, evaluate, plot, and what it says when things are wrong."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ import telescope
 from telescope.cli import main
 from telescope.runs import RunFolder
 
-FAST = "--num-envs 2 --num-steps 16 --minibatch-size 32 --epochs 1".split()
+FAST = ["--num-envs", "2", "--num-steps", "16", "--minibatch-size", "32", "--epochs", "1"]
 
 
 def telescope_command(*arguments, **kwargs):
@@ -245,10 +245,13 @@ def test_other_versions_need_a_word(tmp_path, capsys):
     assert main([*again, "--allow-inexact"]) == 0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "ppo", "CartPole-v1", "--help"],
-                                       ["train", "--resume", "x", "--help"], ["eval", "--help"], ["plot", "--help"]])  # fmt: skip
-def test_every_command_has_help(arguments):
-    result = telescope_command(*arguments)
+@pytest.mark.parametrize(
+    "command",
+    ["", "train", "train ppo CartPole-v1", "train --resume x", "eval", "plot"],
+    ids=lambda c: c or "telescope",
+)
+def test_every_command_has_help(command):
+    result = telescope_command(*command.split(), "--help")
     assert result.returncode == 0
     assert "usage" in result.stdout.lower()
     assert "Traceback" not in result.stderr

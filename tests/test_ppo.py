@@ -6,13 +6,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from worlds import Chain, Forever, Masked, Spaces
 
 from telescope.algorithms.ppo import PPO, minibatch_indices, preset, samples, train, update_agent, with_advantages
 from telescope.control.evaluate import evaluate, evaluation_environments
 from telescope.control.population import lift
 from telescope.control.training import Session
 from telescope.policy import Policy
+from worlds import Chain, Forever, Masked, Spaces
 
 SMALL = PPO(num_envs=4, num_steps=32, minibatch_size=64, epochs=4, anneal_learning_rate=False, compile="off")
 
@@ -147,7 +147,8 @@ def test_empty_slots_and_masked_rows_leave_no_trace_in_an_update():
 
     def updated(batch, indices):
         schedule = torch.tensor([1e-3, 0.2])
-        agent, _, row = update(session.population, torch.ones(1, dtype=torch.bool), batch, indices, *schedule)
+        agent, updating, row = update(session.population, torch.ones(1, dtype=torch.bool), batch, indices, *schedule)
+        assert updating.all(), "a dead minibatch is no reason to stop"
         return agent.parameters, row
 
     parameters, row = updated(batch, torch.arange(18)[None])
@@ -160,6 +161,9 @@ def test_empty_slots_and_masked_rows_leave_no_trace_in_an_update():
     for found in (padded, masked):
         torch.testing.assert_close(found[0], parameters, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found[1], row, rtol=1e-4, atol=1e-5)
+    nothing, row = updated(batch._replace(live=torch.zeros_like(dead)), torch.arange(21)[None])
+    assert torch.equal(nothing, session.population.parameters)
+    assert row[0, -1] == 0
     session.close()
 
 
@@ -233,7 +237,7 @@ def test_a_stale_state_is_refused():
     iterations = train(dataclasses.replace(SMALL, env="CartPole-v1", total_steps=512))
     metrics = next(iterations)
     next(iterations)
-    with pytest.raises(RuntimeError, match="read `.state` before"):
+    with pytest.raises(RuntimeError, match="before asking for the next metrics"):
         _ = metrics.state
 
 

@@ -24,8 +24,8 @@ from telescope.control.networks import Network
 from telescope.control.population import MINIBATCHES, Agent, adam, clip_by_norm, generator, lift, where
 from telescope.control.rollout import Rollout, final_values, live_mask, per_seed, time_major
 from telescope.control.training import Iteration, Session, mean_statistics
-from telescope.metrics import explained_variance
 from telescope.losses import clipped_value_loss, importance_ratio, kl_k3, ppo_clip, squared_value_loss
+from telescope.metrics import explained_variance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +175,8 @@ def train(config: PPO, resume: dict[str, Any] | None = None, *, network: Network
         rollout, statistics = session.collect(), []
         batch = samples(session, rollout)
         for epoch, indices in enumerate(minibatch_indices(config, iteration)):
+            if epoch > 0 and config.recompute_advantages:
+                batch = batch._replace(values=session.value(batch.observations))
             if epoch == 0 or config.recompute_advantages:
                 batch = with_advantages(config, session, rollout, batch)
             for minibatch in indices.to(config.device).unbind(1):
@@ -186,27 +188,26 @@ def train(config: PPO, resume: dict[str, Any] | None = None, *, network: Network
 
 
 def samples(session: Session, rollout: Rollout) -> Batch:
-    """A rollout as samples, with the log-probabilities of the policy that acted; advantages are still to come."""
+    """A rollout as samples, with log-probabilities and values by the agents that acted; advantages are to come."""
     observations, actions, live = map(per_seed, (rollout.observations, rollout.actions, rollout.mask))
     masks = None if rollout.action_masks is None else per_seed(rollout.action_masks)
     log_probs, values = session.evaluate(observations, actions, masks)
     empty = torch.zeros_like(values)
-    return session.to_device(Batch(observations, actions, log_probs, values, empty, empty, live, masks))
+    return session.to_device(Batch(observations, actions, log_probs, values, empty, empty, live, masks))  # type: ignore[no-any-return]
 
 
 def with_advantages(config: PPO, session: Session, rollout: Rollout, batch: Batch) -> Batch:
-    """The same samples with values, advantages and returns by the critics of this moment."""
-    values = time_major(session.value(batch.observations), config.num_envs)
+    """The same samples with the advantages and returns that follow from their values."""
+    values = time_major(batch.values.cpu(), config.num_envs)
     ends: dict[str, Any] = {
         "terminated": rollout.terminated,
         "truncated": rollout.truncated,
         "mask": live_mask(rollout),
     }
-    last, finals = session.value(rollout.last_observations), final_values(rollout, session.value)
+    last, finals = session.value(rollout.last_observations).cpu(), final_values(rollout, session.value)
     successors = next_values(values, last, final_values=finals, **ends)
     advantages, returns = gae(rollout.rewards, values, successors, gamma=config.gamma, lam=config.lam, **ends)
-    fields = {"values": values, "advantages": advantages, "returns": returns}
-    return batch._replace(**{name: per_seed(x).to(config.device) for name, x in fields.items()})
+    return batch._replace(**session.to_device({"advantages": per_seed(advantages), "returns": per_seed(returns)}))
 
 
 def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Agent, Tensor, Tensor]]:
@@ -233,11 +234,10 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Agent, 
         gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch, live, clip)
         gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
         new = adam(old, gradient, learning_rate, eps=config.adam_eps)
-        updating = updating & live.any()
         if config.target_kl is not None:
             updating = updating & (statistics[3] <= config.target_kl)
-        row = torch.cat([statistics, norm[None], updating[None]])
-        return where(updating, new, old), updating, row
+        steps = updating & live.any()  # a minibatch of nothing but reset rows has nothing to say
+        return where(steps, new, old), updating, torch.cat([statistics, norm[None], steps[None]])
 
     return update
 
@@ -260,10 +260,9 @@ def minibatch_indices(config: PPO, iteration: int) -> Iterator[Tensor]:
 
 def summary(config: PPO, statistics: list[Tensor], batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:
     """The iteration's metrics per seed, by name."""
+    values, returns, live = (x.cpu().numpy() for x in (batch.values, batch.returns, batch.live))
     return {
         **mean_statistics(STATISTICS, statistics),
-        "explained_variance": explained_variance(
-            *(x.cpu().numpy() for x in (batch.values, batch.returns, batch.live)), axis=1
-        ),
+        "explained_variance": explained_variance(values, returns, live, axis=1),
         "learning_rate": np.full(config.seeds, learning_rate),
     }

@@ -11,11 +11,19 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-
 MUJOCO_FAMILY = (
-    "Ant HalfCheetah Hopper Humanoid HumanoidStandup InvertedDoublePendulum InvertedPendulum Pusher Reacher Swimmer "
-    "Walker2d"
-).split()
+    "Ant",
+    "HalfCheetah",
+    "Hopper",
+    "Humanoid",
+    "HumanoidStandup",
+    "InvertedDoublePendulum",
+    "InvertedPendulum",
+    "Pusher",
+    "Reacher",
+    "Swimmer",
+    "Walker2d",
+)
 """The names, without version, of Gymnasium's MuJoCo environments, which share one preset."""
 
 
@@ -46,7 +54,7 @@ class ControlConfig:
     threads: int = 1
     """CPU threads of the network arithmetic; small networks gain nothing from more."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for the update and the policy; auto compiles when the whole run has enough updates to pay for it."""
+    """torch.compile for update and policy; auto compiles when the whole run has enough updates to pay for it."""
     eval_every: int = 0
     """Evaluate every so many steps per seed (0: never) and keep the best agent of each seed."""
     eval_episodes: int = 10

@@ -37,7 +37,7 @@ def mlp(
     log_std: float | None = None,
     shared: bool = False,
 ) -> Network:
-    """Actor and critic as multilayer perceptrons: orthogonal weights (gain √2 inside, 0.01 policy, 1 value), zero biases.
+    """Perceptrons for actor and critic: orthogonal weights (gain √2 inside, 0.01 policy, 1 value), zero biases.
 
     With `log_std` the policy outputs are [mean, log σ] with a state-independent log σ that starts at that value, and
     `outputs` must be even. `shared=True` gives both heads one trunk.

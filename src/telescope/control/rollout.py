@@ -24,7 +24,7 @@ from telescope.control.population import ACTIONS, generator
 Act = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """act(parameters [S,P], observations [S,B,D], noise [S,B,…], masks) → actions [S,B,…]"""
 Value = Callable[[Tensor], Tensor]
-"""value(observations [S,N,D]) → [S,N], without gradient, on the CPU"""
+"""value(observations [S,N,D]) → [S,N], without gradient, where the networks live"""
 
 
 class Rollout(NamedTuple):
@@ -213,7 +213,10 @@ class Rollouts:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state()` was taken; the normaliser comes back separately, before. Environments that cannot be restored start new episodes."""
+        """Continue where `state()` was taken; environments that cannot be restored start new episodes.
+
+        The normaliser must already be as it was: it is part of the policy, not of this.
+        """
         self.scaler.restore(state["scaler"])
         self.episode_return, self.episode_length = (
             state["episode_return"].copy(),
@@ -256,7 +259,7 @@ def final_values(rollout: Rollout, value: Value) -> Tensor | None:
         position[k], counts[s] = counts[s], counts[s] + 1
     padded = torch.zeros((seeds, int(counts.max()), observations.shape[-1]))
     padded.numpy()[places[1], position] = observations
-    values = value(padded)
+    values = value(padded).cpu()
     result = torch.full(rollout.rewards.shape, torch.nan)
     result[tuple(torch.from_numpy(i) for i in places)] = values[torch.from_numpy(places[1]), torch.from_numpy(position)]
     return result

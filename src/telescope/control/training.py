@@ -117,19 +117,19 @@ class Session:
         return rollout
 
     def value(self, observations: Tensor) -> Tensor:
-        """V of observations [S, N, D] by the current critics, without gradient: [S, N], on the CPU."""
+        """V of observations [S, N, D] by the current critics, without gradient: [S, N]."""
         with torch.no_grad():
-            return self._value(self.population.parameters, observations.to(self.config.device)).cpu()
+            return self._value(self.population.parameters, observations.to(self.config.device))  # type: ignore[no-any-return]
 
     def evaluate(self, observations: Tensor, actions: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
-        """log π(a|s) and V(s) of samples [S, N, …] by the current agents, without gradient: [S, N], on the CPU."""
+        """log π(a|s) and V(s) of samples [S, N, …] by the current agents, without gradient: [S, N]."""
         with torch.no_grad():
             inputs = self.to_device((observations, actions, masks))
             log_probs, _, values = self._evaluate_actions(self.population.parameters, *inputs)
-        return log_probs.cpu(), values.cpu()
+        return log_probs, values
 
     def to_device(self, samples: Any) -> Any:
-        """A tuple of tensors (or None) on the device where the networks live."""
+        """A structure of tensors (or None) on the device where the networks live."""
         return tree_map(lambda x: x.to(self.config.device) if isinstance(x, Tensor) else x, samples)
 
     def finish(self, statistics: dict[str, np.ndarray]) -> Iteration:

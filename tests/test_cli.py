@@ -1,4 +1,4 @@
-"""The command line as its users meet it: train, stop, resume, evaluate, plot, and what it says when things are wrong."""
+"""The command line as its users meet it: train, stop, resume, evaluate, plot, and what it says when it cannot."""
 
 import csv
 import json

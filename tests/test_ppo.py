@@ -10,7 +10,7 @@ import torch
 from telescope.algorithms.ppo import PPO, minibatch_indices, preset, samples, train, update_agent, with_advantages
 from telescope.control.evaluate import evaluate, evaluation_environments
 from telescope.control.population import lift
-from telescope.control.training import Session
+from telescope.control.training import Session, execution
 from telescope.policy import Policy
 from worlds import Chain, Forever, Masked, Spaces
 
@@ -220,6 +220,16 @@ def test_compiled_runs_resume_bit_for_bit():
     *_, last = train(config, resume=states[0])
     assert last._session.compiled
     assert_same(last.state, states[-1])
+
+
+def test_without_a_compiler_auto_runs_eagerly_and_on_says_what_is_missing(monkeypatch):
+    work = dataclasses.replace(SMALL, total_steps=10_000_000, compile="auto")
+    assert execution(work)["compiled"]
+    assert not execution(SMALL)["compiled"]
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not execution(work)["compiled"]
+    with pytest.raises(ValueError, match=r"no C\+\+ compiler \(no-such-compiler\)"):
+        execution(dataclasses.replace(work, compile="on"))
 
 
 def test_resume_refuses_what_does_not_fit():

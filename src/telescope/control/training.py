@@ -6,8 +6,13 @@ The training loop itself stands in each algorithm's own file; nothing here decid
 # S seeds, P parameters of one agent
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import sysconfig
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,7 +81,15 @@ class Session:
         self.execution = resume["execution"] if resume else execution(config)
         torch.set_num_threads(self.execution["threads"])
         self.rollouts = _rollouts(config)
-        environments = self.rollouts.environments
+        self._evaluation: Environments | None = None
+        try:
+            self._begin(resume, network)
+        except BaseException:  # no worker process may outlive a run that never began
+            self.close()
+            raise
+
+    def _begin(self, resume: dict[str, Any] | None, network: Network | None) -> None:
+        config, environments = self.config, self.rollouts.environments
         network = network or default_network(config, self.rollouts.encoder.size, environments.action_space)
         agents, layout = population.create(network, config.seed_values, config.device)
         self.population: Agent = agents
@@ -84,7 +97,6 @@ class Session:
         self._act = population.lift(self.agent.act, (0, 0, 0, 0), compiled=self.compiled)
         self._evaluate_actions = population.lift(self.agent.evaluate, (0, 0, 0, 0), compiled=False)
         self._value = population.lift(self.agent.value, (0, 0), compiled=False)
-        self._evaluation: Environments | None = None
         if not environments.exact_resume:
             self.notes.append(environments.resume_note)
         if resume:
@@ -251,13 +263,25 @@ class Session:
 def execution(config: OnPolicyConfig) -> dict[str, Any]:
     """What must stay the same for a resumed run to be bit-exact; decided once, from the whole run's work."""
     pays = getattr(config, "updates", 0) >= UPDATES_THAT_PAY
-    compiled = config.compile == "on" or (config.compile == "auto" and pays)
+    missing = missing_for_compiling(config.device)
+    if config.compile == "on" and missing:
+        raise ValueError(f"compile is 'on', but {missing}; install it, or train with compile 'off'")
     return {
-        "compiled": compiled,
+        "compiled": config.compile == "on" or (config.compile == "auto" and pays and not missing),
         "threads": config.threads,
         "device": config.device,
         "backend": config.backend,
     }
+
+
+def missing_for_compiling(device: str) -> str:
+    """What torch.compile would lack on this machine, in words; empty if nothing. It writes C++ for the CPU."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device == "cpu" and shutil.which(compiler) is None:
+        return f"there is no C++ compiler ({compiler}) for torch.compile to use"
+    if device == "cpu" and not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        return "Python's headers (Python.h) are missing, which torch.compile needs"
+    return ""
 
 
 def try_environment(config: OnPolicyConfig) -> None:

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 import oracle
 import telescope
 from telescope.recurrence import naive
+from telescope.recurrence import torch as tensors
 
 GAMMA, LAM = 0.97, 0.9
 SHAPES = [(0,), (1,), (63,), (0, 3), (2, 0), (1, 3), (2, 1), (63, 64), (600, 2), (7, 2, 3)]
@@ -189,7 +190,28 @@ def every_estimator(steps: oracle.Rollout, **more: Any) -> list[Any]:
         telescope.td_error(*steps[:3], terminated=steps.terminated, **common),
         telescope.lambda_return(steps.rewards, steps.next_values, **flags, lam=LAM, **common),
         telescope.discounted_return(steps.rewards, steps.next_values, **flags, **common),
+        telescope.shaped_rewards(*steps[:3], terminated=steps.terminated, **common),
+        *family(steps, **common),
         ahead,
+    ]
+
+
+def family(steps: oracle.Rollout, **common: Any) -> list[Any]:
+    """The estimators that have files of tests of their own, in either library; here for the laws that all share."""
+    xp = torch if isinstance(steps.values, torch.Tensor) else np
+    flags = {"terminated": steps.terminated, "truncated": steps.truncated, **common}
+    wide, wide_next = (xp.stack([array, array + 1, 2 * array], -1) for array in (steps.values, steps.next_values))
+    off_policy = {**flags, "log_ratios": steps.values, "lam": LAM}
+    return [
+        telescope.k_step_advantage(*steps[:3], **flags, k=3),
+        telescope.n_step_return(steps.rewards, steps.next_values, **flags, n=4),
+        *telescope.vtrace(*steps[:3], **off_policy),
+        *telescope.vtrace(*steps[:3], **off_policy, rho_clip=1.5, c_clip=None, pg_rho_clip=None),
+        telescope.retrace(*steps[:3], **off_policy),
+        telescope.eligibility_trace(wide, **flags, lam=LAM),
+        telescope.eligibility_trace(wide, **flags, lam=LAM, kind="replacing"),
+        telescope.dutch_trace(wide, **flags, lam=LAM, step_size=0.1),
+        *telescope.distributional_gae(steps.rewards, wide, wide_next, **flags, lam=LAM),
     ]
 
 
@@ -273,7 +295,7 @@ def test_one_two_and_three_axes_agree(masked: bool) -> None:
             np.testing.assert_array_equal(result, expected[:, s, b])
     flat = oracle.Rollout(*(array.reshape(9, 10) for array in steps))
     for result, expected in zip(every(flat), whole, strict=True):
-        np.testing.assert_array_equal(result, expected.reshape(9, 10))
+        np.testing.assert_array_equal(result, expected.reshape(result.shape))
 
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -319,9 +341,13 @@ def test_time_may_be_any_axis(axis: int) -> None:
         telescope.discounted_return(**floats, **flags, gamma=GAMMA),
         telescope.next_values(moved.values, steps.values[-1], **flags, final_values=sparse),
     ]
-    for result, right in zip(results, [*expected[:2], *expected[5:]], strict=True):
+    for result, right in zip(results, [*expected[:2], *expected[5:7], expected[-1]], strict=True):
         assert result.shape == moved.values.shape
         np.testing.assert_allclose(np.moveaxis(result, axis, 0), right, rtol=0, atol=1e-14)
+    rest = family(moved, gamma=GAMMA, mask=moved.mask, axis=axis)
+    for result, right in zip(rest, family(steps, gamma=GAMMA, mask=steps.mask), strict=True):
+        assert result.shape[:3] == moved.values.shape
+        np.testing.assert_allclose(np.moveaxis(result, axis % 3, 0), right, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("library", [np.float64, torch.float64], ids=["numpy", "torch"])
@@ -401,12 +427,30 @@ def test_tensors_of_arrays_and_back() -> None:
     """torch gives what numpy gives, bit for bit, and without a gradient."""
     steps = oracle.rollout((300, 300), np.float32)
     expected = telescope.gae(**steps._asdict(), gamma=GAMMA, lam=LAM)
-    tensors = {name: torch.from_numpy(array) for name, array in steps._asdict().items()}
-    tensors["values"].requires_grad_()
-    result = telescope.gae(**tensors, gamma=GAMMA, lam=LAM)
+    arguments = {name: torch.from_numpy(array) for name, array in steps._asdict().items()}
+    arguments["values"].requires_grad_()
+    result = telescope.gae(**arguments, gamma=GAMMA, lam=LAM)
     assert not result.advantages.requires_grad
     for one, other in zip(result, expected, strict=True):
         np.testing.assert_array_equal(one.numpy(), other)
+
+
+@pytest.mark.parametrize("dtype", [name for name in DTYPES if name.startswith("torch")])
+@pytest.mark.parametrize("shape", [(0, 3), (1,), (11, 4), (5, 2, 3)], ids=str)
+def test_the_family_in_torch_is_the_family_in_numpy(shape: tuple[int, ...], dtype: str) -> None:
+    arguments, rounded = in_dtype(oracle.rollout(shape), DTYPES[dtype])
+    expected = family(rounded, gamma=GAMMA, mask=rounded.mask)
+    working = np.dtype("f8" if "64" in dtype else "f4")
+    results = family(oracle.Rollout(**arguments), gamma=GAMMA, mask=arguments["mask"])
+    coarse = 16 if "16" in dtype else 1  # the features are stacked, and rounded, in half precision
+    for result, right in zip(results, expected, strict=True):
+        assert isinstance(result, torch.Tensor)
+        assert str(result.dtype).endswith(working.name)
+        assert not result.requires_grad
+        if coarse == 1:
+            np.testing.assert_allclose(as_numpy(result), right, rtol=0, atol=tolerance(right, working))
+        else:
+            np.testing.assert_allclose(as_numpy(result), right, rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
@@ -456,17 +500,43 @@ def test_other_devices_take_tensors_all_the_way(dtype: torch.dtype, monkeypatch:
         return [
             *telescope.gae(*steps[:3], **common, lam=LAM, returns_lam=0.3),
             telescope.lambda_return(steps.rewards, steps.next_values, **common, lam=LAM),
+            *family(steps, gamma=GAMMA, mask=steps.mask),
+            *family(steps, gamma=GAMMA, mask=None),
             telescope.next_values(steps.values, steps.values[0], **flags, final_values=sparse, mask=steps.mask),
             telescope.next_values(steps.values, steps.values[0], **flags, final_values=sparse),
         ]
 
     expected = every()
     monkeypatch.setattr("telescope.arrays.on_cpu", lambda array: False)
-    monkeypatch.setattr("telescope.recurrence.cpu.linear_recurrence", None)
+    monkeypatch.setattr("telescope.recurrence.torch._compute", tensors._loop)
+    monkeypatch.setattr("telescope.recurrence.torch.FUSED", ())
     for result, right in zip(every(), expected, strict=True):
         assert result.dtype == right.dtype
         torch.testing.assert_close(result, right)
     assert expected[-1].dtype == dtype  # a value passed on keeps its precision
+
+
+def test_torch_compile_sees_through_all_of_them() -> None:
+    """One graph, without a break: gae with and without gradient, and the rest of the family."""
+    arguments, _ = in_dtype(oracle.rollout((4, 2)), torch.float64)
+    steps = oracle.Rollout(**arguments)
+
+    def every(rewards: Any, values: Any) -> list[Any]:
+        seen = steps._replace(rewards=rewards, values=values)
+        common = {"mask": steps.mask, "gamma": GAMMA}
+        plain = telescope.gae(**seen.arguments(), **common, lam=LAM)
+        tracked = telescope.gae(**seen.arguments(), **common, lam=LAM, returns_lam=0.3, differentiable=True)
+        return [*plain, *tracked, *family(seen, **common)]
+
+    values = steps.values.clone().requires_grad_()
+    compiled = torch.compile(every, fullgraph=True, backend="aot_eager")(steps.rewards, values)
+    for result, expected in zip(compiled, every(steps.rewards, values), strict=True):
+        assert result.requires_grad == expected.requires_grad
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+    slope, expected = (
+        torch.autograd.grad(results[2].sum(), values)[0] for results in (compiled, every(*steps[:1], values))
+    )
+    torch.testing.assert_close(slope, expected)
 
 
 @given(data=st.data())

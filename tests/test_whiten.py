@@ -1,5 +1,6 @@
 """whiten: mean 0 and deviation 1 over what counts, and nothing else is touched."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,47 @@ def test_types_and_inputs() -> None:
         assert result.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
+@pytest.mark.parametrize("array", BOTH)
+@pytest.mark.parametrize("biased", [True, False])
+def test_eps_may_stand_under_the_root(array: Any, biased: bool) -> None:
+    x = sample(6, 5)
+    variance = x.var(axis=0, ddof=0 if biased else 1)
+    arguments = {"axis": 0, "biased": biased, "eps": 0.5, "eps_inside": True}
+    result = telescope.whiten(array(x), **arguments)
+    np.testing.assert_allclose(np.asarray(result), (x - x.mean(axis=0)) / np.sqrt(variance + 0.5), atol=1e-12)
+    scaled = telescope.whiten(array(x), **arguments, scale_only=True)
+    np.testing.assert_allclose(np.asarray(scaled), x / np.sqrt(variance + 0.5), atol=1e-12)
+    np.testing.assert_array_equal(telescope.whiten(array(np.ones(5)), eps_inside=True), np.zeros(5))
+
+
+def rank_of(rank: int, folder: str) -> None:
+    """One of the two processes of the test below."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for rows in [slice(0, 2), slice(2, 9)], [slice(0, 0), slice(0, 9)]:  # unequal parts, and an empty one
+        check_part(rows[rank], rank)
+    torch.distributed.destroy_process_group()
+
+
+def check_part(rows: slice, rank: int) -> None:
+    world = torch.distributed.group.WORLD
+    x, mask = (torch.as_tensor(array) for array in (sample(9, 4), sample(9, 4) > 2))
+    for more in {}, {"mask": mask}, {"axis": 0, "mask": mask}, {"axis": 0, "biased": False, "eps_inside": True}:
+        expected = telescope.whiten(x, **more, eps=0.5)[rows]
+        part = {**more, "mask": mask[rows]} if "mask" in more else more
+        result = telescope.whiten(x[rows], **part, eps=0.5, group=world)
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+    far = x.float() + 1e5  # a variance from sums of squares would be lost in float32
+    torch.testing.assert_close(telescope.whiten(far[rows], group=world), telescope.whiten(far)[rows], rtol=0, atol=1e-2)
+    equal = telescope.whiten(torch.full((5 + 1000 * rank,), 0.1), group=world)
+    assert bool((equal == 0).all())
+    with pytest.raises(ValueError, match="differentiable is True, but group is given"):
+        telescope.whiten(x, group=world, differentiable=True)
+
+
+def test_over_ranks_it_is_whiten_of_all_their_entries(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(rank_of, (str(tmp_path),), nprocs=2)
+
+
 def test_gradient_only_on_request() -> None:
     x = torch.as_tensor(sample(4, 3)).requires_grad_()
     mask = torch.as_tensor(sample(4, 3) > 2)
@@ -115,6 +157,8 @@ def test_under_vmap_and_compile(compiled: bool) -> None:
         ({"x": np.ones(3), "axis": 1}, "axis is 1"),
         ({"x": np.ones(3), "eps": -1.0}, "eps is -1.0"),
         ({"x": np.ones(3), "differentiable": True}, "differentiable is True"),
+        ({"x": np.ones(3), "group": object()}, "group is given, but x is an array of numpy"),
+        ({"x": torch.ones(3), "group": object()}, "group is <object.*; expected a torch.distributed process group"),
         ({"x": np.ones(3), "mask": torch.ones(3)}, "mask is a torch.Tensor but x is a numpy.ndarray"),
     ],
 )

@@ -6,10 +6,49 @@ Importing it costs little: the estimators need NumPy; numba, torch and the rest 
 import importlib
 from typing import Any
 
-from telescope.estimators import discounted_return, gae, lambda_return, next_values, td_error, whiten
+from telescope.estimators import (
+    discounted_return,
+    distributional_gae,
+    dutch_trace,
+    eligibility_trace,
+    gae,
+    group_relative,
+    k_step_advantage,
+    lambda_return,
+    leave_one_out,
+    n_step_return,
+    next_values,
+    response_function,
+    retrace,
+    shaped_rewards,
+    td_error,
+    true_online_td,
+    vtrace,
+    whiten,
+)
 
 __version__ = "0.1.0"
-__all__ = ["discounted_return", "gae", "lambda_return", "load", "next_values", "td_error", "whiten"]
+__all__ = [
+    "discounted_return",
+    "distributional_gae",
+    "dutch_trace",
+    "eligibility_trace",
+    "gae",
+    "group_relative",
+    "k_step_advantage",
+    "lambda_return",
+    "leave_one_out",
+    "load",
+    "n_step_return",
+    "next_values",
+    "response_function",
+    "retrace",
+    "shaped_rewards",
+    "td_error",
+    "true_online_td",
+    "vtrace",
+    "whiten",
+]
 
 _SUBMODULES = {"algorithms", "control", "losses", "metrics", "runs"}
 

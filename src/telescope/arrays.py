@@ -1,6 +1,10 @@
 """Whose array is this, and do the arrays of one call fit together? Every public function asks here.
 
-It leaves out all arithmetic. torch is looked at only if the caller has already imported it.
+It leaves out all arithmetic. torch and jax are looked at only if the caller has already imported them.
+
+What depends on data (are flags 0 or 1, does γ lie in [0, 1], is a final value missing) is asked of arrays that have
+data. Under a transformation of JAX an array can be a tracer, which has a shape and a dtype but no numbers: those
+questions are skipped there (`any_true`), all others are not.
 """
 
 import sys
@@ -10,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-Array = Any  # numpy.ndarray or torch.Tensor; a result is what the arguments were
+Array = Any  # numpy.ndarray, torch.Tensor or jax.Array; a result is what the arguments were
 
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 _NUMPY_FLOATS = {np.dtype(kind): np.dtype(max(kind, "f4")) for kind in ("f2", "f4", "f8")}
 
 
 def library(name: str, array: Array) -> ModuleType:
-    """numpy or torch: the module whose array this is. Anything else is refused with its name."""
+    """numpy, torch or jax.numpy: the module whose array this is. Anything else is refused with its name."""
     if isinstance(array, np.ndarray):
         if isinstance(array, np.ma.MaskedArray):
             raise ValueError(f"{name} is a numpy masked array; pass its data, and mask= (True counts) beside it")
@@ -26,9 +31,25 @@ def library(name: str, array: Array) -> ModuleType:
         if array.layout != torch.strided:
             raise ValueError(f"{name} is a {array.layout} tensor; pass a dense one ({name}.to_dense())")
         return torch
+    if is_jax(array):
+        return sys.modules["jax.numpy"]
     if isinstance(array, bool | int | float | list | tuple) or array is None:
         raise ValueError(f"{name} is {_brief(array)}, not an array; pass np.asarray({name}) or a torch tensor")
-    raise TypeError(f"{name} is a {_kind(array)}; supported are numpy.ndarray and torch.Tensor")
+    raise TypeError(f"{name} is a {_kind(array)}; supported are numpy.ndarray, torch.Tensor and jax.Array")
+
+
+def is_jax(array: Array) -> bool:
+    """A JAX array, or a tracer that stands for one."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(array, jax.Array)
+
+
+def any_true(wrong: Array) -> bool:
+    """Is any of them True? False of a tracer, whose numbers do not exist yet: the check is skipped."""
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(wrong, jax.core.Tracer):
+        return False
+    return bool(wrong.any())
 
 
 def check_alike(**named: Array) -> ModuleType:
@@ -47,10 +68,10 @@ def check_alike(**named: Array) -> ModuleType:
 
 
 def check_neighbour(name: str, first: Array, other: str, array: Array) -> None:
-    """Same library and device as the first argument."""
+    """Same library and device as the first argument; between its devices JAX has rules of its own."""
     if library(other, array) is not library(name, first):
         raise ValueError(f"{other} is a {_kind(array)} but {name} is a {_kind(first)}; one call takes one library")
-    if not isinstance(first, np.ndarray) and array.device != first.device:
+    if not isinstance(first, np.ndarray) and not is_jax(first) and array.device != first.device:
         raise ValueError(f"{other} is on {array.device} but {name} is on {first.device}; nothing is moved silently")
 
 
@@ -67,12 +88,11 @@ def refuse_dtype(name: str, array: Array, reference: str, first: Array) -> None:
 
 
 def check_float(name: str, array: Array) -> None:
-    """A floating point dtype that we compute in: float16, bfloat16 (torch), float32 or float64."""
+    """A floating point dtype that we compute in: float16, bfloat16 (torch, jax), float32 or float64."""
     if isinstance(array, np.ndarray):
         known = array.dtype in _NUMPY_FLOATS
     else:
-        torch = sys.modules["torch"]
-        known = array.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        known = str(array.dtype).removeprefix("torch.") in _FLOATS
     if not known:
         raise ValueError(f"{name} has dtype {array.dtype}; expected float16, bfloat16, float32 or float64")
 
@@ -81,38 +101,52 @@ def working_dtype(array: Array) -> Any:
     """The dtype of results and sums: the array's own, or float32 where that is half precision."""
     if isinstance(array, np.ndarray):
         return _NUMPY_FLOATS[array.dtype]
+    if is_jax(array):
+        return array.dtype if array.dtype == np.float64 else np.dtype("f4")  # its dtypes are NumPy's
     torch = sys.modules["torch"]
     return array.dtype if array.dtype == torch.float64 else torch.float32
 
 
 def to_dtype(name: str, array: Array, dtype: Any, differentiable: bool = False) -> Array:
     """The array in a real dtype; itself where it has that already. Gradients stop unless asked for."""
-    if not isinstance(array, np.ndarray):
-        if array.is_complex():
-            raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
-        return (array if differentiable else array.detach()).to(dtype)
-    if array.dtype is dtype and type(array) is np.ndarray and array.flags.aligned:
+    if type(array) is np.ndarray and array.dtype is dtype and array.flags.aligned:
         return array
-    if array.dtype.kind not in "fiub":
+    if not _is_real(array):
         raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
-    return np.require(np.asarray(array), dtype, "A")
+    if isinstance(array, np.ndarray):
+        return np.require(np.asarray(array), dtype, "A")
+    array = array if differentiable else detached(array)
+    return array.astype(dtype) if is_jax(array) else array.to(dtype)
+
+
+def _is_real(array: Array) -> bool:
+    if isinstance(array, np.ndarray):
+        return array.dtype.kind in "fiub"
+    if is_jax(array):
+        jnp = sys.modules["jax.numpy"]
+        return array.dtype == bool or any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.floating))
+    return not array.is_complex()
 
 
 def scalar(value: Any, like: Array) -> Array:
     """A plain number as an array without axes, with the dtype and on the device of another."""
     if isinstance(like, np.ndarray):
         return np.asarray(value, like.dtype)
+    if is_jax(like):
+        return sys.modules["jax.numpy"].asarray(value, like.dtype)
     return sys.modules["torch"].asarray(value, dtype=like.dtype, device=like.device)
 
 
 def on_cpu(array: Array) -> bool:
     """Can NumPy read this memory where it is?"""
-    return isinstance(array, np.ndarray) or array.device.type == "cpu"
+    return isinstance(array, np.ndarray) or (not is_jax(array) and array.device.type == "cpu")
 
 
 def detached(array: Array) -> Array:
     """The same memory without its gradient."""
-    return array if isinstance(array, np.ndarray) else array.detach()
+    if isinstance(array, np.ndarray):
+        return array
+    return sys.modules["jax"].lax.stop_gradient(array) if is_jax(array) else array.detach()
 
 
 def spread(name: str, array: Array, shape: tuple[int, ...]) -> Array:
@@ -124,7 +158,7 @@ def spread(name: str, array: Array, shape: tuple[int, ...]) -> Array:
             f"{name} has shape {came}, which does not broadcast to {shape}; with time first, (B,) is one "
             f"number per environment and (T, 1) one per step"
         )
-    return np.broadcast_to(array, shape) if isinstance(array, np.ndarray) else array.broadcast_to(shape)
+    return library(name, array).broadcast_to(array, shape)
 
 
 def to_bool(name: str, flags: Array | None, live: Array | None = None) -> Array | None:
@@ -135,12 +169,12 @@ def to_bool(name: str, flags: Array | None, live: Array | None = None) -> Array 
         flags = np.asarray(flags)
         if flags.dtype.char == "?":
             return flags
-    elif flags.dtype == sys.modules["torch"].bool:
-        return flags.detach()
+    elif str(flags.dtype).endswith("bool"):
+        return detached(flags)
     wrong = (flags != 0) & (flags != 1)
     if live is not None:
         wrong = wrong & live
-    if bool(wrong.any()):
+    if any_true(wrong):
         raise ValueError(
             f"{name} has dtype {flags.dtype} and holds {flags[wrong][0].item()}; expected booleans, or "
             f"numbers that are exactly 0 or 1. None says that there are none"
@@ -181,7 +215,7 @@ def checked_axis(axis: int, dimensions: int) -> int:
 
 
 def _permuted(array: Array, order: Sequence[int]) -> Array:
-    return array.transpose(order) if isinstance(array, np.ndarray) else array.permute(*order)
+    return array.permute(*order) if hasattr(array, "permute") else array.transpose(order)
 
 
 def _shape_message(reference: str, shape: tuple[int, ...], named: dict[str, Array]) -> str:

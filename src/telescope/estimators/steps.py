@@ -3,15 +3,36 @@
 It knows what a mask and a last step are; the formulas are in `temporal.py`.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from telescope import arrays
 from telescope.arrays import Array
 
-_NUMBERS = (float, int, np.floating, np.integer)
+NUMBERS = (float, int, np.floating, np.integer)
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def quiet(function: Function) -> Function:
+    """For a function of Steps, or of an array: NumPy warns of NaN and infinity also where a select leaves them out.
+
+    Other libraries do not, and torch.compile knows no errstate.
+    """
+
+    @wraps(function)
+    def silent(first: Any, *rest: Any) -> Any:
+        if not isinstance(first, np.ndarray) and getattr(first, "xp", None) is not np:
+            return function(first, *rest)
+        with np.errstate(all="ignore"):
+            return function(first, *rest)
+
+    return silent  # type: ignore[return-value]
 
 
 class Steps(NamedTuple):
@@ -26,6 +47,7 @@ class Steps(NamedTuple):
     mask: Array | None  # True counts
     like: Array  # one of the floats: shape, dtype and device of what is computed
     reference: Array  # the same as the caller gave it
+    differentiable: bool  # do gradients go through
 
     def inside(self, array: Array) -> Array:
         """The caller's array as it is seen from here: a view, time first."""
@@ -33,7 +55,10 @@ class Steps(NamedTuple):
 
     def deliver(self, array: Array) -> Array:
         """The way back: a result in the caller's library and layout."""
-        array = arrays.back(array, self.axis)
+        return self.outside(arrays.back(array, self.axis))
+
+    def outside(self, array: Array) -> Array:
+        """A result in the caller's library."""
         return self.caller.from_numpy(array) if self.caller is not self.xp else array
 
     def number(self, value: Array) -> Array:
@@ -55,10 +80,9 @@ class Steps(NamedTuple):
 
     def last(self) -> Array:
         """True at each column's last live step: the buffer ends, which truncates what has not terminated."""
-        last = self.xp.zeros_like(self.like, dtype=bool)
-        if self.mask is None or len(last) == 0:
-            last[-1:] = True
-            return last
+        if self.mask is None or len(self.like) == 0:
+            no, yes = self.xp.zeros_like(self.like[:-1], dtype=bool), self.xp.ones_like(self.like[-1:], dtype=bool)
+            return self.xp.concatenate([no, yes])
         order = self.xp.cumsum(self.xp.ones_like(self.mask, dtype=int), 0)
         return self.mask & (order == self.xp.amax(order * self.mask, 0))
 
@@ -79,9 +103,11 @@ def enter(
     _check_dtypes(floats, dtype_of)
     axis = arrays.checked_axis(axis, reference.ndim)
     if differentiable and caller is np:
-        raise ValueError("differentiable is True, but the arrays are numpy's; gradients need torch tensors")
+        raise ValueError(
+            "differentiable is True, but the arrays are numpy's; gradients need torch tensors or JAX arrays"
+        )
     dtype = arrays.working_dtype(reference)
-    stays = caller is np or differentiable or not arrays.on_cpu(reference)
+    stays = caller is np or differentiable or not arrays.on_cpu(reference) or _compiling(caller)
 
     def inside(array: Array) -> Array:
         return array if stays and axis == 0 else arrays.front(array if stays else array.numpy(), axis)
@@ -103,7 +129,13 @@ def enter(
         None if live is None else inside(live),
         numbers[dtype_of],
         reference,
+        differentiable,
     )
+
+
+def _compiling(caller: ModuleType) -> bool:
+    """Is torch.compile looking on? It follows tensors, not NumPy's views of them."""
+    return caller.__name__ == "torch" and caller.compiler.is_compiling()
 
 
 def _check_dtypes(floats: dict[str, Array], dtype_of: str) -> None:
@@ -122,7 +154,7 @@ def _check_dtypes(floats: dict[str, Array], dtype_of: str) -> None:
 
 def _discount(name: str, value: Array, reference: Array, live: Array | None) -> Array:
     """γ or λ in [0, 1]: one number, or an array that broadcasts against the caller's layout."""
-    if isinstance(value, _NUMBERS):
+    if isinstance(value, NUMBERS):
         if not 0 <= value <= 1:  # NaN neither
             raise ValueError(f"{name} is {value}; expected a number in [0, 1]")
         return float(value)
@@ -130,7 +162,7 @@ def _discount(name: str, value: Array, reference: Array, live: Array | None) -> 
     shape = tuple(reference.shape)
     value = arrays.spread(name, value, shape)
     wrong = ~((value >= 0) & (value <= 1))
-    if bool((wrong if live is None else wrong & live).any()):
+    if arrays.any_true(wrong if live is None else wrong & live):
         raise ValueError(f"{name} holds numbers outside [0, 1], or NaN")
     return value
 
@@ -139,6 +171,8 @@ def check_out(steps: Steps, out: tuple[Array, Array], differentiable: bool) -> t
     """The arrays to write into, as seen from here: nothing is cast on the way, no input overwritten."""
     if differentiable:
         raise ValueError("out is given, but differentiable is True; a gradient cannot be written in place")
+    if arrays.is_jax(steps.reference):
+        raise ValueError("out is given, but a JAX array cannot be written in place; leave it out")
     if not isinstance(out, tuple | list) or len(out) != 2:
         raise ValueError("out must be a pair of arrays, for advantages and returns")
     read = (*steps.floats.values(), *steps.flags.values(), *steps.discounts.values(), steps.mask)

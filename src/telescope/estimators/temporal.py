@@ -9,13 +9,16 @@ recurrence is computed (`recurrence/`), what is asked of the arguments (`steps.p
     v'[t] = next_values[t]                             the value of the state that step t really led to
 """
 
+import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from telescope import arrays
 from telescope.arrays import Array
-from telescope.estimators.steps import Steps, check_out, enter
+from telescope.estimators.pairs import following, residual, stops, trace, weighted
+from telescope.estimators.steps import Steps, check_out, enter, quiet
 from telescope.recurrence import cpu, linear_recurrence
 
 
@@ -49,7 +52,7 @@ def td_error(
         dtype_of="values",
         differentiable=differentiable,
     )
-    return steps.deliver(_residual(steps))
+    return steps.deliver(residual(steps))
 
 
 def gae(
@@ -211,7 +214,7 @@ def next_values(
     flags = {"terminated": terminated, "truncated": truncated}
     steps = enter(floats, flags, mask, dtype_of="values", axis=axis)
     last = steps.last()
-    successors = steps.where(last, steps.floats["last_values"], _following(steps))
+    successors = steps.where(last, steps.floats["last_values"], following(steps, steps.floats["values"]))
     missing = steps.flag("truncated") & ~steps.flag("terminated")
     missing = missing if steps.mask is None else missing & steps.mask
     if final_values is not None:
@@ -224,25 +227,37 @@ def next_values(
 
 
 def _fused(steps: Steps, out: tuple[Array, Array] | None) -> tuple[Array, Array] | None:
-    """GAE in one pass, where arrays and discounts allow it."""
+    """GAE in one pass, where library, arrays and discounts allow it."""
     gamma, lam = steps.discounts["gamma"], steps.discounts["lam"]
     returns_lam = steps.discounts.get("returns_lam", lam)
-    if steps.xp is not np or not (type(gamma) is type(lam) is type(returns_lam) is float):
+    kernel = _kernel(steps)
+    if kernel is None or not (type(gamma) is type(lam) is type(returns_lam) is float):
         return None
-    results = (np.empty_like(steps.like), np.empty_like(steps.like)) if out is None else out
+    results = (steps.xp.empty_like(steps.like), steps.xp.empty_like(steps.like)) if out is None else out
     flags = (steps.flags["terminated"], steps.flags["truncated"], steps.mask)
-    done = cpu.gae(tuple(steps.floats.values()), flags, (gamma, gamma * lam, gamma * returns_lam), results)
+    done = kernel(tuple(steps.floats.values()), flags, (gamma, gamma * lam, gamma * returns_lam), results)
     return results if done else None
+
+
+def _kernel(steps: Steps) -> Callable[..., bool] | None:
+    """The one-pass kernel of the library; none where gradients go through."""
+    if steps.xp is np:
+        return cpu.gae
+    if steps.differentiable or steps.xp is not sys.modules.get("torch"):
+        return None
+    from telescope.recurrence import torch
+
+    return torch.gae
 
 
 def _paired(steps: Steps, out: tuple[Array, Array] | None, differentiable: bool) -> tuple[Array, Array]:
     """GAE as what it is, x = δ and a = γ'λκ; the definition that `_fused` is tested against."""
     lam = steps.discounts["lam"]
     returns_lam = steps.discounts.get("returns_lam", lam)
-    x = _residual(steps)
-    advantages = ahead = linear_recurrence(x, _trace(steps, lam), differentiable=differentiable)
+    x = residual(steps)
+    advantages = ahead = linear_recurrence(x, trace(steps, lam), differentiable=differentiable)
     if returns_lam is not lam:
-        ahead = linear_recurrence(x, _trace(steps, returns_lam), differentiable=differentiable)
+        ahead = linear_recurrence(x, trace(steps, returns_lam), differentiable=differentiable)
     results = steps.live(advantages), steps.live(ahead + steps.floats["values"])
     if out is not None:
         for target, result in zip(out, results, strict=True):
@@ -250,41 +265,14 @@ def _paired(steps: Steps, out: tuple[Array, Array] | None, differentiable: bool)
     return results
 
 
-@np.errstate(all="ignore")  # what a select leaves out may be NaN or infinite
-def _residual(steps: Steps) -> Array:
-    """δ[t] = r[t] + γ'[t] v'[t] − v[t]; 0 where masked."""
-    rewards, values, successors = steps.floats.values()
-    discount = steps.where(steps.flag("terminated"), 0.0, steps.discounts["gamma"])
-    return steps.live(rewards + _weighted(steps, discount, successors) - values)
-
-
-@np.errstate(all="ignore")
+@quiet
 def _lambda_return_pair(steps: Steps) -> tuple[Array, Array]:
     """x[t] = r[t] + γ'[t] (1 − λκ[t]) v'[t], a[t] = γ'[t] λ κ[t]."""
     rewards, successors = steps.floats.values()
     gamma, lam = steps.discounts["gamma"], steps.discounts["lam"]
-    stops = steps.flag("truncated") | steps.last()
-    weight = steps.where(stops, gamma, gamma * (1 - lam))
+    weight = steps.where(stops(steps), gamma, gamma * (1 - lam))
     weight = steps.where(steps.flag("terminated"), 0.0, weight)
-    return steps.live(rewards + _weighted(steps, weight, successors)), _trace(steps, lam)
-
-
-def _trace(steps: Steps, lam: Array) -> Array:
-    """a[t] = γ'[t] λ κ[t]; 1 where masked, so that the trace passes through undecayed."""
-    stops = steps.flag("terminated") | steps.flag("truncated") | steps.last()
-    return steps.live(steps.where(stops, 0.0, steps.discounts["gamma"] * lam), 1.0)
-
-
-def _weighted(steps: Steps, weight: Array, successors: Array) -> Array:
-    return weight * steps.where(weight == 0, 0.0, successors)
-
-
-def _following(steps: Steps) -> Array:
-    """values at the next live step; the recurrence carries it back over masked ones."""
-    values = steps.floats["values"]
-    if steps.mask is not None:
-        values = linear_recurrence(steps.live(values), steps.where(steps.mask, 0.0, 1.0))
-    return steps.xp.concatenate([values[1:], steps.xp.zeros_like(values[:1])])
+    return steps.live(rewards + weighted(steps, weight, successors)), trace(steps, lam)
 
 
 def _spread_last(values: Array, last_values: Array, axis: int) -> Array:
@@ -301,7 +289,7 @@ def _spread_last(values: Array, last_values: Array, axis: int) -> Array:
 
 
 def _check_none_missing(steps: Steps, missing: Array) -> None:
-    if not bool(missing.any()):
+    if not arrays.any_true(missing):
         return
     step, *column = steps.xp.argwhere(missing)[0].tolist()
     raise ValueError(

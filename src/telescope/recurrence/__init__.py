@@ -1,13 +1,14 @@
 """y[t] = x[t] + a[t] · y[t+1]: the recurrence under every estimator, and the only place that knows hardware.
 
-`naive.py` is the definition, `cpu.py` and `kernels.py` the NumPy side, `torch.py` the torch side. What x and
-a are is left to `estimators/`.
+`naive.py` is the definition, `cpu.py` and `kernels.py` the NumPy side, `torch.py` and `jax.py` the others'. What
+x and a are is left to `estimators/`.
 """
 
 import sys
 
 import numpy as np
 
+from telescope import arrays
 from telescope.arrays import Array
 from telescope.recurrence import cpu
 
@@ -15,14 +16,18 @@ from telescope.recurrence import cpu
 def linear_recurrence(x: Array, a: Array, *, differentiable: bool = False) -> Array:
     """y[t] = x[t] + a[t] · y[t+1], y[T] = 0, over axis 0 of [T, *batch]; cut where a[t] = 0, even before NaN.
 
-    x and a are both float32 or both float64, of one shape, in one library (numpy or torch) and on one device;
-    the result is like x. With `differentiable` (torch) it carries the exact gradient with respect to x and a:
-    the adjoint recurrence, which runs the other way with a shifted by one.
+    x and a are both float32 or both float64, of one shape, in one library (numpy, torch or jax) and on one
+    device; the result is like x. With `differentiable` (torch, jax) it carries the exact gradient with respect to
+    x and a: the adjoint recurrence, which runs the other way with a shifted by one.
     """
     if isinstance(x, np.ndarray):
         return cpu.linear_recurrence(x, a)
+    if arrays.is_jax(x):
+        from telescope.recurrence import jax
+
+        return jax.linear_recurrence(*((x, a) if differentiable else map(arrays.detached, (x, a))))
     if "torch" not in sys.modules or not isinstance(x, sys.modules["torch"].Tensor):
-        raise TypeError(f"x is a {type(x).__name__}; supported are numpy.ndarray and torch.Tensor")
+        raise TypeError(f"x is a {type(x).__name__}; supported are numpy.ndarray, torch.Tensor and jax.Array")
     from telescope.recurrence import torch
 
     return torch.differentiable_recurrence(x, a) if differentiable else torch.linear_recurrence(x, a)

@@ -1,0 +1,294 @@
+"""From the conventions in use to ours: each function returns the arguments of `gae` as a dictionary, but γ and λ.
+
+    rollout = conventions.from_episode_starts(rewards, values, last_values, episode_starts=…, …)
+    advantages, returns = gae(**rollout, gamma=0.99, lam=0.95)
+
+Nothing is estimated here. What a convention does not tell (was an end a termination or a truncation, what was the
+value of the final state) is an argument; `truncated` has no default, and None says that there are none.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from telescope import arrays
+from telescope.arrays import Array
+from telescope.estimators.sequences import (
+    Arguments,
+    from_cu_seqlens,
+    from_lengths,
+    from_response_mask,
+    split_packed_values,
+)
+from telescope.estimators.temporal import next_values
+
+__all__ = [
+    "FinalObservations",
+    "dense_final_values",
+    "final_observations",
+    "from_arrivals",
+    "from_cu_seqlens",
+    "from_discounts",
+    "from_dones",
+    "from_episode_starts",
+    "from_last_values",
+    "from_lengths",
+    "from_next_step_autoreset",
+    "from_response_mask",
+    "from_values_with_bootstrap",
+    "split_packed_values",
+]
+
+
+def from_last_values(
+    rewards: Array,
+    values: Array,
+    last_values: Array,
+    *,
+    terminated: Array | None,
+    truncated: Array | None,
+    final_values: Array | None = None,
+    mask: Array | None = None,
+    axis: int = 0,
+) -> Arguments:
+    """This-step flags and the value after the last step; the one that the others come down to.
+
+    Gymnasium's SAME_STEP autoreset is this, with `final_values` from `final_observations` and
+    `dense_final_values`. Arguments and errors are those of `next_values`.
+    """
+    ends: Arguments = {"terminated": terminated, "truncated": truncated, "mask": mask, "axis": axis}
+    successors = next_values(values, last_values, final_values=final_values, **ends)
+    return {"rewards": rewards, "values": values, "next_values": successors, **ends}
+
+
+def from_values_with_bootstrap(
+    rewards: Array,
+    values: Array,
+    *,
+    terminated: Array | None,
+    truncated: Array | None,
+    final_values: Array | None = None,
+    mask: Array | None = None,
+    axis: int = 0,
+) -> Arguments:
+    """Values [T+1, *batch], the last row being the bootstrap; everything else [T, *batch] (rlax, DeepMind's agents)."""
+    axis = _time_axis("rewards", rewards, axis)
+    arrays.check_neighbour("rewards", rewards, "values", values)
+    shape = list(rewards.shape)
+    shape[axis] += 1
+    arrays.check_shape("values", values, tuple(shape), "rewards and a bootstrap row make")
+    last_values = values[(slice(None),) * axis + (-1,)]
+    ends: Arguments = {"terminated": terminated, "truncated": truncated, "mask": mask, "axis": axis}
+    return from_last_values(rewards, _rows(values, axis, stop=-1), last_values, final_values=final_values, **ends)
+
+
+def from_dones(
+    rewards: Array,
+    values: Array,
+    last_values: Array,
+    *,
+    dones: Array,
+    truncated: Array | None,
+    final_values: Array | None = None,
+    mask: Array | None = None,
+    axis: int = 0,
+) -> Arguments:
+    """One flag for both endings, at the step that ended, and another that says which of them were time limits.
+
+    A done step is terminated unless it is truncated (old Gym's and Stable-Baselines3's
+    `infos["TimeLimit.truncated"]`). With `truncated=None` all are terminations.
+    """
+    arrays.check_alike(rewards=rewards, dones=dones, truncated=truncated, mask=mask)
+    live = arrays.to_bool("mask", mask)
+    done: Array = arrays.to_bool("dones", dones, live)
+    cut: Array = arrays.to_bool("truncated", truncated, live)
+    ends: Arguments = {"terminated": done, "truncated": None}
+    if cut is not None:
+        stray = cut & ~done if live is None else cut & ~done & live
+        if arrays.any_true(stray):
+            raise ValueError(
+                f"truncated is True at {int(stray.sum())} steps where dones is not; is one of them a row off?"
+            )
+        ends = {"terminated": done & ~cut, "truncated": cut}
+    return from_last_values(rewards, values, last_values, final_values=final_values, mask=mask, axis=axis, **ends)
+
+
+def from_episode_starts(
+    rewards: Array,
+    values: Array,
+    last_values: Array,
+    *,
+    episode_starts: Array,
+    last_dones: Array,
+    truncated: Array | None,
+    final_values: Array | None = None,
+    mask: Array | None = None,
+    axis: int = 0,
+) -> Arguments:
+    """Flags one row late: does step t begin an episode (baselines, Stable-Baselines3, CleanRL's `dones`).
+
+    `episode_starts` is [T, *batch]; `last_dones` [*batch] says whether the state after the last step would begin
+    one (Stable-Baselines3's `dones`, CleanRL's `next_done`). `truncated` is of this step, as everywhere here.
+    Row 0 of `episode_starts` is not read: how the step before the buffer ended is no longer of interest.
+    """
+    xp = arrays.check_alike(rewards=rewards, episode_starts=episode_starts)
+    axis = _time_axis("rewards", rewards, axis)
+    starts, last = arrays.to_bool("episode_starts", episode_starts), _row("last_dones", last_dones, rewards, axis)
+    dones = xp.concatenate([_rows(starts, axis, start=1), last], axis)
+    more: Arguments = {"truncated": truncated, "final_values": final_values, "mask": mask, "axis": axis}
+    return from_dones(rewards, values, last_values, dones=_rows(dones, axis, stop=rewards.shape[axis]), **more)
+
+
+def from_discounts(
+    rewards: Array,
+    values: Array,
+    *,
+    discounts: Array,
+    truncated: Array | None,
+    final_values: Array | None = None,
+    mask: Array | None = None,
+    axis: int = 0,
+) -> Arguments:
+    """Discounts [T, *batch] with γ in them, 0 where the episode terminated, and values [T+1, *batch] (rlax).
+
+    The result holds `gamma` too, so only λ is left: `gae(**rollout, lam=0.95)`.
+    """
+    arrays.check_alike(rewards=rewards, discounts=discounts)
+    more: Arguments = {"truncated": truncated, "final_values": final_values, "mask": mask, "axis": axis}
+    rollout = from_values_with_bootstrap(rewards, values, terminated=discounts == 0, **more)
+    return rollout | {"gamma": discounts}
+
+
+def from_arrivals(
+    rewards: Array,
+    values: Array,
+    *,
+    terminated: Array | None,
+    truncated: Array | None,
+    final_values: Array | None = None,
+    mask: Array | None = None,
+    axis: int = 0,
+) -> Arguments:
+    """Rows [T+1, *batch] of what arrived together: an observation, and what the action before it earned.
+
+    So `rewards[t+1]` and the flags, final values and mask of that row belong to the action of row t; only `values`
+    belong to their own row (PufferLib, torchbeast, SEED RL, dm_env). Row 0 of the others belongs to the buffer
+    before. The result has T steps; the last row's action has not been paid yet.
+    """
+    arrays.check_alike(
+        rewards=rewards,
+        values=values,
+        terminated=terminated,
+        truncated=truncated,
+        final_values=final_values,
+        mask=mask,
+    )
+    axis = _time_axis("rewards", rewards, axis)
+    if rewards.shape[axis] == 0:
+        raise ValueError(f"rewards has shape {tuple(rewards.shape)}; expected at least the row of the first values")
+    late = {"terminated": terminated, "truncated": truncated, "final_values": final_values, "mask": mask}
+    moved = {name: None if array is None else _rows(array, axis, start=1) for name, array in late.items()}
+    return from_values_with_bootstrap(_rows(rewards, axis, start=1), values, axis=axis, **moved)
+
+
+def from_next_step_autoreset(
+    rewards: Array,
+    values: Array,
+    last_values: Array,
+    *,
+    terminated: Array | None,
+    truncated: Array | None,
+    previous_dones: Array,
+    axis: int = 0,
+) -> Arguments:
+    """Gymnasium's NEXT_STEP autoreset (also EnvPool's): the step after an end only resets, and is masked.
+
+    Its action was ignored and its reward is 0. The row holds the final observation of the episode before, so the
+    next row's value is the right one to look ahead to at every live step, truncated ones included.
+    `previous_dones` [*batch] says where the step before the buffer ended an episode, which makes row 0 such a row:
+    zeros for a buffer that begins with a reset.
+    """
+    xp = arrays.check_alike(rewards=rewards, values=values, terminated=terminated, truncated=truncated)
+    axis = _time_axis("rewards", rewards, axis)
+    before = _row("previous_dones", previous_dones, rewards, axis)
+    flags = (arrays.to_bool("terminated", terminated), arrays.to_bool("truncated", truncated))
+    ended = xp.zeros_like(values, dtype=bool)
+    for flag in flags:
+        ended = ended if flag is None else ended | flag
+    reset = xp.concatenate([before, _rows(ended, axis, stop=-1)], axis)
+    return {
+        "rewards": rewards,
+        "values": values,
+        "next_values": next_values(values, last_values, terminated=None, truncated=None, axis=axis),
+        "terminated": flags[0],
+        "truncated": flags[1],
+        "mask": ~_rows(reset, axis, stop=rewards.shape[axis]),
+        "axis": axis,
+    }
+
+
+class FinalObservations(NamedTuple):
+    """Where episodes ended, K times, and what was seen there."""
+
+    places: tuple[np.ndarray, np.ndarray]  # steps [K] and environments [K]
+    observations: Any  # [K, ...], a tree where observations are one
+
+
+def final_observations(infos: Sequence[Mapping[str, Any]], like: Any) -> FinalObservations:
+    """The final observations that Gymnasium's SAME_STEP autoreset hides in `infos["final_obs"]`, as one batch.
+
+    `infos` are those of T steps, in order. `like` is any batch of observations [B, ...] of these environments: its
+    structure (dictionaries, tuples), shape and dtype are the result's, also where nothing ended.
+    """
+    ended = [(t, int(b)) for t, info in enumerate(infos) for b in np.flatnonzero(info.get("_final_obs", ()))]
+    steps, environments = np.array(ended, int).reshape(-1, 2).T
+    return FinalObservations((steps, environments), _stacked([infos[t]["final_obs"][b] for t, b in ended], like))
+
+
+def dense_final_values(values: Array, places: tuple[Array, ...], final_values: Array) -> Array:
+    """Final values [K] at their places, NaN ("there is none") elsewhere: [T, *batch], like `values`.
+
+    `places` are K indices for each axis of `values`, as `np.nonzero(truncated)` and `final_observations` give them.
+    """
+    arrays.check_neighbour("values", values, "final_values", final_values)
+    if len(places) != values.ndim:
+        raise ValueError(f"places holds {len(places)} arrays of indices; expected one for each of {values.ndim} axes")
+    arrays.check_shape("final_values", final_values, tuple(places[0].shape), "places has")
+    if final_values.dtype != values.dtype:
+        arrays.refuse_dtype("final_values", final_values, "values", values)
+    xp = arrays.library("values", values)
+    dense, given = xp.full_like(arrays.detached(values), xp.nan), arrays.detached(final_values)
+    if arrays.is_jax(values):
+        return dense.at[tuple(places)].set(given)
+    dense[tuple(places)] = given
+    return dense
+
+
+def _stacked(found: list[Any], like: Any) -> Any:
+    if isinstance(like, Mapping):
+        return {key: _stacked([one[key] for one in found], batch) for key, batch in like.items()}
+    if isinstance(like, tuple):
+        return tuple(_stacked([one[i] for one in found], batch) for i, batch in enumerate(like))
+    return np.array(found, like.dtype).reshape(len(found), *like.shape[1:])
+
+
+def _rows(array: Array, axis: int, start: int | None = None, stop: int | None = None) -> Array:
+    """A view of some of the time axis."""
+    return array[(slice(None),) * axis + (slice(start, stop),)]
+
+
+def _row(name: str, flags: Array, rewards: Array, axis: int) -> Array:
+    """Flags [*batch], one per column, as one row of time; for rewards [T] a plain True or False will do."""
+    if isinstance(flags, bool | np.bool_):
+        flags = arrays.scalar(flags, rewards)
+    arrays.check_neighbour("rewards", rewards, name, flags)
+    shape = tuple(rewards.shape)
+    arrays.check_shape(name, flags, shape[:axis] + shape[axis + 1 :], "one per column of rewards is")
+    row: Array = arrays.to_bool(name, flags)
+    return row[(slice(None),) * axis + (None,)]
+
+
+def _time_axis(name: str, array: Array, axis: int) -> int:
+    arrays.library(name, array)
+    return arrays.checked_axis(axis, array.ndim)

@@ -1,0 +1,118 @@
+"""GAE for critics that predict a distribution of returns, given as N quantiles.
+
+It leaves out the loss such a critic is trained with, and mixtures of distributions over λ: a mixture of
+distributions is not the distribution with mixed quantiles.
+"""
+
+from typing import NamedTuple
+
+from telescope import arrays
+from telescope.arrays import Array
+from telescope.estimators.pairs import bootstrap, residual, trace
+from telescope.estimators.steps import Steps, enter, quiet
+from telescope.recurrence import linear_recurrence
+
+
+class DistributionalAdvantages(NamedTuple):
+    """What `distributional_gae` returns: advantages [T, *batch], quantiles to fit the critic to [T, *batch, N]."""
+
+    advantages: Array
+    targets: Array
+
+
+def distributional_gae(
+    rewards: Array,
+    quantiles: Array,
+    next_quantiles: Array,
+    *,
+    terminated: Array | None,
+    truncated: Array | None,
+    gamma: Array,
+    lam: Array,
+    weights: Array | None = None,
+    mask: Array | None = None,
+    axis: int = 0,
+    differentiable: bool = False,
+) -> DistributionalAdvantages:
+    """Distributional GAE: the sum of GAE over differences between return distributions (Shaik et al. 2025).
+
+        δ[t] = Σ_q w_q (r[t] + γ'[t] G'[t, q] − G[t, q])
+        A[t] = δ[t] + γ'[t] λ κ[t] A[t+1]          targets[t, q] = r[t] + γ'[t] G'[t, q]
+
+    with G the N quantiles of the return at s[t], G' those at the state that step t really led to. Positive is
+    better than the critic expected, as everywhere here: Σ w (U − V) > 0 where U lies above V, so that A grows
+    with the reward and can take the place of `gae` in any loss. The published metric is quoted with the opposite
+    sign; taken so, it would make the policy gradient point downhill.
+
+    Equal weights give `gae` on the mean of the quantiles; N = 1 gives `gae`. Other weights are the point: those
+    on the low quantiles alone (CVaR) make an advantage that shuns risk. The targets are the one-step Bellman
+    targets that a quantile-Huber loss compares with.
+
+    Args:
+        rewards, terminated, truncated, mask: [T, *batch], as in `gae`.
+        quantiles, next_quantiles: [T, *batch, N], the same N levels at every step, in rising order of level.
+            `next_quantiles` are not read where terminated.
+        weights: [N], w_q, with sum 1; None: 1 / N each.
+        gamma, lam, axis, differentiable: as in `gae`, for arrays [T, *batch].
+
+    Returns:
+        (advantages, targets), in the dtype of `quantiles` (float32 where that is half precision).
+    """
+    _check_quantiles(rewards, quantiles, next_quantiles)
+    dtype = arrays.working_dtype(quantiles)
+    levels = [arrays.to_dtype(name, array, dtype, differentiable) for name, array in _named(quantiles, next_quantiles)]
+    means = (_mean(array, weights) for array in levels)
+    steps = enter(
+        {"rewards": rewards, **dict(zip(("quantiles", "next_quantiles"), means, strict=True))},
+        {"terminated": terminated, "truncated": truncated},
+        mask,
+        {"gamma": gamma, "lam": lam},
+        dtype_of="quantiles",
+        axis=axis,
+        differentiable=differentiable,
+    )
+    a = trace(steps, steps.discounts["lam"])
+    advantages = steps.live(linear_recurrence(residual(steps), a, differentiable=differentiable))
+    return DistributionalAdvantages(steps.deliver(advantages), steps.deliver(_targets(steps, steps.inside(levels[1]))))
+
+
+@quiet
+def _targets(steps: Steps, successors: Array) -> Array:
+    """r + γ'G' for every quantile; 0 where masked."""
+    discount = bootstrap(steps)[..., None]
+    targets = steps.floats["rewards"][..., None] + discount * steps.where(discount == 0, 0.0, successors)
+    return targets if steps.mask is None else steps.where(steps.mask[..., None], targets, 0.0)
+
+
+@quiet
+def _mean(quantiles: Array, weights: Array | None) -> Array:
+    """Σ_q w_q G_q over the last axis."""
+    if weights is None:
+        return quantiles.mean(-1)
+    arrays.check_neighbour("quantiles", quantiles, "weights", weights)
+    arrays.check_shape("weights", weights, tuple(quantiles.shape[-1:]), "one per quantile is")
+    weights = arrays.to_dtype("weights", weights, quantiles.dtype)
+    total = weights.sum()
+    if arrays.any_true(~(abs(total - 1) < 1e-3)):  # room for the rounding of half precision
+        raise ValueError(f"weights sum to {float(total):.6g}; expected 1. Divide them by their sum")
+    return (quantiles * weights).sum(-1)
+
+
+def _named(quantiles: Array, next_quantiles: Array) -> tuple[tuple[str, Array], ...]:
+    return ("quantiles", quantiles), ("next_quantiles", next_quantiles)
+
+
+def _check_quantiles(rewards: Array, quantiles: Array, next_quantiles: Array) -> None:
+    """Both [T, *batch, N] where the rewards are [T, *batch], of one dtype, and N > 0."""
+    arrays.library("rewards", rewards)
+    for name, array in _named(quantiles, next_quantiles):
+        arrays.check_neighbour("rewards", rewards, name, array)
+        if array.ndim != rewards.ndim + 1 or array.shape[-1] == 0:
+            raise ValueError(
+                f"{name} has shape {tuple(array.shape)} but rewards has {tuple(rewards.shape)}; "
+                f"expected that and one more axis, with at least one quantile"
+            )
+        arrays.check_shape(name, array, (*rewards.shape, quantiles.shape[-1]), "rewards and quantiles ask for")
+        arrays.check_float(name, array)
+    if next_quantiles.dtype != quantiles.dtype:
+        arrays.refuse_dtype("next_quantiles", next_quantiles, "quantiles", quantiles)

@@ -1,0 +1,61 @@
+"""Credit across samples: several answers to one question judge each other, and no critic is needed.
+
+Groups lie along the last axis, [..., G]. It leaves out credit through time; a sample is one number here.
+"""
+
+from telescope import arrays
+from telescope.arrays import Array
+from telescope.estimators.normalisation import alive, entered, moments, whiten
+
+
+def group_relative(
+    rewards: Array,
+    *,
+    mask: Array | None = None,
+    scale: bool = True,
+    biased: bool = True,
+    eps: float = 1e-8,
+    differentiable: bool = False,
+) -> Array:
+    """Group-relative advantage A[i] = (r[i] − mean r) / (std r + eps) over each group (GRPO; Shao et al. 2024, 4.1.2).
+
+    It is `whiten` over the last axis; without `scale` (Dr. GRPO, Liu et al. 2025) r[i] − mean r, which is
+    (n−1)/n of `leave_one_out`.
+
+    Args:
+        rewards: [..., G], G samples a group, in a floating point dtype.
+        mask: of the same shape, True counts. A sample that was not scored gives 0, counts for nothing and may be
+            NaN.
+        scale: divide by the standard deviation of the group.
+        biased: that with n (True) or with n − 1.
+        eps: added to it.
+        differentiable: let gradients through (torch).
+
+    Returns:
+        An array like `rewards`; float32 where that is half precision. A group of one, or of equal rewards, gives 0.
+    """
+    _check_axis(rewards)
+    xp, numbers, live = entered("rewards", rewards, mask, differentiable)
+    if scale:
+        return whiten(numbers, mask=live, axis=-1, biased=biased, eps=eps, differentiable=differentiable)
+    _, mean, _ = moments(xp, numbers, live, (rewards.ndim - 1,))
+    return alive(xp, live, numbers - mean)
+
+
+def leave_one_out(rewards: Array, *, mask: Array | None = None, differentiable: bool = False) -> Array:
+    """Leave-one-out advantage A[i] = r[i] − the mean of the others (RLOO; Kool et al. 2019, Ahmadian et al. 2024).
+
+    The baseline does not depend on the sample it judges, so it leaves the policy gradient unbiased. It equals
+    n/(n−1) (r[i] − mean r), which is how it is computed: `group_relative` without `scale`, times n/(n−1).
+
+    Arguments, result and errors are as in `group_relative`. A group of one has no others: 0.
+    """
+    _check_axis(rewards)
+    xp, numbers, live = entered("rewards", rewards, mask, differentiable)
+    n, mean, _ = moments(xp, numbers, live, (rewards.ndim - 1,))
+    return alive(xp, live, (numbers - mean) * n / (n - 1).clip(1))
+
+
+def _check_axis(rewards: Array) -> None:
+    if arrays.library("rewards", rewards) and rewards.ndim == 0:
+        raise ValueError("rewards has shape (); expected [..., G], the samples of a group along the last axis")

@@ -1,0 +1,58 @@
+"""The terms that the pairs (x, a) of the temporal estimators are made of, each written once.
+
+It leaves out the estimators themselves and what is asked of their arguments (`steps.py`).
+
+    γ'[t] = γ (1 − terminated[t])                      may we bootstrap
+    κ[t]  = 1 − truncated[t], and 0 at the last step   does the trace go on
+    v'[t] = next_values[t]                             the value of the state that step t really led to
+
+Where a weight is 0 the number it weighs is not read: a select, never a product with 0, which NaN would survive.
+"""
+
+from telescope.arrays import Array
+from telescope.estimators.steps import Steps, quiet
+from telescope.recurrence import linear_recurrence
+
+
+@quiet
+def residual(steps: Steps) -> Array:
+    """δ[t] = r[t] + γ'[t] v'[t] − v[t], of the first three arrays; 0 where masked."""
+    rewards, values, successors, *_ = steps.floats.values()
+    return steps.live(rewards + weighted(steps, bootstrap(steps), successors) - values)
+
+
+def bootstrap(steps: Steps) -> Array:
+    """γ'[t]: may we look at the value of the state that step t led to?"""
+    return steps.where(steps.flag("terminated"), 0.0, steps.discounts["gamma"])
+
+
+def stops(steps: Steps) -> Array:
+    """1 − κ[t]: where the data stop before the episode does. What has terminated needs no such case."""
+    return steps.flag("truncated") | steps.last()
+
+
+@quiet
+def trace(steps: Steps, weight: Array) -> Array:
+    """a[t] = γ'[t] κ[t] times a weight such as λ; 1 where masked, so that the trace passes through undecayed."""
+    ends = steps.flag("terminated") | stops(steps)
+    return steps.live(steps.where(ends, 0.0, steps.discounts["gamma"] * weight), 1.0)
+
+
+def weighted(steps: Steps, weight: Array, array: Array) -> Array:
+    """weight · array, and 0 where the weight is 0."""
+    return weight * steps.where(weight == 0, 0.0, array)
+
+
+def following(steps: Steps, array: Array) -> Array:
+    """The array at the next live step, 0 where there is none; the recurrence carries it back over masked ones."""
+    if steps.mask is not None:
+        passes = steps.where(steps.mask, 0.0, 1.0)
+        array = linear_recurrence(steps.live(array), passes, differentiable=steps.differentiable)
+    return ahead(steps, array, 1)
+
+
+def ahead(steps: Steps, array: Array, count: int) -> Array:
+    """array[t + count], 0 beyond the end."""
+    if count == 0:
+        return array
+    return steps.xp.concatenate([array[count:], steps.xp.zeros_like(array[:count])])

@@ -1,0 +1,101 @@
+"""The reward-shaping view of advantages (Schulman et al. 2016, section 4): shaped rewards, response function.
+
+Shaping is for rollouts, the response function for a small world that is known exactly. It leaves out how a
+potential is found.
+"""
+
+from telescope import arrays
+from telescope.arrays import Array
+from telescope.estimators.pairs import residual
+from telescope.estimators.steps import enter
+
+
+def shaped_rewards(
+    rewards: Array,
+    potentials: Array,
+    next_potentials: Array,
+    *,
+    terminated: Array | None,
+    gamma: Array,
+    mask: Array | None = None,
+    differentiable: bool = False,
+) -> Array:
+    """Shaped reward r̃[t] = r[t] + γ (1 − terminated[t]) Φ(s'[t]) − Φ(s[t]) (Ng et al. 1999; Schulman 2016, eq. 19).
+
+    The potential is 0 where an episode terminates; a truncated step keeps that of the state it reached. With
+    Φ = v it is `td_error`, and GAE is its γλ-discounted sum. With values shifted by −Φ, `gae` of the shaped
+    rewards is `gae` of the plain ones: shaping leaves advantages unchanged.
+
+    Args:
+        rewards: [T, *batch].
+        potentials: Φ of the state each step was taken in; the result has its dtype.
+        next_potentials: Φ of the state it really led to; not read where terminated. All else is as in `td_error`.
+    """
+    steps = enter(
+        {"rewards": rewards, "potentials": potentials, "next_potentials": next_potentials},
+        {"terminated": terminated},
+        mask,
+        {"gamma": gamma},
+        dtype_of="potentials",
+        differentiable=differentiable,
+    )
+    return steps.deliver(residual(steps))
+
+
+def response_function(transitions: Array, rewards: Array, policy: Array, *, lags: int) -> Array:
+    """Response χ(l; s, a) = E[r[t+l] | s, a] − E[r[t+l] | s] (Schulman et al. 2016, eq. 23), exactly.
+
+        q₀(s, a) = r(s, a),   qₗ(s, a) = Σ_s' P(s'|s, a) Σ_a' π(a'|s') qₗ₋₁(s', a')
+        χ(l; s, a) = qₗ(s, a) − Σ_a' π(a'|s) qₗ(s, a')
+
+    How the action moves the reward l steps later. Its discounted sum Σ_l γ^l χ(l) is the advantage A^{π,γ}(s, a),
+    so γ says how far a response may lie to count, and a shaping that shortens it lets a smaller γ do. With
+    rewards shaped by Φ = V^{π,γ} nothing is left beyond l = 0, and χ(0) is the advantage itself.
+
+    Args:
+        transitions: [S, A, S], P(s'|s, a); where they sum to less than 1 the rest terminates.
+        rewards: [S, A], the expected reward of action a in state s.
+        policy: [S, A], π(a|s).
+        lags: number of lags, χ(0) … χ(lags − 1).
+
+    Returns:
+        [lags, S, A] in the dtype of `transitions` (float32 where that is half precision).
+    """
+    xp = _check_world(transitions, rewards, policy)
+    if isinstance(lags, bool) or not isinstance(lags, int) or lags < 1:
+        raise ValueError(f"lags is {lags!r}; expected an integer from 1 on, the number of lags from 0")
+    dtype = arrays.working_dtype(transitions)
+    q, p, pi = (
+        arrays.to_dtype(name, array, dtype)
+        for name, array in (("rewards", rewards), ("transitions", transitions), ("policy", policy))
+    )
+    responses = []
+    for _ in range(lags):
+        expected = (pi * q).sum(-1)
+        responses.append(q - expected[:, None])
+        q = xp.einsum("san,n->sa", p, expected)
+    return xp.stack(responses)
+
+
+def _check_world(transitions: Array, rewards: Array, policy: Array) -> Array:
+    """Shapes that fit, and probabilities that are some; the library they are in."""
+    xp = arrays.library("transitions", transitions)
+    shape = tuple(transitions.shape)
+    if len(shape) != 3 or shape[0] != shape[2]:
+        raise ValueError(f"transitions has shape {shape}; expected (states, actions, states)")
+    arrays.check_float("transitions", transitions)
+    for name, array in (("rewards", rewards), ("policy", policy)):
+        arrays.check_neighbour("transitions", transitions, name, array)
+        arrays.check_shape(name, array, shape[:2], "states and actions of transitions are")
+    rounding = 1e-2 if str(transitions.dtype).endswith("16") else 1e-4
+    _check_probabilities("transitions", transitions, rounding)
+    _check_probabilities("policy", policy, rounding)
+    if arrays.any_true(abs(policy.sum(-1) - 1) > rounding):
+        raise ValueError("policy does not sum to 1 over the actions of every state")
+    return xp
+
+
+def _check_probabilities(name: str, array: Array, rounding: float) -> None:
+    good = (array >= 0) & (array.sum(-1)[..., None] <= 1 + rounding)
+    if arrays.any_true(~good):  # of NaN both are False
+        raise ValueError(f"{name} holds negative numbers or NaN, or sums to more than 1 over its last axis")

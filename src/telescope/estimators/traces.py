@@ -1,0 +1,231 @@
+"""Eligibility traces: the backward view of λ, which runs forwards in time and can be computed while acting.
+
+Accumulating and replacing traces are the recurrence of `temporal.py` read the other way; dutch traces, and the
+true-online TD(λ) they belong to, are not (the trace is multiplied by a matrix) and have a loop of their own. It
+leaves out where the features come from: state features, one-hot states, ∇v or ∇log π.
+"""
+
+from telescope import arrays
+from telescope.arrays import Array
+from telescope.estimators.pairs import bootstrap, trace, weighted
+from telescope.estimators.steps import NUMBERS, Steps, enter, quiet
+from telescope.recurrence import linear_recurrence
+
+
+def eligibility_trace(
+    features: Array,
+    *,
+    terminated: Array | None,
+    truncated: Array | None,
+    gamma: Array,
+    lam: Array,
+    kind: str = "accumulating",
+    mask: Array | None = None,
+    axis: int = 0,
+    differentiable: bool = False,
+) -> Array:
+    """Eligibility trace e[t] = γ'[t−1] λ κ[t−1] e[t−1] + φ[t] (Sutton & Barto 2018, eq. 12.5).
+
+    A termination, a truncation: the next step begins a trace of its own. `kind="replacing"` sets a component to
+    φ[t] where that is not 0, instead of adding (Singh & Sutton 1996; for features that are 0 or 1). λ = 0 is φ
+    itself; offline, Σ_t δ[t] e[t] = Σ_t A[t] φ[t] with A from `gae`: the backward and the forward view agree.
+
+    Args:
+        features: [T, *batch, F], the features are the last axis; for one number per step, `x[..., None]`.
+        terminated, truncated, mask: [T, *batch].
+        gamma, lam: numbers, or arrays that broadcast against [T, *batch]; those of step t − 1 decay the trace
+            from t − 1 to t.
+        kind: "accumulating" or "replacing".
+        axis: the time axis of [T, *batch]. All else is as in `gae`.
+
+    Returns:
+        [T, *batch, F] like `features`; masked steps give 0.
+    """
+    if kind not in ("accumulating", "replacing"):
+        raise ValueError(f"kind is {kind!r}; expected 'accumulating' or 'replacing' (dutch: telescope.dutch_trace)")
+    flags = {"terminated": terminated, "truncated": truncated}
+    steps = _enter({"features": features}, flags, mask, {"gamma": gamma, "lam": lam}, axis, differentiable)
+    x = steps.live(steps.floats["features"])
+    a = _behind(steps, trace(steps, steps.discounts["lam"]))
+    if kind == "replacing":
+        a = steps.where(x == 0, a, 0.0)
+    return steps.deliver(steps.live(_forwards(steps, x, a)))
+
+
+def dutch_trace(
+    features: Array,
+    *,
+    terminated: Array | None,
+    truncated: Array | None,
+    gamma: Array,
+    lam: Array,
+    step_size: float,
+    mask: Array | None = None,
+    axis: int = 0,
+    differentiable: bool = False,
+) -> Array:
+    """Dutch trace e[t] = γλ e[t−1] + (1 − α γλ e[t−1]ᵀφ[t]) φ[t] (van Seijen et al. 2016; Sutton & Barto 12.11).
+
+    γλ stands for γ'[t−1] λ κ[t−1]: traces begin anew behind each end. It is the trace of `true_online_td`. With
+    step_size → 0 it is the accumulating trace; for one-hot features and step_size 1 the replacing one.
+
+    Args:
+        step_size: α, a number that is not negative. All else is as in `eligibility_trace`.
+
+    Returns:
+        [T, *batch, F] like `features`; masked steps give 0. A loop over T in the caller's library.
+    """
+    alpha = _step_size(step_size)
+    flags = {"terminated": terminated, "truncated": truncated}
+    steps = _enter({"features": features}, flags, mask, {"gamma": gamma, "lam": lam}, axis, differentiable)
+    x = steps.live(steps.floats["features"])
+    a = _behind(steps, trace(steps, steps.discounts["lam"]))
+    return steps.deliver(steps.live(_dutch_traces(steps, x, a, alpha)))
+
+
+def true_online_td(
+    weights: Array,
+    rewards: Array,
+    features: Array,
+    next_features: Array,
+    *,
+    terminated: Array | None,
+    truncated: Array | None,
+    gamma: Array,
+    lam: Array,
+    step_size: float,
+    mask: Array | None = None,
+    axis: int = 0,
+) -> Array:
+    """True-online TD(λ) with linear values v(s) = wᵀφ(s) (van Seijen et al. 2016, algorithm 1).
+
+        δ[t] = r[t] + γ'[t] wᵀφ'[t] − wᵀφ[t]
+        w   += α (δ[t] + wᵀφ[t] − v_old) e[t] − α (wᵀφ[t] − v_old) φ[t],   v_old = wᵀφ'[t] before that update
+
+    with e the `dutch_trace`. After every step w is exactly what the online forward view (the λ-return of the
+    steps seen so far, all updates repeated from the start of the episode) would have. λ = 0 is TD(0).
+
+    Args:
+        weights: [*batch, F], where each column's learner starts; not modified.
+        rewards: [T, *batch].
+        features: [T, *batch, F], φ of the state step t was taken in.
+        next_features: [T, *batch, F], φ' of the state it really led to; not read where terminated.
+        step_size: α. All else is as in `eligibility_trace`.
+
+    Returns:
+        The weights after the last step, [*batch, F] like `features`.
+    """
+    alpha = _step_size(step_size)
+    floats = {"features": features, "next_features": next_features, "rewards": rewards}
+    flags = {"terminated": terminated, "truncated": truncated}
+    steps = _enter(floats, flags, mask, {"gamma": gamma, "lam": lam}, axis)
+    return steps.outside(_learned(steps, _starting_weights(steps, weights), alpha))
+
+
+@quiet
+def _dutch_traces(steps: Steps, x: Array, a: Array, alpha: float) -> Array:
+    """e[t] from e[t−1], which a[t] decays, at every step."""
+    e, traces = steps.xp.zeros_like(x[:1].sum(0)), []
+    for t in range(len(x)):
+        e = _dutch(weighted(steps, a[t], e), x[t], alpha)
+        traces.append(e)
+    return steps.xp.stack(traces) if traces else x
+
+
+@quiet
+def _learned(steps: Steps, w: Array, alpha: float) -> Array:
+    """The weights after the last step. Scalars per column are arrays [*batch, 1] or repeated over the features."""
+    x, successors, rewards = (steps.live(array) for array in steps.floats.values())
+    discount, a = bootstrap(steps), trace(steps, steps.discounts["lam"])
+    e = decay = steps.xp.zeros_like(w)
+    v_old = _dot(w, e)
+    for t in range(len(x)):
+        v, v_next = _dot(w, x[t]), _dot(w, steps.where(discount[t] == 0, 0.0, successors[t]))
+        delta = rewards[t] + discount[t] * v_next - v
+        e = _dutch(weighted(steps, decay, e), x[t], alpha)
+        learned = w + alpha * (delta + v - v_old) * e - alpha * (v - v_old) * x[t]
+        if steps.mask is not None:
+            learned, v_next = (steps.where(steps.mask[t], *pair) for pair in ((learned, w), (v_next, v_old)))
+        w, v_old = learned, v_next  # at the start of an episode e = φ, and v_old cancels out: no reset is needed
+        decay = a[t]
+    return w
+
+
+def _dutch(decayed: Array, features: Array, alpha: float) -> Array:
+    """e + (1 − α eᵀφ) φ, of the trace e that has decayed."""
+    return decayed + (1 - alpha * _dot(decayed, features)) * features
+
+
+def _dot(one: Array, other: Array) -> Array:
+    return (one * other).sum(-1)[..., None]
+
+
+def _behind(steps: Steps, array: Array) -> Array:
+    """array[t − 1], 0 at the first step."""
+    return steps.xp.concatenate([steps.xp.zeros_like(array[:1]), array[:-1]])
+
+
+def _forwards(steps: Steps, x: Array, a: Array) -> Array:
+    """y[t] = x[t] + a[t] y[t−1]: the recurrence with time turned round."""
+    x, a = (steps.xp.flip(array, (0,)) for array in (x, a))
+    y = linear_recurrence(x, a, differentiable=steps.differentiable)
+    return steps.xp.concatenate([steps.xp.flip(y, (0,))])  # a copy: a view of numpy's that runs backwards is no tensor
+
+
+def _enter(
+    floats: dict[str, Array],
+    flags: dict[str, Array | None],
+    mask: Array | None,
+    discounts: dict[str, Array],
+    axis: int,
+    differentiable: bool = False,
+) -> Steps:
+    """The public door for steps that have features: everything is repeated over them, as views."""
+    features = floats["features"]
+    arrays.library("features", features)
+    if features.ndim < 2:
+        raise ValueError(
+            f"features has shape {tuple(features.shape)}; expected [T, *batch, F], with [..., None] if F is 1"
+        )
+    shape = tuple(features.shape)
+
+    def wide(name: str, array: Array | None) -> Array | None:
+        if array is None or name.endswith("features"):
+            return array
+        arrays.check_neighbour("features", features, name, array)
+        arrays.check_shape(name, array, shape[:-1], "features without their last axis are")
+        return arrays.spread(name, array[..., None], shape)
+
+    def wide_discount(name: str, value: Array) -> Array:
+        if isinstance(value, NUMBERS):
+            return value
+        arrays.check_neighbour("features", features, name, value)
+        return arrays.spread(name, value, shape[:-1])[..., None]
+
+    return enter(
+        {name: array if name == "rewards" and array is None else wide(name, array) for name, array in floats.items()},
+        {name: wide(name, flag) for name, flag in flags.items()},
+        wide("mask", mask),
+        {name: wide_discount(name, value) for name, value in discounts.items()},
+        dtype_of="features",
+        axis=arrays.checked_axis(axis, len(shape) - 1),
+        differentiable=differentiable,
+    )
+
+
+def _starting_weights(steps: Steps, weights: Array) -> Array:
+    """A copy of the weights, in working precision."""
+    features = steps.reference
+    arrays.check_neighbour("features", features, "weights", weights)
+    shape = tuple(steps.like.shape[1:])
+    arrays.check_shape("weights", weights, shape, "features without their time axis are")
+    if weights.dtype != features.dtype:
+        arrays.refuse_dtype("weights", weights, "features", features)
+    weights = arrays.to_dtype("weights", weights, arrays.working_dtype(features))
+    return (weights.numpy() if steps.caller is not steps.xp else weights) + steps.xp.zeros_like(steps.like[:1].sum(0))
+
+
+def _step_size(value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, NUMBERS) or not value >= 0:
+        raise ValueError(f"step_size is {value!r}; expected a number that is not negative")
+    return float(value)

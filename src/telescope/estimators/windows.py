@@ -1,0 +1,141 @@
+"""Estimators that look a fixed number of steps ahead: the k-step advantage and the n-step return.
+
+A window has no end for the recurrence of `temporal.py` to start at, so it has a loop of its own, over the binary
+digits of the window's length: O(T log n), and no sum is ever subtracted from another. It leaves out mixtures of
+windows; those are λ.
+"""
+
+import numpy as np
+
+from telescope.arrays import Array
+from telescope.estimators.pairs import ahead, bootstrap, residual, stops, trace, weighted
+from telescope.estimators.steps import Steps, enter, quiet
+from telescope.recurrence import linear_recurrence
+
+
+def k_step_advantage(
+    rewards: Array,
+    values: Array,
+    next_values: Array,
+    *,
+    terminated: Array | None,
+    truncated: Array | None,
+    gamma: Array,
+    k: int,
+    mask: Array | None = None,
+    axis: int = 0,
+    differentiable: bool = False,
+) -> Array:
+    """k-step advantage Â⁽ᵏ⁾[t] = Σ_{l<k} γ^l δ[t+l] (Schulman et al. 2016, eq. 14).
+
+        Â⁽ᵏ⁾[t] = δ[t] + γ'[t] κ[t] Â⁽ᵏ⁻¹⁾[t+1],   Â⁽⁰⁾ = 0
+
+    The sum stops where the episode or the buffer does. It telescopes: where next_values come from v (see
+    `next_values`) it is −v[t] + r[t] + … + γ^k v[t+k], `n_step_return` minus v. k = 1 is `td_error`; k ≥ T is
+    `gae` at λ = 1; and GAE(γ, λ) is (1−λ) Σ_k λ^{k−1} Â⁽ᵏ⁾.
+
+    Args:
+        k: the number of residuals, an integer from 1 on; only live steps count. All else is as in `gae`.
+    """
+    steps = enter(
+        {"rewards": rewards, "values": values, "next_values": next_values},
+        {"terminated": terminated, "truncated": truncated},
+        mask,
+        {"gamma": gamma},
+        dtype_of="values",
+        axis=axis,
+        differentiable=differentiable,
+    )
+    x = residual(steps)
+    return steps.deliver(_window(steps, x, steps.xp.zeros_like(x), _length("k", k)))
+
+
+def n_step_return(
+    rewards: Array,
+    next_values: Array,
+    *,
+    terminated: Array | None,
+    truncated: Array | None,
+    gamma: Array,
+    n: int,
+    mask: Array | None = None,
+    axis: int = 0,
+    differentiable: bool = False,
+) -> Array:
+    """n-step return G⁽ⁿ⁾[t] = r[t] + γ r[t+1] + … + γⁿ v(s[t+n]) (Sutton & Barto 2018, eq. 7.1).
+
+        G⁽ⁿ⁾[t] = r[t] + γ'[t] (κ[t] G⁽ⁿ⁻¹⁾[t+1] + (1 − κ[t]) v'[t]),   G⁽¹⁾[t] = r[t] + γ'[t] v'[t]
+
+    A window that meets the end of its episode, or of the buffer, stops there and bootstraps from what
+    `next_values` has there. n = 1 is the TD target, n ≥ T is `discounted_return`.
+
+    Args:
+        n: the number of rewards, an integer from 1 on; only live steps count. All else, the dtype of the result
+            too, is as in `lambda_return`.
+    """
+    steps = enter(
+        {"rewards": rewards, "next_values": next_values},
+        {"terminated": terminated, "truncated": truncated},
+        mask,
+        {"gamma": gamma},
+        dtype_of="next_values",
+        axis=axis,
+        differentiable=differentiable,
+    )
+    inside, outermost = _n_step_pair(steps)
+    return steps.deliver(_window(steps, inside, outermost, _length("n", n) - 1))
+
+
+@quiet
+def _n_step_pair(steps: Steps) -> tuple[Array, Array]:
+    """What a step adds within a window, r + γ'(1−κ)v', and as its last one, r + γ'v'."""
+    rewards, successors = steps.floats.values()
+    discount = bootstrap(steps)
+    inside = steps.live(rewards + weighted(steps, steps.where(stops(steps), discount, 0.0), successors))
+    return inside, steps.live(rewards + weighted(steps, discount, successors))
+
+
+def _window(steps: Steps, x: Array, y: Array, length: int) -> Array:
+    """f[t](f[t+1](… f[t+length−1](y[t+length]))) with f[t](y) = x[t] + a[t] y and a = γ'κ, over the live steps."""
+    a = trace(steps, 1.0)
+    if length >= len(x):  # κ = 0 at the last step: the window sees the whole column
+        return steps.live(linear_recurrence(x, a, differentiable=steps.differentiable))
+    if steps.mask is None:
+        return _composed(steps, x, a, y, length)
+    order, place = _compacted(steps)
+    x, a, y = (_picked(steps, array, order) for array in (x, steps.live(a), y))
+    return steps.live(_picked(steps, _composed(steps, x, a, y, length), place))
+
+
+@quiet
+def _composed(steps: Steps, x: Array, a: Array, y: Array, length: int) -> Array:
+    """The window on an array without masked steps; (x, a) becomes the composition of 1, 2, 4, … steps."""
+    span = 1
+    while length:
+        if length % 2:
+            y = x + weighted(steps, a, ahead(steps, y, span))
+        length //= 2
+        if length:
+            x, a = x + weighted(steps, a, ahead(steps, x, span)), a * ahead(steps, a, span)
+            span *= 2
+    return y
+
+
+def _compacted(steps: Steps) -> tuple[Array, Array]:
+    """Where the rows of each column come from when its live ones move to the front, and where they went."""
+    xp, mask = steps.xp, steps.mask
+    row = xp.cumsum(xp.ones_like(mask, dtype=int), 0)
+    order = xp.argsort(xp.where(mask, row, row + len(row)), 0)
+    return order, xp.argsort(order, 0)
+
+
+def _picked(steps: Steps, array: Array, index: Array) -> Array:
+    """array[index[t], …] at each row of each column."""
+    take = getattr(steps.xp, "take_along_axis", None) or steps.xp.take_along_dim
+    return take(array, index, 0)
+
+
+def _length(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected an integer from 1 on, the number of steps in a window")
+    return int(value)

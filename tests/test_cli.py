@@ -82,6 +82,12 @@ def test_eval_records_a_video(trained, tmp_path):
     assert film.read_bytes()[4:8] == b"ftyp"
 
 
+def test_a_run_without_a_finished_episode_succeeds_without_a_curve(tmp_path, capsys):
+    assert train(tmp_path / "run", "--total-steps", 32, env="Pendulum-v1") == 0
+    assert "no learning curve" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "curves.png").exists()
+
+
 def test_plot_draws_several_runs(trained, tmp_path):
     assert main(["plot", str(trained), str(trained), "--out", str(tmp_path / "both.png")]) == 0
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
@@ -124,7 +130,11 @@ def test_without_a_checkpoint_resume_starts_from_the_config(tmp_path, capsys):
     assert train(tmp_path / "run", "--total-steps", 96) == 0
     wanted = metrics(tmp_path / "run")
     (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["versions"]["torch"] = "1.0"  # nothing was trained with it that is continued
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert RunFolder.open(tmp_path / "run").versions["torch"] != "1.0"
     assert "no checkpoint yet" in capsys.readouterr().err
     assert metrics(tmp_path / "run") == wanted
 

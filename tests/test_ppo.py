@@ -1,5 +1,6 @@
 """PPO learns what is known to be best, at every kind of episode end, and resumes bit for bit."""
 
+import copy
 import dataclasses
 
 import gymnasium as gym
@@ -69,8 +70,13 @@ def test_where_episodes_only_time_out_the_value_is_that_of_an_endless_one(autore
 
 
 def test_forbidden_actions_are_never_taken():
-    rows, _ = run(dataclasses.replace(SMALL, env=Masked, total_steps=2560, learning_rate=3e-3))
+    config = dataclasses.replace(SMALL, env=Masked, total_steps=2560, learning_rate=3e-3)
+    rows, state = run(config)
     assert rows[0]["return_mean"] > 0  # the environment asserts the rest
+    policy, rng = Policy(config, state["policy"]), np.random.default_rng(0)
+    for allowed in (np.array([True, False, False]), np.array([False, True, False])):
+        for generator in (None, rng):
+            assert allowed[policy.act(np.zeros(3, np.float32), action_mask=allowed, rng=generator)]
 
 
 @pytest.mark.parametrize(
@@ -241,6 +247,26 @@ def test_resume_refuses_what_does_not_fit():
         next(train(dataclasses.replace(config, hidden=(32,)), resume=state))
     with pytest.raises(ValueError, match="num_steps 16"):
         next(train(dataclasses.replace(config, num_steps=16), resume=state))
+
+
+def test_the_last_state_is_there_after_the_loop_also_where_environments_were_processes():
+    *_, metrics = train(dataclasses.replace(SMALL, env="CartPole-v1", total_steps=128, vectorization="async"))
+    assert metrics.state["step"] == 128
+
+
+def test_a_resumed_run_leaves_the_state_it_was_given_alone():
+    config = dataclasses.replace(SMALL, env="CartPole-v1", total_steps=256, normalise_rewards=True)
+    state = next(iter(train(config))).state
+    before = copy.deepcopy(state)
+    list(train(config, resume=state))
+    assert_same(state, before)
+
+
+def test_a_policy_of_another_network_is_refused():
+    config = dataclasses.replace(SMALL, env="CartPole-v1", total_steps=128)
+    _, state = run(config)
+    with pytest.raises(ValueError, match="pass network="):
+        Policy(dataclasses.replace(config, hidden=(32,)), state["policy"])
 
 
 def test_a_stale_state_is_refused():

@@ -59,8 +59,6 @@ class ResumeOptions:
 class EvalOptions:
     """Evaluate the agents of a run on whole episodes."""
 
-    run: Any
-    """The run folder."""
     episodes: int = 100
     """Episodes per seed."""
     json: bool = False
@@ -175,6 +173,7 @@ def start(algorithm: str, config: Any, options: TrainOptions, command: list[str]
 def resume(arguments: list[str]) -> int:
     """Continue a run from its checkpoint, or from its config where it has none yet."""
     from telescope.algorithms import config_class
+    from telescope.control.training import execution
     from telescope.runs.folder import RunFolder
 
     options: ResumeOptions = _parse(ResumeOptions, arguments, "telescope train")
@@ -188,9 +187,11 @@ def resume(arguments: list[str]) -> int:
     if state is not None and done >= config.iterations * config.batch_size:
         print(f"{options.resume} is finished: {done:,} of {config.total_steps:,} steps; --total-steps extends it")
         return 0
-    folder.check_execution(folder.execution, allow_inexact=options.allow_inexact)
     if state is None:
         print(f"{options.resume} has no checkpoint yet: starting from its config", file=sys.stderr)
+        folder.set_execution(execution(config))
+    else:
+        folder.check_execution(state["execution"], allow_inexact=options.allow_inexact)
     return run(folder, config, state, options.checkpoint_seconds)
 
 
@@ -244,8 +245,12 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
 def _draw_curve(folder: Any, display: Any) -> None:
     from telescope.runs.curves import plot as draw
 
-    draw([folder.path], folder.curves_path)
-    display.note(f"learning curve: {folder.curves_path}")
+    try:
+        draw([folder.path], folder.curves_path)
+    except ValueError as error:  # no episode has ended yet, say: that takes nothing from the run
+        display.note(f"no learning curve: {error}")
+    else:
+        display.note(f"learning curve: {folder.curves_path}")
 
 
 @contextlib.contextmanager
@@ -272,7 +277,7 @@ def _signals() -> Iterator[list[int]]:
 def evaluate(arguments: list[str]) -> int:
     """`telescope eval RUN`."""
     run_path, flags = _positionals(arguments)
-    options: EvalOptions = _parse(EvalOptions, flags, "telescope eval RUN", {"run": run_path[0] if run_path else None})
+    options: EvalOptions = _parse(EvalOptions, flags, "telescope eval RUN", {})
     if len(run_path) != 1:
         raise ValueError(f"telescope eval takes one run folder, got {len(run_path)}")
     if options.episodes < 1:
@@ -280,7 +285,7 @@ def evaluate(arguments: list[str]) -> int:
     from telescope.metrics import summarise
     from telescope.policy import load
 
-    policy = load(options.run, best=options.best)
+    policy = load(run_path[0], best=options.best)
     result = policy.evaluate(options.episodes, stochastic=options.stochastic)
     summary = summarise(result.returns)
     if options.video is not None:

@@ -223,7 +223,7 @@ class Rollouts:
             state["episode_length"].copy(),
         )
         if not self.environments.exact_resume:
-            self.episode_return[:], self.episode_length[:], self.scaler.returns[:] = 0.0, 0, 0.0
+            self.episode_return[:], self.episode_length[:], self.scaler.returns = 0.0, 0, np.zeros(self.shape)
             return self.reset()
         observations, masks = self.environments.restore(state["environments"])
         self._begin(self.normaliser(self.encoder.encode(observations)), masks)

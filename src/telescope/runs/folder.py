@@ -125,6 +125,15 @@ class RunFolder:
         self._record["status"] = status
         self._write_record()
 
+    def set_execution(self, execution: Mapping[str, Any]) -> None:
+        """Record that the run begins (again) here and now: execution, versions and machine are this process's."""
+        self._record |= {
+            "execution": _as_json(execution),
+            "versions": installed_versions(),
+            "platform": _platform(),
+        }
+        self._write_record()
+
     def check_execution(self, current: Mapping[str, Any], *, allow_inexact: bool) -> list[str]:
         """Compare how the run was executed with how it would be now; return the differences as words.
 

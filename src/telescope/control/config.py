@@ -64,6 +64,8 @@ class ControlConfig:
         """Refuse values that cannot work, by name and number."""
         positive(self, "seeds", "total_steps", "num_envs", "threads", "eval_episodes")
         at_least_zero(self, "seed", "eval_every")
+        if self.seed + self.seeds > 2**63:
+            raise ValueError(f"seed is {self.seed}; expected seeds below 2**63")
 
     @property
     def seed_values(self) -> list[int]:

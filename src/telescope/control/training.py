@@ -288,8 +288,12 @@ def missing_for_compiling(device: str) -> str:
     return ""
 
 
-def try_environment(config: OnPolicyConfig) -> None:
-    """Make one environment and let it go; ValueError if there is none, or one whose spaces are not supported."""
+def try_out(config: OnPolicyConfig) -> None:
+    """ValueError if there is no such device or environment, or one whose spaces are not supported."""
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {config.device!r}, which is not to be had here: {error}") from error
     _environments(config, [config.seed], 1).close()
 
 

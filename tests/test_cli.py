@@ -71,7 +71,7 @@ def test_eval_prints_a_table_or_one_json_object(trained, capsys):
     assert summary["worst"] == min(summary["per_seed"])
     assert main(["eval", str(trained), "--episodes", "4", "--best"]) == 0
     assert "worst seed" in capsys.readouterr().out
-    assert main(["eval", str(trained), "--episodes", "4", "--json", "--stochastic"]) == 0
+    assert main(["eval", "--json", "--episodes", "4", "--stochastic", str(trained)]) == 0
     assert json.loads(capsys.readouterr().out)["per_seed"] != summary["per_seed"]
 
 
@@ -80,6 +80,12 @@ def test_eval_records_a_video(trained, tmp_path):
     film = tmp_path / "episode.mp4"
     assert film.stat().st_size > 1000
     assert film.read_bytes()[4:8] == b"ftyp"
+
+
+def test_a_run_without_a_finished_episode_succeeds_without_a_curve(tmp_path, capsys):
+    assert train(tmp_path / "run", "--total-steps", 32, env="Pendulum-v1") == 0
+    assert "no learning curve" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "curves.png").exists()
 
 
 def test_plot_draws_several_runs(trained, tmp_path):
@@ -124,7 +130,11 @@ def test_without_a_checkpoint_resume_starts_from_the_config(tmp_path, capsys):
     assert train(tmp_path / "run", "--total-steps", 96) == 0
     wanted = metrics(tmp_path / "run")
     (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["versions"]["torch"] = "1.0"  # nothing was trained with it that is continued
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert RunFolder.open(tmp_path / "run").versions["torch"] != "1.0"
     assert "no checkpoint yet" in capsys.readouterr().err
     assert metrics(tmp_path / "run") == wanted
 
@@ -142,9 +152,9 @@ def command(out, *flags):
     return ["train", "ppo", "Pendulum-v1", "--out", str(out), *FAST, *map(str, flags)]
 
 
-def start(out, *flags):
+def start(out, *flags, **kwargs):
     arguments = [sys.executable, "-m", "telescope.cli", *command(out, *flags)]
-    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
 def wait_for_rows(folder, rows, process):
@@ -180,6 +190,34 @@ def test_a_run_stopped_by_a_signal_ends_as_if_it_had_never_been(tmp_path, number
                 assert (array == states[1][part][name]).all()
 
 
+def test_a_signal_to_the_whole_process_group_leaves_a_checkpoint(tmp_path):
+    flags = ["--vectorization", "async", "--total-steps", 20_000]
+    process = start(tmp_path / "run", *flags, start_new_session=True)
+    wait_for_rows(tmp_path / "run", 3, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert RunFolder.open(tmp_path / "run").load_checkpoint()["step"] > 0
+
+
+def test_the_best_agents_are_those_of_this_history(tmp_path):
+    """What evaluated better after the checkpoint, in a future that another --total-steps replaced, does not stay."""
+    assert train(tmp_path / "run", "--total-steps", 64, "--eval-every", 32, "--eval-episodes", 1) == 0
+    folder = RunFolder.open(tmp_path / "run")
+    best = folder.load_best()
+    folder.save_best({**best, "eval_return_mean": best["eval_return_mean"] + 1e6, "step": best["step"] + 1000})
+    assert main(["train", "--resume", str(tmp_path / "run"), "--total-steps", "96"]) == 0
+    rows = metrics(tmp_path / "run")
+    assert folder.load_best()["eval_return_mean"][0] == max(float(row["eval_return_mean"]) for row in rows)
+
+
+def test_a_folder_that_could_not_be_made_does_not_stand_in_the_way(tmp_path, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(RunFolder, "_write_record", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+        assert train(tmp_path / "run", "--total-steps", 32) == 1
+    assert train(tmp_path / "run", "--total-steps", 32) == 0
+
+
 def test_two_writers_are_refused(tmp_path):
     process = start(tmp_path / "run", "--total-steps", 200_000)
     wait_for_rows(tmp_path / "run", 2, process)
@@ -203,6 +241,8 @@ def test_two_writers_are_refused(tmp_path):
         (["train", "ppo", "CartPole-v1", "--gamma", "1.5", "--out", "OUT"], "gamma is 1.5; expected a number in"),
         (["train", "ppo", "CartPole-v1", "--env-kwargs", "wind", "3", "--out", "OUT"], "wind"),
         (["train", "ppo", "CartPole-v1", "--out", "/dev/null/run"], "/dev/null"),
+        (["train", "ppo", "CartPole-v1", "--device", "abacus", "--out", "OUT"], "device is 'abacus'"),
+        (["train", "ppo", "CartPole-v1", "--env", "Acrobot-v1", "--out", "OUT"], "two environments were named"),
         (["train", "ppo", "CartPole-v1", "--config", "nowhere.toml"], "nowhere.toml"),
         (["train", "--resume", "nowhere"], "nowhere is not a folder"),
         (["eval", "nowhere"], "nowhere is not a folder"),

@@ -1,11 +1,13 @@
 """PPO learns what is known to be best, at every kind of episode end, and resumes bit for bit."""
 
+import copy
 import dataclasses
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv, CartPoleVectorEnv
 
 from telescope.algorithms.ppo import PPO, minibatch_indices, preset, samples, train, update_agent, with_advantages
 from telescope.control.evaluate import evaluate, evaluation_environments
@@ -69,8 +71,13 @@ def test_where_episodes_only_time_out_the_value_is_that_of_an_endless_one(autore
 
 
 def test_forbidden_actions_are_never_taken():
-    rows, _ = run(dataclasses.replace(SMALL, env=Masked, total_steps=2560, learning_rate=3e-3))
+    config = dataclasses.replace(SMALL, env=Masked, total_steps=2560, learning_rate=3e-3)
+    rows, state = run(config)
     assert rows[0]["return_mean"] > 0  # the environment asserts the rest
+    policy, rng = Policy(config, state["policy"]), np.random.default_rng(0)
+    for allowed in (np.array([True, False, False]), np.array([False, True, False])):
+        for generator in (None, rng):
+            assert allowed[policy.act(np.zeros(3, np.float32), action_mask=allowed, rng=generator)]
 
 
 @pytest.mark.parametrize(
@@ -232,6 +239,26 @@ def test_without_a_compiler_auto_runs_eagerly_and_on_says_what_is_missing(monkey
         execution(dataclasses.replace(work, compile="on"))
 
 
+def test_environments_that_cannot_be_restored_start_other_episodes_than_before():
+    class Forgetful(CartPoleVectorEnv):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.opaque = object()
+
+    gym.register("Forgetful-v0", vector_entry_point=Forgetful, entry_point=CartPoleEnv)
+    try:
+        config = dataclasses.replace(SMALL, env="Forgetful-v0", total_steps=256)
+        first = Session(config, None, network=None)
+        fresh, state = first.rollouts._observations, next(iter(train(config))).state
+        resumed = Session(config, state, network=None)
+        assert "opaque" in resumed.notes[0]
+        assert not np.array_equal(resumed.rollouts._observations, fresh)
+        first.close()
+        resumed.close()
+    finally:
+        del gym.registry["Forgetful-v0"]
+
+
 def test_resume_refuses_what_does_not_fit():
     config = dataclasses.replace(SMALL, env="CartPole-v1", total_steps=256)
     state = next(iter(train(config))).state
@@ -241,6 +268,26 @@ def test_resume_refuses_what_does_not_fit():
         next(train(dataclasses.replace(config, hidden=(32,)), resume=state))
     with pytest.raises(ValueError, match="num_steps 16"):
         next(train(dataclasses.replace(config, num_steps=16), resume=state))
+
+
+def test_the_last_state_is_there_after_the_loop_also_where_environments_were_processes():
+    *_, metrics = train(dataclasses.replace(SMALL, env="CartPole-v1", total_steps=128, vectorization="async"))
+    assert metrics.state["step"] == 128
+
+
+def test_a_resumed_run_leaves_the_state_it_was_given_alone():
+    config = dataclasses.replace(SMALL, env="CartPole-v1", total_steps=256, normalise_rewards=True)
+    state = next(iter(train(config))).state
+    before = copy.deepcopy(state)
+    list(train(config, resume=state))
+    assert_same(state, before)
+
+
+def test_a_policy_of_another_network_is_refused():
+    config = dataclasses.replace(SMALL, env="CartPole-v1", total_steps=128)
+    _, state = run(config)
+    with pytest.raises(ValueError, match="pass network="):
+        Policy(dataclasses.replace(config, hidden=(32,)), state["policy"])
 
 
 def test_a_stale_state_is_refused():
@@ -265,6 +312,16 @@ def test_a_reward_that_is_not_a_number_stops_the_run_and_says_where():
         next(iterations)
 
 
+@pytest.mark.parametrize("autoreset", ["next_step", "same_step", "disabled"])
+def test_a_final_observation_that_is_not_a_number_stops_the_run_in_every_mode(autoreset):
+    def make():
+        return Forever(limit=8, blind_at_the_end=True)
+
+    config = dataclasses.replace(SMALL, env=make, num_envs=2, num_steps=8, minibatch_size=16, autoreset=autoreset)
+    with pytest.raises(FloatingPointError, match=r"observation of seed 0, environment 0 is nan at step 16"):
+        next(train(config))
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -272,6 +329,7 @@ def test_a_reward_that_is_not_a_number_stops_the_run_and_says_where():
         ("lam", -0.1, "lam is -0.1"),
         ("num_envs", 0, "num_envs is 0; expected a number > 0"),
         ("seed", -1, "seed is -1"),
+        ("seed", 2**63, "expected seeds below"),
         ("learning_rate", float("nan"), "learning_rate is nan"),
         ("minibatch_size", 10_000, "minibatch_size is 10000, more than the 128 samples"),
         ("total_steps", 100, "total_steps is 100, less than one rollout of 128"),

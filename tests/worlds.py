@@ -31,8 +31,9 @@ class Forever(gym.Env):
     observation_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
     action_space = gym.spaces.Discrete(2)
 
-    def __init__(self, limit: int = 5, *, broken_at: int | None = None) -> None:
+    def __init__(self, limit: int = 5, *, broken_at: int | None = None, blind_at_the_end: bool = False) -> None:
         self.limit, self.broken_at, self.total = limit, broken_at, 0
+        self.blind_at_the_end = blind_at_the_end
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -43,7 +44,9 @@ class Forever(gym.Env):
         self.steps += 1
         self.total += 1
         reward = float("nan") if self.total == self.broken_at else 1.0
-        return np.ones(1, np.float32), reward, False, self.steps >= self.limit, {}
+        truncated = self.steps >= self.limit
+        seen = np.full(1, np.nan if truncated and self.blind_at_the_end else 1.0, np.float32)
+        return seen, reward, False, truncated, {}
 
 
 class Masked(gym.Env):

@@ -59,8 +59,6 @@ class ResumeOptions:
 class EvalOptions:
     """Evaluate the agents of a run on whole episodes."""
 
-    run: Any
-    """The run folder."""
     episodes: int = 100
     """Episodes per seed."""
     json: bool = False
@@ -146,65 +144,84 @@ def _train_arguments(algorithm: str, env: str | None, flags: list[str]) -> tuple
     from telescope.algorithms import config_class, find
     from telescope.runs.config import from_mapping, read_toml, to_mapping
 
+    cls = config_class(algorithm)
     file = _value_of("--config", flags)
     settings = {} if file is None else read_toml(file)
-    env = env or settings.get("env")
+    env = _one_environment(env, _value_of("--env", flags)) or settings.get("env")
     if env is None and not any(flag in flags for flag in ("-h", "--help")):
-        raise ValueError(f"no environment was named; write telescope train {algorithm} CartPole-v1, for example")
-    cls = config_class(algorithm)
+        raise ValueError(f"no environment was named; it comes right after the algorithm: train {algorithm} CartPole-v1")
+    if not isinstance(env, str | None):
+        raise ValueError(f"env is {env!r} in {file}; expected an environment id")
     default = find(algorithm).preset(env) if env else cls()
     default = from_mapping(cls, to_mapping(default) | settings | ({"env": env} if env else {}), source=str(file))
+    arguments = dataclasses.make_dataclass("Arguments", [("config", cls), ("run", TrainOptions)])
     title = f"telescope train {algorithm} {env or 'ENV'}"
-    parsed = _parse(dataclasses.make_dataclass("Arguments", [("config", cls), ("run", TrainOptions)]), flags, title,
-                    {"config": default, "run": TrainOptions()})  # fmt: skip
+    parsed = _parse(arguments, flags, title, {"config": default, "run": TrainOptions()})
     return parsed.config, parsed.run
+
+
+def _one_environment(positional: str | None, flag: str | None) -> str | None:
+    if positional is not None and flag is not None and positional != flag:
+        raise ValueError(f"two environments were named, {positional} and --env {flag}; name one")
+    return positional or flag
 
 
 def start(algorithm: str, config: Any, options: TrainOptions, command: list[str]) -> int:
     """Begin a new run."""
-    from telescope.control.training import execution, try_environment
+    from telescope.control.training import execution, try_out
     from telescope.runs.folder import RunFolder
 
-    try_environment(config)  # what cannot run leaves no folder behind
-    name = f"{algorithm}-{str(config.env).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try_out(config)  # what cannot run leaves no folder behind
+    name = f"{algorithm}-{config.env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = options.out or str(Path("runs") / name)
     folder = RunFolder.create(out, config, algorithm=algorithm, execution=execution(config), command=command)
-    return run(folder, config, None, options.checkpoint_seconds)
+    with folder.lock():
+        return run(folder, config, None, options.checkpoint_seconds)
 
 
 def resume(arguments: list[str]) -> int:
     """Continue a run from its checkpoint, or from its config where it has none yet."""
-    from telescope.algorithms import config_class
     from telescope.runs.folder import RunFolder
 
     options: ResumeOptions = _parse(ResumeOptions, arguments, "telescope train")
     folder = RunFolder.open(options.resume)
+    with folder.lock():
+        return _resume_locked(folder, options)
+
+
+def _resume_locked(folder: Any, options: ResumeOptions) -> int:
+    from telescope.algorithms import config_class
+    from telescope.control.training import execution
+
     config = folder.load_config(config_class(folder.algorithm))
     state = folder.load_checkpoint()
-    done = 0 if state is None else state["step"]
     if options.total_steps is not None and options.total_steps != config.total_steps:
         config = dataclasses.replace(config, total_steps=options.total_steps)
         print(f"total_steps is now {config.total_steps:,}: schedules are planned anew over it", file=sys.stderr)
-    if state is not None and done >= config.iterations * config.batch_size:
-        print(f"{options.resume} is finished: {done:,} of {config.total_steps:,} steps; --total-steps extends it")
-        return 0
-    folder.check_execution(folder.execution, allow_inexact=options.allow_inexact)
     if state is None:
         print(f"{options.resume} has no checkpoint yet: starting from its config", file=sys.stderr)
+        folder.set_execution(execution(config))
+    elif state["iteration"] >= config.iterations:
+        done = f"{state['step']:,} steps done, total_steps is {config.total_steps:,}"
+        print(f"{options.resume} is finished: {done}; a larger --total-steps extends it")
+        return 0
+    else:
+        folder.check_execution(state["execution"], allow_inexact=options.allow_inexact)
     return run(folder, config, state, options.checkpoint_seconds)
 
 
 def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_seconds: float) -> int:
-    """The loop around `train`: log, keep the best, checkpoint, stop when asked to, draw the curve."""
+    """The loop around `train`, under the folder's lock: log, keep the best, checkpoint, stop if asked, draw."""
     from telescope.algorithms import find
     from telescope.policy import keep_best
     from telescope.runs.display import Display
     from telescope.runs.log import MetricsLog
 
-    first_step = 0 if state is None else state["step"]
-    log, best, saved = None, folder.load_best() if state else None, time.monotonic()
-    with folder.lock(), _signals() as stop, Display(config.total_steps, first_step=first_step) as display:
+    first_step, best = (0, None) if state is None else (state["step"], state["best"])
+    log, saved = None, time.monotonic()
+    with _signals() as stop, Display(config.total_steps, first_step=first_step) as display:
         folder.save_config(config)
+        folder.save_best(best)  # the checkpoint's: what evaluated better after it is about to be trained anew
         folder.set_status("running")
         display.note(f"training {folder.algorithm} on {config.env}, seeds {_range(config.seed_values)}: {folder.path}")
         try:
@@ -221,7 +238,7 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
                     folder.save_best(best)
                 if stop or metrics.finished or time.monotonic() - saved >= checkpoint_seconds:
                     log.sync()
-                    folder.save_checkpoint(metrics.state)
+                    folder.save_checkpoint({**metrics.state, "best": best})
                     saved = time.monotonic()
                 if stop:
                     break
@@ -244,8 +261,12 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
 def _draw_curve(folder: Any, display: Any) -> None:
     from telescope.runs.curves import plot as draw
 
-    draw([folder.path], folder.curves_path)
-    display.note(f"learning curve: {folder.curves_path}")
+    try:
+        draw([folder.path], folder.curves_path)
+    except ValueError as error:  # no episode has ended yet, say: that takes nothing from the run
+        display.note(f"no learning curve: {error}")
+    else:
+        display.note(f"learning curve: {folder.curves_path}")
 
 
 @contextlib.contextmanager
@@ -271,8 +292,8 @@ def _signals() -> Iterator[list[int]]:
 
 def evaluate(arguments: list[str]) -> int:
     """`telescope eval RUN`."""
-    run_path, flags = _positionals(arguments)
-    options: EvalOptions = _parse(EvalOptions, flags, "telescope eval RUN", {"run": run_path[0] if run_path else None})
+    run_path, flags = _positionals(arguments, EvalOptions)
+    options: EvalOptions = _parse(EvalOptions, flags, "telescope eval RUN", {})
     if len(run_path) != 1:
         raise ValueError(f"telescope eval takes one run folder, got {len(run_path)}")
     if options.episodes < 1:
@@ -280,7 +301,7 @@ def evaluate(arguments: list[str]) -> int:
     from telescope.metrics import summarise
     from telescope.policy import load
 
-    policy = load(options.run, best=options.best)
+    policy = load(run_path[0], best=options.best)
     result = policy.evaluate(options.episodes, stochastic=options.stochastic)
     summary = summarise(result.returns)
     if options.video is not None:
@@ -316,7 +337,7 @@ def _print_table(seeds: list[int], result: Any, summary: dict[str, Any]) -> None
 
 def plot(arguments: list[str]) -> int:
     """`telescope plot RUN [RUN …] --out FILE`."""
-    runs, flags = _positionals(arguments)
+    runs, flags = _positionals(arguments, PlotOptions)
     options: PlotOptions = _parse(PlotOptions, flags, "telescope plot RUN [RUN …]", {})
     if not runs:
         raise ValueError("telescope plot takes at least one run folder")
@@ -339,10 +360,14 @@ def _parse(cls: type[Any], flags: list[str], title: str, defaults: dict[str, Any
     return tyro.cli(cls, args=flags, prog=title, config=(tyro.conf.OmitArgPrefixes,), **default)
 
 
-def _positionals(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The leading arguments that are no flags, and the rest."""
-    first_flag = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
-    return arguments[:first_flag], arguments[first_flag:]
+def _positionals(arguments: list[str], options: Any) -> tuple[list[str], list[str]]:
+    """The arguments that are no flags nor values of flags, and the rest."""
+    switches = {f"--{field.name}" for field in dataclasses.fields(options) if field.default is False}
+    positionals, flags = list[str](), list[str]()
+    for argument in arguments:
+        takes_value = bool(flags) and flags[-1].startswith("--") and flags[-1] not in switches and "=" not in flags[-1]
+        (flags if argument.startswith("-") or takes_value else positionals).append(argument)
+    return positionals, flags
 
 
 def _value_of(flag: str, flags: list[str]) -> str | None:

@@ -41,22 +41,36 @@ class Policy:
         layout = create(network, self.seeds[:1])[1]
         self.agent = ActorCritic(network, distribution(self.action_space), layout)
         self.parameters: Tensor = state["parameters"].to(config.device).clone()
+        if self.parameters.shape[1] != sum(layout.sizes):
+            raise ValueError(
+                f"the run has {self.parameters.shape[1]} parameters per agent, but the network that its config "
+                f"describes has {sum(layout.sizes)}; if it was trained with a network of your own, pass network="
+            )
         self.normaliser = normaliser(config, self._encoder.size)
         self.normaliser.restore(state["normaliser"])
 
-    def act(self, observation: Any, *, seed: int | None = None, rng: np.random.Generator | None = None) -> np.ndarray:
+    def act(
+        self,
+        observation: Any,
+        *,
+        action_mask: Any = None,
+        seed: int | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> np.ndarray:
         """The action for one observation [*obs], or the actions for a batch [N, *obs].
 
-        The mode of the policy; with `rng` a sample instead. `seed` chooses the agent by its seed's value (the run's
-        first by default). Actions lie in the environment's action space.
+        The mode of the policy; with `rng` a sample instead. `action_mask` ([A] or [N, A], True = allowed) as the
+        environment gives it in `info`. `seed` chooses the agent by its seed's value (the run's first by default).
+        Actions lie in the environment's action space.
         """
         vector, inputs, single = self._inputs(observation, seed)
+        mask = None if action_mask is None else torch.as_tensor(np.asarray(action_mask, dtype=bool)).to(inputs.device)
         with torch.no_grad():
             if rng is None:
-                actions = self.agent.mode(vector, inputs, None)
+                actions = self.agent.mode(vector, inputs, mask)
             else:
-                noise = torch.tensor(self.agent.distribution.noise(rng, (len(inputs),))).to(self.config.device)
-                actions = self.agent.act(vector, inputs, noise, None)
+                noise = torch.tensor(self.agent.distribution.noise(rng, (len(inputs),))).to(inputs.device)
+                actions = self.agent.act(vector, inputs, noise, mask)
         chosen = bounded(actions.cpu().numpy(), self.action_space) + _start(self.action_space)
         chosen = chosen.astype(self.action_space.dtype)
         return chosen[0] if single else chosen

@@ -64,6 +64,8 @@ class ControlConfig:
         """Refuse values that cannot work, by name and number."""
         positive(self, "seeds", "total_steps", "num_envs", "threads", "eval_episodes")
         at_least_zero(self, "seed", "eval_every")
+        if self.seed + self.seeds > 2**63:
+            raise ValueError(f"seed is {self.seed}; expected seeds below 2**63")
 
     @property
     def seed_values(self) -> list[int]:
@@ -86,9 +88,9 @@ class OnPolicyConfig(ControlConfig):
     anneal_learning_rate: bool = True
     """Let the step size fall linearly to 0 over the run (c4)."""
     value_coefficient: float = 0.5
-    """Weight of the value loss (c8)."""
+    """Weight of the value loss ½(V − R̂)² in the sum of losses (c10)."""
     entropy_coefficient: float = 0.0
-    """Weight of the entropy bonus (c10)."""
+    """Weight of the entropy bonus in the sum of losses (c10)."""
     max_grad_norm: float = 0.5
     """Global norm to which each seed's gradient is clipped (c11)."""
     hidden: tuple[int, ...] = (64, 64)

@@ -33,8 +33,9 @@ class Factory:
 
     def __call__(self) -> Recorder:
         if os.getpid() != self.creator:
-            # Ctrl-C reaches the whole process group. The parent stops at its next iteration and then closes
-            # its workers; a worker that died at once would take the unfinished iteration with it.
+            # Ctrl-C, and what a scheduler sends, reach the whole process group. The parent stops at its next
+            # iteration and then closes its workers; one that died at once would take the iteration with it.
+            os.setpgrp()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         with explained(self.source, self.kwargs), quiet_mujoco():
             env = self._make()
@@ -97,10 +98,11 @@ def explained(source: EnvironmentSource, kwargs: Mapping[str, Any]) -> Iterator[
             f"{name} needs a package that is missing here: {error}. "
             'The environments of telescope come with: pip install "telescope-rl[control]"'
         ) from error
-    except TypeError as error:
-        if not kwargs:
+    except Exception as error:
+        if not isinstance(source, EnvSpec):  # the caller's own code: its traceback is what helps
             raise
-        raise ValueError(f"env_kwargs {dict(kwargs)} were refused by {name}: {error}") from error
+        told = f" with env_kwargs {dict(kwargs)}" if kwargs else ""
+        raise ValueError(f"{name} cannot be made{told}: {type(error).__name__}: {error}") from error
 
 
 def refused_keywords(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> str:

@@ -86,7 +86,8 @@ def from_module(build: Callable[[], nn.Module]) -> Network:
     `build()` is called once per seed under that seed's random state. The module must work functionally: no buffers
     that change in the forward pass (batch normalisation in training mode is refused).
     """
-    template = build()
+    with torch.random.fork_rng(devices=[]):  # only its structure and constant buffers are used
+        template = build()
     for name, module in template.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             raise ValueError(

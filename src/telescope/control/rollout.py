@@ -169,7 +169,10 @@ class Rollouts:
             self.episode_length[ended] = 0
 
     def _require_finite(self, step: Step, row: int) -> None:
-        for name, x in (("reward", step.rewards), ("observation", step.observations)):
+        seen = [("reward", step.rewards), ("observation", step.observations)]
+        if step.next_observations is not step.observations:
+            seen.append(("final observation", step.next_observations))
+        for name, x in seen:
             if x.dtype.kind == "f" and not np.isfinite(np.sum(x)):
                 bad = np.argwhere(~np.isfinite(x))
                 if len(bad):  # a finite array can still overflow in the sum
@@ -222,11 +225,12 @@ class Rollouts:
             state["episode_return"].copy(),
             state["episode_length"].copy(),
         )
-        if not self.environments.exact_resume:
-            self.episode_return[:], self.episode_length[:], self.scaler.returns[:] = 0.0, 0, 0.0
-            return self.reset()
         observations, masks = self.environments.restore(state["environments"])
-        self._begin(self.normaliser(self.encoder.encode(observations)), masks)
+        encoded = self.encoder.encode(observations)
+        if not self.environments.exact_resume:  # these are the first observations of new episodes
+            self.episode_return[:], self.episode_length[:], self.scaler.returns = 0.0, 0, np.zeros(self.shape)
+            self.normaliser.update(encoded)
+        self._begin(self.normaliser(encoded), masks)
 
 
 class _FinalsList:

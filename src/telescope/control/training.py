@@ -82,6 +82,7 @@ class Session:
         torch.set_num_threads(self.execution["threads"])
         self.rollouts = _rollouts(config)
         self._evaluation: Environments | None = None
+        self._last_state: dict[str, Any] | None = None
         try:
             self._begin(resume, network)
         except BaseException:  # no worker process may outlive a run that never began
@@ -119,6 +120,7 @@ class Session:
                 self._started = time.perf_counter()
                 self.remaining = 1 - self.iteration / self.config.iterations
                 yield self.iteration
+            self._last_state = self.state()  # still to be had when the loop is over and the environments are gone
         finally:
             self.close()
 
@@ -211,6 +213,8 @@ class Session:
 
     def state(self) -> dict[str, Any]:
         """See `Iteration.state`."""
+        if self._last_state is not None:
+            return self._last_state
         return {
             "iteration": self.iteration,
             "step": self.step,
@@ -284,8 +288,12 @@ def missing_for_compiling(device: str) -> str:
     return ""
 
 
-def try_environment(config: OnPolicyConfig) -> None:
-    """Make one environment and let it go; ValueError if there is none, or one whose spaces are not supported."""
+def try_out(config: OnPolicyConfig) -> None:
+    """ValueError if there is no such device or environment, or one whose spaces are not supported."""
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {config.device!r}, which is not to be had here: {error}") from error
     _environments(config, [config.seed], 1).close()
 
 

@@ -16,24 +16,25 @@ import numpy as np
 
 def record(
     env: str | Callable[..., gym.Env],
-    act: Callable[[Any], np.ndarray],
+    act: Callable[..., np.ndarray],
     folder: str | os.PathLike[str],
     *,
     env_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Path:
-    """Play one episode by `act(observation)` and write folder/episode.mp4; returns its path."""
+    """Play one episode by `act(observation, action_mask=…)` and write folder/episode.mp4; returns its path."""
     import imageio.v2 as imageio
 
     kwargs = dict(env_kwargs or {}) | {"render_mode": "rgb_array"}
     world = env(**kwargs) if callable(env) else gym.make(env, **kwargs)
     frames: list[Any] = []
     try:
-        observation, _ = world.reset(seed=seed)
+        observation, info = world.reset(seed=seed)
         ended = False
         while not ended:
             frames.append(world.render())
-            observation, _, terminated, truncated, _ = world.step(act(observation))
+            action = act(observation, action_mask=info.get("action_mask"))
+            observation, _, terminated, truncated, info = world.step(action)
             ended = terminated or truncated
         frames.append(world.render())
     finally:

@@ -5,16 +5,14 @@ Reads the same rows that go to metrics.csv; knows nothing about algorithms.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-import numpy as np
-
 from telescope.metrics import iqm
 
+SCORES = {"return": "return_mean", "eval": "eval_return_mean"}
 PARTS = ("env", "policy", "update", "other")
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -26,7 +24,8 @@ class Display:
         self.stream = sys.stderr if stream is None else stream
         self.total_steps, self.first_step = total_steps, first_step
         self._started = self._printed = time.perf_counter()
-        self._values: dict[str, float] = {}
+        self._shares: dict[str, float] = {}
+        self._scores: dict[str, list[float | None]] = {}  # the latest of each seed
         self._line = ""  # the latest plain line, until it is printed
         self._live = self._bar(total_steps, first_step) if self.stream.isatty() else None
 
@@ -52,7 +51,11 @@ class Display:
         """Take in the rows of an iteration."""
         now = time.perf_counter()
         step = int(rows[0]["step"])
-        self._values |= _summary(rows)
+        self._shares = _shares(rows[0])
+        for label, name in SCORES.items():
+            found = [row.get(name) for row in rows]  # None where no episode of a seed ended: its last one still stands
+            previous = self._scores.get(label, found)
+            self._scores[label] = [old if new is None else new for old, new in zip(previous, found, strict=True)]
         rate = (step - self.first_step) * len(rows) / max(now - self._started, 1e-9)
         if self._live is not None:
             self._live.update(self._live.task_ids[0], completed=step, text=self._text(rate))
@@ -67,10 +70,10 @@ class Display:
         self._line, self._printed = "", time.perf_counter()
 
     def _text(self, rate: float) -> str:
-        shares = " ".join(f"{part} {self._values.get(part, 0):.0%}" for part in PARTS)
-        found = [(label, self._values.get(name, math.nan)) for label, name in (("return", "return"), ("eval", "eval"))]
-        scores = "  ".join(f"{label} {score:,.1f}" for label, score in found if not math.isnan(score))
-        return f"{scores or 'return –'}  {rate:,.0f} steps/s  ({shares})"
+        shares = " ".join(f"{part} {self._shares.get(part, 0):.0%}" for part in PARTS)
+        known = {label: [x for x in scores if x is not None] for label, scores in self._scores.items()}
+        text = "  ".join(f"{label} {iqm(scores):,.1f}" for label, scores in known.items() if scores)
+        return f"{text or 'return –'}  {rate:,.0f} steps/s  ({shares})"
 
     def _bar(self, total: int, completed: int) -> Any:
         from rich.console import Console
@@ -87,16 +90,11 @@ class Display:
         return progress
 
 
-def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Interquartile means over seeds of what was measured in this iteration, and the shares of its time."""
-    found: dict[str, float] = {}
-    for label, name in (("return", "return_mean"), ("eval", "eval_return_mean")):
-        scores = np.array([row.get(name, math.nan) for row in rows], dtype=float)
-        if np.isfinite(scores).all():
-            found[label] = float(iqm(scores))
-    seconds = {part: rows[0].get(f"time_{part}", 0.0) for part in PARTS}
+def _shares(row: dict[str, Any]) -> dict[str, float]:
+    """The shares of the iteration's time."""
+    seconds = {part: row.get(f"time_{part}", 0.0) for part in PARTS}
     total = sum(seconds.values()) or 1.0
-    return found | {part: value / total for part, value in seconds.items()}
+    return {part: value / total for part, value in seconds.items()}
 
 
 def _clock(seconds: float) -> str:

@@ -64,8 +64,13 @@ class RunFolder:
         with locked(path):
             _refuse_used(path)  # by another process, since the look above
             folder = cls(path, _new_record(config, algorithm, execution, command))
-            folder.save_config(config)
-            folder._write_record()
+            try:
+                folder.save_config(config)
+                folder._write_record()
+            except BaseException:  # what is half made would only stand in the way of the next try
+                for half in (folder.config_path, path / "run.json"):
+                    half.unlink(missing_ok=True)
+                raise
         return folder
 
     @classmethod
@@ -125,6 +130,15 @@ class RunFolder:
         self._record["status"] = status
         self._write_record()
 
+    def set_execution(self, execution: Mapping[str, Any]) -> None:
+        """Record that the run begins (again) here and now: execution, versions and machine are this process's."""
+        self._record |= {
+            "execution": _as_json(execution),
+            "versions": installed_versions(),
+            "platform": _platform(),
+        }
+        self._write_record()
+
     def check_execution(self, current: Mapping[str, Any], *, allow_inexact: bool) -> list[str]:
         """Compare how the run was executed with how it would be now; return the differences as words.
 
@@ -167,8 +181,11 @@ class RunFolder:
         """The state to resume from, or None if there is none yet; RunError if it cannot be trusted."""
         return self._load(self.checkpoint_path, "checkpoint")
 
-    def save_best(self, state: dict[str, Any]) -> None:
-        """Replace the state that evaluated best."""
+    def save_best(self, state: dict[str, Any] | None) -> None:
+        """Replace the state that evaluated best; None removes it."""
+        if state is None:
+            self.best_path.unlink(missing_ok=True)
+            return
         checkpoint.save(self.best_path, state, kind=f"{self.algorithm} best")
 
     def load_best(self) -> dict[str, Any] | None:

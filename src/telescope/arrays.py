@@ -49,7 +49,15 @@ def any_true(wrong: Array) -> bool:
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(wrong, jax.core.Tracer):
         return False
-    return bool(wrong.any())
+    return not _hidden(wrong) and bool(wrong.any())
+
+
+def _hidden(array: Array) -> bool:
+    """A tensor whose numbers cannot be looked at: in torch.compile, and while a CUDA graph is recorded."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(array, torch.Tensor):
+        return False
+    return torch.compiler.is_compiling() or (array.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def check_alike(**named: Array) -> ModuleType:
@@ -134,7 +142,8 @@ def scalar(value: Any, like: Array) -> Array:
         return np.asarray(value, like.dtype)
     if is_jax(like):
         return sys.modules["jax.numpy"].asarray(value, like.dtype)
-    return sys.modules["torch"].asarray(value, dtype=like.dtype, device=like.device)
+    # Filled where it is: copying a number over would wait for the device.
+    return sys.modules["torch"].full((), value, dtype=like.dtype, device=like.device)
 
 
 def on_cpu(array: Array) -> bool:
@@ -198,6 +207,8 @@ def overlap(one: Array, other: Array) -> bool:
     """Do the two share memory? Exact for numpy; for tensors, do the ranges they span meet."""
     if isinstance(one, np.ndarray):
         return np.may_share_memory(one, other) and np.shares_memory(one, other)
+    if sys.modules["torch"].compiler.is_compiling():  # tensors have no addresses there
+        return False
     (low, high), (other_low, other_high) = _span(one), _span(other)
     return low < other_high and other_low < high
 

@@ -32,9 +32,12 @@ def stops(steps: Steps) -> Array:
 
 
 @quiet
-def trace(steps: Steps, weight: Array) -> Array:
-    """a[t] = γ'[t] κ[t] times a weight such as λ; 1 where masked, so that the trace passes through undecayed."""
-    ends = steps.flag("terminated") | stops(steps)
+def trace(steps: Steps, weight: Array, *, last: bool = True) -> Array:
+    """a[t] = γ'[t] κ[t] times a weight such as λ; 1 where masked, so that the trace passes through undecayed.
+
+    Not `last`: the last step here is not the last there is; other ranks have what comes after.
+    """
+    ends = steps.flag("terminated") | (stops(steps) if last else steps.flag("truncated"))
     return steps.live(steps.where(ends, 0.0, steps.discounts["gamma"] * weight), 1.0)
 
 

@@ -26,11 +26,11 @@ def quiet(function: Function) -> Function:
     """
 
     @wraps(function)
-    def silent(first: Any, *rest: Any) -> Any:
+    def silent(first: Any, *rest: Any, **options: Any) -> Any:
         if not isinstance(first, np.ndarray) and getattr(first, "xp", None) is not np:
-            return function(first, *rest)
+            return function(first, *rest, **options)
         with np.errstate(all="ignore"):
-            return function(first, *rest)
+            return function(first, *rest, **options)
 
     return silent  # type: ignore[return-value]
 

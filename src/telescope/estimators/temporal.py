@@ -11,7 +11,7 @@ recurrence is computed (`recurrence/`), what is asked of the arguments (`steps.p
 
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,6 +69,7 @@ def gae(
     axis: int = 0,
     differentiable: bool = False,
     out: tuple[Array, Array] | None = None,
+    time_group: Any = None,
 ) -> Advantages:
     """Generalised advantage estimation GAE(γ, λ), and the returns A + v (Schulman et al. 2016, eq. 16).
 
@@ -92,6 +93,9 @@ def gae(
         axis: the time axis; 1 for batch-major [B, T].
         differentiable: let gradients through (torch): exact, by the adjoint recurrence.
         out: a pair of arrays to write advantages and returns into.
+        time_group: the torch.distributed group (group.WORLD for all ranks) across which the time axis is split;
+            ranks in order hold consecutive rows, and each gets its own rows of the result. A rank's last step
+            is not the end of the buffer: its `next_values` is the first value of the next rank.
 
     Returns:
         (advantages, returns), in the library, device, shape and dtype of `values`; float32 where `values` are
@@ -113,7 +117,8 @@ def gae(
         differentiable=differentiable,
     )
     inside = None if out is None else check_out(steps, out, differentiable)
-    advantages, returns = _fused(steps, inside) or _paired(steps, inside, differentiable)
+    fused = _fused(steps, inside) if time_group is None else None
+    advantages, returns = fused or _paired(steps, inside, time_group)
     return Advantages(*out) if out else Advantages(steps.deliver(advantages), steps.deliver(returns))
 
 
@@ -250,14 +255,19 @@ def _kernel(steps: Steps) -> Callable[..., bool] | None:
     return torch.gae
 
 
-def _paired(steps: Steps, out: tuple[Array, Array] | None, differentiable: bool) -> tuple[Array, Array]:
+def _paired(steps: Steps, out: tuple[Array, Array] | None, time_group: Any) -> tuple[Array, Array]:
     """GAE as what it is, x = δ and a = γ'λκ; the definition that `_fused` is tested against."""
     lam = steps.discounts["lam"]
     returns_lam = steps.discounts.get("returns_lam", lam)
     x = residual(steps)
-    advantages = ahead = linear_recurrence(x, trace(steps, lam), differentiable=differentiable)
+
+    def summed(decay: Array) -> Array:
+        a = trace(steps, decay, last=time_group is None)
+        return linear_recurrence(x, a, differentiable=steps.differentiable, group=time_group)
+
+    advantages = ahead = summed(lam)
     if returns_lam is not lam:
-        ahead = linear_recurrence(x, trace(steps, returns_lam), differentiable=differentiable)
+        ahead = summed(returns_lam)
     results = steps.live(advantages), steps.live(ahead + steps.floats["values"])
     if out is not None:
         for target, result in zip(out, results, strict=True):

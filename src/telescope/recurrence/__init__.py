@@ -5,6 +5,7 @@ x and a are is left to `estimators/`.
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +14,16 @@ from telescope.arrays import Array
 from telescope.recurrence import cpu
 
 
-def linear_recurrence(x: Array, a: Array, *, differentiable: bool = False) -> Array:
+def linear_recurrence(x: Array, a: Array, *, differentiable: bool = False, group: Any = None) -> Array:
     """y[t] = x[t] + a[t] · y[t+1], y[T] = 0, over axis 0 of [T, *batch]; cut where a[t] = 0, even before NaN.
 
     x and a are both float32 or both float64, of one shape, in one library (numpy, torch or jax) and on one
     device; the result is like x. With `differentiable` (torch, jax) it carries the exact gradient with respect to
     x and a: the adjoint recurrence, which runs the other way with a shifted by one.
+    `group`: a torch.distributed group across which the time axis is split; see `sharded.py`.
     """
+    if group is not None:
+        return _sharded(x, a, differentiable, group)
     if isinstance(x, np.ndarray):
         return cpu.linear_recurrence(x, a)
     if arrays.is_jax(x):
@@ -31,3 +35,13 @@ def linear_recurrence(x: Array, a: Array, *, differentiable: bool = False) -> Ar
     from telescope.recurrence import torch
 
     return torch.differentiable_recurrence(x, a) if differentiable else torch.linear_recurrence(x, a)
+
+
+def _sharded(x: Array, a: Array, differentiable: bool, group: Any) -> Array:
+    if differentiable:
+        raise ValueError("differentiable is True, but there is no gradient across the ranks of a time group")
+    if arrays.is_jax(x):
+        raise ValueError("a time group is torch.distributed's, but the arrays are JAX's")
+    from telescope.recurrence import sharded
+
+    return sharded.linear_recurrence_sharded(x, a, group)

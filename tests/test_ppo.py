@@ -175,7 +175,7 @@ def test_empty_slots_and_masked_rows_leave_no_trace_in_an_update():
 
 
 def test_presets_are_found_by_family():
-    assert preset("CartPole-v1").lam == 0.8
+    assert preset("CartPole-v1").minibatch_size == 256
     assert preset("Hopper-v4").normalise_observations
     assert preset("Hopper-v4").env == "Hopper-v4"
     assert preset("MyOwn-v0") == PPO(env="MyOwn-v0")

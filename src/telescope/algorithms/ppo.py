@@ -75,19 +75,18 @@ class PPO(OnPolicyConfig):
         return self.iterations * self.epochs * self.minibatches
 
 
-# What the flags start from, by environment. CartPole and classic control follow rl-baselines3-zoo (without its
-# state-dependent exploration, and with our ½ in the value loss), MuJoCo follows Tianshou: one set for all of them.
+# What the flags start from, by environment. CartPole's own was chosen for its worst seed: on 64 seeds the zoo's settings
+# left three below 490, and scaled rewards none (docs/results.md). The rest of classic control follows rl-baselines3-zoo
+# (without its state-dependent exploration, and with our ½ in the value loss), MuJoCo follows Tianshou: one set for all.
 CARTPOLE = PPO(
     env="CartPole-v1",
     total_steps=100_000,
     num_envs=8,
-    num_steps=32,
+    num_steps=128,
     minibatch_size=256,
-    epochs=20,
-    gamma=0.98,
-    lam=0.8,
     learning_rate=1e-3,
     anneal_clip=True,
+    normalise_rewards=True,
 )
 ACROBOT = PPO(
     env="Acrobot-v1",

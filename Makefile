@@ -7,7 +7,7 @@ CLEAN := build/clean
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format wheel clean
+.PHONY: help demo test check format wheel mutants bench rivals clean
 
 help:  ## what the verbs do
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -38,6 +38,15 @@ wheel: $(READY)  ## build the wheel and try it in a clean venv, without extras
 	$(CLEAN)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	$(CLEAN)/bin/python -I tools/check_wheel.py
 
+mutants: $(READY)  ## apply small bugs one by one: each must make the tests fail
+	$(BIN)/python tools/mutants.py
+
+bench: $(READY)  ## time the estimators against their rivals (make rivals installs those)
+	$(BIN)/python -m benchmarks.estimators
+
+rivals: $(READY)  ## install the libraries that tests and benchmarks compare with
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[rivals]'
+
 clean:  ## remove what make made, the virtual environment too
 	rm -rf .venv build dist $(DEMO) .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
@@ -46,5 +55,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) tools/check_python.py
 	@echo 'Installing the pinned set into .venv (2.6 GB on disk; a few minutes)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,envpool,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,envpool,jax,dev]'
 	@touch $@

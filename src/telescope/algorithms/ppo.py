@@ -75,9 +75,9 @@ class PPO(OnPolicyConfig):
         return self.iterations * self.epochs * self.minibatches
 
 
-# What the flags start from, by environment. CartPole's own was chosen for its worst seed: on 64 seeds the zoo's settings
-# left three below 490, and scaled rewards none (docs/results.md). The rest of classic control follows rl-baselines3-zoo
-# (without its state-dependent exploration, and with our ½ in the value loss), MuJoCo follows Tianshou: one set for all.
+# What the flags start from, by environment. CartPole's settings were chosen for the worst of 64 seeds: the zoo's left
+# three below 490, scaled rewards none (docs/results.md). The rest of classic control follows rl-baselines3-zoo (without
+# its state-dependent exploration, and with our ½ in the value loss), MuJoCo follows Tianshou: one set for all of them.
 CARTPOLE = PPO(
     env="CartPole-v1",
     total_steps=100_000,

@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 from telescope.estimators import (
+    conventions,
     discounted_return,
     distributional_gae,
     dutch_trace,
@@ -29,6 +30,7 @@ from telescope.estimators import (
 
 __version__ = "0.1.0"
 __all__ = [
+    "conventions",
     "discounted_return",
     "distributional_gae",
     "dutch_trace",

@@ -215,7 +215,8 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(env, autoreset):
 
 @pytest.mark.parametrize("env", ["Ant-v5", "Humanoid-v5", "Hopper-v5"])
 def test_mujoco_resumes_bit_for_bit(env):
-    config = dataclasses.replace(preset(env), total_steps=96, num_steps=32, minibatch_size=16, epochs=1, compile="off")
+    small = {"num_envs": 2, "num_steps": 16, "minibatch_size": 16, "epochs": 2, "total_steps": 96, "compile": "off"}
+    config = dataclasses.replace(preset(env), **small)
     states = [metrics.state for metrics in train(config)]
     *_, last = train(config, resume=states[0])
     assert_same(last.state, states[-1])

@@ -58,7 +58,7 @@ class Display:
             self._scores[label] = [old if new is None else new for old, new in zip(previous, found, strict=True)]
         rate = (step - self.first_step) * len(rows) / max(now - self._started, 1e-9)
         if self._live is not None:
-            self._live.update(self._live.task_ids[0], completed=step, text=self._text(rate))
+            self._live.update(self._live.task_ids[0], completed=step, text=self._text(rate, "\n"))
             return
         left = (self.total_steps - step) * len(rows) / max(rate, 1e-9)
         self._line = f"step {step:,} of {self.total_steps:,}  {self._text(rate)}  {_clock(left)} left"
@@ -69,22 +69,19 @@ class Display:
         print(self._line, file=self.stream, flush=True)
         self._line, self._printed = "", time.perf_counter()
 
-    def _text(self, rate: float) -> str:
+    def _text(self, rate: float, gap: str = "  ") -> str:
         shares = " ".join(f"{part} {self._shares.get(part, 0):.0%}" for part in PARTS)
         known = {label: [x for x in scores if x is not None] for label, scores in self._scores.items()}
         text = "  ".join(f"{label} {iqm(scores):,.1f}" for label, scores in known.items() if scores)
-        return f"{text or 'return –'}  {rate:,.0f} steps/s  ({shares})"
+        return f"{text or 'return –'}  {rate:,.0f} steps/s{gap}({shares})"
 
     def _bar(self, total: int, completed: int) -> Any:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
+        # narrow enough for 80 columns: the shares of time stand on a second line
+        steps, text = TextColumn("{task.completed:,}/{task.total:,}"), TextColumn("{task.fields[text]}")
+        columns = (BarColumn(bar_width=8), steps, TimeRemainingColumn(compact=True), text)
         progress = Progress(*columns, console=Console(file=self.stream), refresh_per_second=4)
         progress.add_task("", total=total, completed=completed, text="starting")
         return progress

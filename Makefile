@@ -38,11 +38,11 @@ wheel: $(READY)  ## build the wheel and try it in a clean venv, without extras
 	$(CLEAN)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	$(CLEAN)/bin/python -I tools/check_wheel.py
 
-mutants: $(READY)  ## apply small bugs one by one: each must make the tests fail
-	$(BIN)/python tools/mutants.py
+mutants: $(READY)  ## break the source in 200 small ways; each must fail the tests (ARGS="ppo" selects)
+	$(BIN)/python tools/mutants.py $(ARGS)
 
-bench: $(READY)  ## time the estimators against their rivals (make rivals installs those)
-	$(BIN)/python -m benchmarks.estimators
+bench: $(READY)  ## GAE against its rivals on this machine: docs/benchmarks (make rivals installs them)
+	$(BIN)/python -m benchmarks.estimators $(ARGS)
 
 rivals: $(READY)  ## install the libraries that tests and benchmarks compare with
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[rivals]'

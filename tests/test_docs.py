@@ -23,6 +23,7 @@ from telescope.runs.config import from_mapping, to_mapping
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+TOLD_ELSEWHERE = {"switching.md"}  # its blocks need another library's variables: tests/test_conventions.py has them
 FIELDS = {field.name: getattr(PPO(), field.name) for field in dataclasses.fields(PPO)}
 
 
@@ -65,7 +66,7 @@ def folder(tmp_path_factory):
 # Code and commands
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page not in TOLD_ELSEWHERE])
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_code(page)
@@ -168,7 +169,7 @@ def test_public_names_appear(name):
     assert any(re.search(rf"(`|telescope\.){name}\b", text) for text in pages)
 
 
-@pytest.mark.parametrize("name", [name for name in telescope.__all__ if name != "load"])
+@pytest.mark.parametrize("name", sorted(set(telescope.__all__) - {"load", "conventions"}))
 def test_every_signature_is_there(name):
     stated = re.search(rf"^{name}\((.*?)\) ->", PAGES["estimators.md"], re.DOTALL | re.MULTILINE)
     assert stated is not None
@@ -177,10 +178,10 @@ def test_every_signature_is_there(name):
     assert " ".join(stated[1].split()) == str(inspect.Signature(plain))[1:-1]
 
 
-def test_every_estimator_through_time_is_a_row_of_the_recurrence():
-    rows = {name for cell, *_ in table("design.md", "One recurrence") for name in code_names(cell)}
+def test_design_says_of_every_estimator_whether_it_is_the_recurrence():
+    section = PAGES["design.md"].partition("# One recurrence\n")[2].partition("\n## ")[0]
     functions = {name for name in estimators.__all__ if inspect.isfunction(getattr(estimators, name))}
-    assert rows >= functions - {"whiten"}
+    assert set(code_names(section)) >= functions  # as a row, or as what it is instead
 
 
 def test_files_that_are_named_exist():

@@ -17,6 +17,7 @@ from telescope.control.normalisation import ObservationNormaliser
 from telescope.control.population import generator, lift
 from telescope.control.rollout import per_seed
 from telescope.control.training import Session
+from telescope.recurrence import linear_recurrence, naive
 
 SMALL = PPO(num_envs=3, num_steps=16, minibatch_size=48, epochs=1, total_steps=192, compile="off")
 
@@ -247,3 +248,15 @@ def test_flags_of_masked_steps_are_not_even_checked():
     flags = {"terminated": np.array([0.0, 7.0, 1.0]), "truncated": np.array([0.0, np.nan, 0.0])}
     advantages, _ = telescope.gae(rows, rows, rows, **flags, mask=mask, gamma=1.0, lam=1.0)
     np.testing.assert_array_equal(advantages, [1, 0, 0])
+
+
+def test_the_loop_that_kernels_are_judged_by_is_cut_before_nan():
+    x, a = np.array([1.0, 2.0, np.nan]), np.array([0.5, 0.0, 1.0])
+    np.testing.assert_array_equal(naive.linear_recurrence(x, a), [2, 2, np.nan])
+
+
+@pytest.mark.parametrize("steps", [4, 600])
+def test_nothing_crosses_a_cut_in_any_of_the_four_chains_of_a_batch_major_array(steps):
+    x, a = np.ones((2, 7, steps), np.float32)  # [B, T], read as [T, B]
+    a[:, 1], x[:, 2:] = 0, np.nan
+    assert (linear_recurrence(x.T, a.T)[:2] == [[2], [1]]).all()

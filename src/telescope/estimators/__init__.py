@@ -3,7 +3,6 @@
 They know neither losses nor environments, models or configuration.
 """
 
-from telescope.estimators import conventions
 from telescope.estimators.distributional import DistributionalAdvantages, distributional_gae
 from telescope.estimators.group import group_relative, leave_one_out
 from telescope.estimators.normalisation import whiten
@@ -24,7 +23,6 @@ __all__ = [
     "Advantages",
     "DistributionalAdvantages",
     "VTrace",
-    "conventions",
     "discounted_return",
     "distributional_gae",
     "dutch_trace",

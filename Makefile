@@ -3,11 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+# What tests and benchmarks need besides: the other backends, and the libraries we compare with.
+COMPLETE := .venv/complete
 CLEAN := build/clean
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format wheel mutants bench rivals clean
+.PHONY: help demo test check format wheel mutants bench clean
 
 help:  ## what the verbs do
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -18,10 +20,10 @@ demo: $(READY)  ## train eight seeds of PPO on CartPole, evaluate them, draw the
 	$(BIN)/telescope eval $(DEMO) --episodes 100
 	@echo "The learning curve is in $$(ls $(DEMO)/*.png)"
 
-test: $(READY)  ## run every test (ARGS="-k gae" selects)
+test: $(COMPLETE)  ## run every test (ARGS="-k gae" selects)
 	$(BIN)/python -m pytest -q -n 2 $(ARGS)
 
-check: $(READY)  ## lint, formatting, types, and the import rule
+check: $(COMPLETE)  ## lint, formatting, types, and the import rule
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -38,14 +40,11 @@ wheel: $(READY)  ## build the wheel and try it in a clean venv, without extras
 	$(CLEAN)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	$(CLEAN)/bin/python -I tools/check_wheel.py
 
-mutants: $(READY)  ## break the source in 200 small ways; each must fail the tests (ARGS="ppo" selects)
+mutants: $(COMPLETE)  ## break the source in 200 small ways; each must fail the tests (ARGS="ppo" selects)
 	$(BIN)/python tools/mutants.py $(ARGS)
 
-bench: $(READY)  ## GAE against its rivals on this machine: docs/benchmarks (make rivals installs them)
+bench: $(COMPLETE)  ## GAE against its rivals on this machine: docs/benchmarks
 	$(BIN)/python -m benchmarks.estimators $(ARGS)
-
-rivals: $(READY)  ## install the libraries that tests and benchmarks compare with
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[rivals]'
 
 clean:  ## remove what make made, the virtual environment too
 	rm -rf .venv build dist $(DEMO) .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -55,5 +54,11 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) tools/check_python.py
 	@echo 'Installing the pinned set into .venv (2.6 GB on disk; a few minutes)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,envpool,jax,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,envpool,dev]'
+	@touch $@
+
+# Triton comes without its own libraries for CUDA here: its interpreter runs our kernels on the CPU.
+$(COMPLETE): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,envpool,jax,rivals,dev]' \
+		'triton; sys_platform == "linux"'
 	@touch $@

@@ -53,8 +53,8 @@ def rlax(case: Case) -> Result:
 
 def tianshou(case: Case) -> Result:
     """A buffer of three environments, filled through its own door; the values are those of its rows."""
-    from tianshou.algorithm.algorithm_base import Algorithm
     from tianshou.data import Batch, VectorReplayBuffer
+    from tianshou.policy import BasePolicy
 
     names, columns = case.names, switching.COLUMNS
     buffer = VectorReplayBuffer(len(names["indices"]), columns)
@@ -72,7 +72,7 @@ def tianshou(case: Case) -> Result:
     indices = buffer.sample_indices(0)
     batch = buffer[indices]
     np.testing.assert_array_equal(batch.rew, rows["rew"])
-    returns, advantages = Algorithm.compute_episodic_return(
+    returns, advantages = BasePolicy.compute_episodic_return(
         batch, buffer, indices, batch.obs_next, batch.obs, gamma=GAMMA, gae_lambda=LAM
     )
     return advantages, returns

@@ -109,6 +109,8 @@ def _pytest(folder: str, tests: list[str], cache: str, output: str) -> None:
     source = os.path.join(folder, "src")
     os.environ |= {"PYTHONPATH": source, "NUMBA_CACHE_DIR": cache}  # for what tests start, too
     sys.path.insert(0, source)  # before an editable install
+    for name in [name for name in sys.modules if name.partition(".")[0] == "telescope"]:
+        del sys.modules[name]  # a fork server that others use as well may have imported it already
     os.chdir(folder)
     import pytest
 

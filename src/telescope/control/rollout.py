@@ -102,7 +102,6 @@ class Rollouts:
         self.episode_return = np.zeros(self.shape)
         self.episode_length = np.zeros(self.shape, dtype=np.int64)
         self.time = {"env": 0.0, "policy": 0.0}
-        self._acting = np.ones(self.shape, dtype=bool)
 
     def reset(self) -> None:
         """Start every environment's first episode."""

@@ -100,6 +100,7 @@ def gae_rows(  # type: ignore[no-untyped-def]
     hi,
 ):
     """δ, advantages and returns in one pass, a row at a time; decay is γλ, returns_decay the returns' own."""
+    terminated, truncated, mask = terminated.view(np.uint8), truncated.view(np.uint8), mask.view(np.uint8)
     number = values.dtype.type
     g, d, e = number(gamma), number(decay), number(returns_decay)
     n, zero = hi - lo, number(0)
@@ -161,6 +162,7 @@ def gae_columns(  # type: ignore[no-untyped-def]
     hi,
 ):
     """The same, four columns at a time; neighbouring steps are neighbours in memory."""
+    terminated, truncated, mask = terminated.view(np.uint8), truncated.view(np.uint8), mask.view(np.uint8)
     number = values.dtype.type
     g, d, e = number(gamma), number(decay), number(returns_decay)
     x, a = np.zeros((CHAINS, STEPS), values.dtype), np.zeros((CHAINS, STEPS), values.dtype)
@@ -201,7 +203,7 @@ def compiled(function: Any, dtype: np.dtype) -> Any:
     """`function` compiled for one dtype and any strides, or from numba's cache on disk."""
     number = types.float32 if dtype == np.float32 else types.float64
     read = types.Array(number, 2, "A", readonly=True)
-    flag = types.Array(types.uint8, 2, "A", readonly=True)
+    flag = types.Array(types.boolean, 2, "A", readonly=True)
     write = types.Array(number, 2, "A")
     arguments: list[Any] = [read, read, write]
     if function in (gae_rows, gae_columns):

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-SHARE_FROM = 1 << 16  # elements; below, waking a thread costs more than it saves
+SHARE_FROM = 1 << 17  # elements; below, waking a thread costs more than it saves
 BLOCK = 16  # columns: a cache line of float32, so that two threads never write to the same one
+PAGE = 4096  # bytes of a row; threads that walk side by side through shorter pieces of it are slower than one alone
 
 Three = Sequence[Any]
 
@@ -97,17 +98,25 @@ def _mergeable(array: np.ndarray) -> bool:
 
 def _run(name: str, layout: str, arguments: tuple[Any, ...]) -> None:
     """Call the kernel on all columns: at once, or, if there is enough to do, one block in each thread."""
-    steps, columns = arguments[-1].shape
-    kernel = _kernel(name, layout, arguments[-1].dtype)
-    if steps * columns < SHARE_FROM or columns <= BLOCK or _threads() == 1:
-        return kernel(*arguments, 0, columns)
-    width = -(-columns // _threads())
-    width += -width % BLOCK
+    result = arguments[-1]
+    steps, columns = result.shape
+    kernel = _kernel(name, layout, result.dtype)
+    width = columns if steps * columns < SHARE_FROM else _width(columns, layout, result.itemsize)
+    if width == columns:
+        kernel(*arguments, 0, columns)
+        return
     pool = _workers()
     waiting = [pool.submit(kernel, *arguments, lo, min(lo + width, columns)) for lo in range(width, columns, width)]
     kernel(*arguments, 0, min(width, columns))
     for block in waiting:
         block.result()
+
+
+def _width(columns: int, layout: str, itemsize: int) -> int:
+    """How many columns each thread gets: a share, but no pieces of rows that are too short to be read quickly."""
+    least = PAGE // itemsize if layout == "rows" else BLOCK
+    width = -(-columns // _threads())
+    return min(columns, max(width + -width % BLOCK, least))
 
 
 def _kernel(name: str, layout: str, dtype: np.dtype) -> Callable[..., None]:

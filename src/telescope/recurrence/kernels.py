@@ -29,6 +29,8 @@ from numba.extending import intrinsic
 
 REGISTER = 64  # bytes of a vector: 16 lanes of float32; narrower machines take several registers for one
 STEPS = 1024  # at most that a tile has for each lane: x and a fit the second-level cache, and reads are long enough
+BLOCK = 16_384  # elements that rows fetch at a time; five arrays and two flags of that fit the second-level cache
+PAGE = 4096  # bytes; rows that long are fetched well enough by the processor itself
 FEW = 8  # columns; with more of them, the columns themselves fill the lanes well enough
 LONG = 256  # steps; shorter columns are not cut
 
@@ -50,17 +52,42 @@ def _line(array, t, column, count):  # type: ignore[no-untyped-def]
     return carray(_pointer(array.ctypes.data + down + across), count, array.dtype)  # type: ignore[call-arg]
 
 
+@njit
+def _touch(array, start, stop):  # type: ignore[no-untyped-def]
+    # Read one byte of each cache line of the rows start:stop, forwards. Processors fetch ahead of a walk through
+    # memory, but not (not all of them, and not from page to page) of one that walks backwards.
+    seen = np.uint8(0)
+    row = array.shape[1] * array.itemsize
+    if array.strides[0] == row and array.shape[0] >= stop:
+        memory = carray(_pointer(array.ctypes.data + start * row), (stop - start) * row, np.uint8)  # type: ignore[call-arg]
+        for i in range(0, memory.size, 64):
+            seen |= memory[i]
+    return seen
+
+
+@njit
+def _rows_at_a_time(array):  # type: ignore[no-untyped-def]
+    steps, columns = array.shape
+    outside = columns * array.itemsize < PAGE and steps * columns >= 64 * BLOCK  # of every cache, that is
+    return max(1, BLOCK // columns) if outside else steps
+
+
 def recurrence_rows(x, a, y, lo, hi):  # type: ignore[no-untyped-def]
     """y[t] = x[t] + a[t] · y[t+1], a row at a time; neighbouring columns are neighbours in memory."""
-    carry = np.zeros(hi - lo, y.dtype)
-    for t in range(x.shape[0] - 1, -1, -1):
-        x_row = _line(x, t, lo, hi - lo)
-        a_row = _line(a, t, lo, hi - lo)
-        y_row = _line(y, t, lo, hi - lo)
-        for j in range(hi - lo):
-            tail = a_row[j] * carry[j]
-            carry[j] = x_row[j] + tail if a_row[j] != 0 else x_row[j]
-            y_row[j] = carry[j]
+    carry, seen, block = np.zeros(hi - lo, y.dtype), np.uint8(0), _rows_at_a_time(y)
+    for stop in range(x.shape[0], 0, -block):
+        start = max(0, stop - block)
+        if block < x.shape[0]:
+            seen |= _touch(x, start, stop) | _touch(a, start, stop) | _touch(y, start, stop)
+        for t in range(stop - 1, start - 1, -1):
+            x_row = _line(x, t, lo, hi - lo)
+            a_row = _line(a, t, lo, hi - lo)
+            y_row = _line(y, t, lo, hi - lo)
+            for j in range(hi - lo):
+                tail = a_row[j] * carry[j]
+                carry[j] = x_row[j] + tail if a_row[j] != 0 else x_row[j]
+                y_row[j] = carry[j]
+    return seen  # so that no compiler leaves the touching out
 
 
 def _turned(builder: Any, rows: list[Any]) -> list[Any]:
@@ -265,24 +292,28 @@ def gae_rows(  # type: ignore[no-untyped-def]
     n, zero = hi - lo, number(0)
     trace, returns_trace = np.zeros(n, values.dtype), np.zeros(n, values.dtype)
     bootstraps, goes_on, returns_goes_on = g != 0, d != 0, e != 0
-    for t in range(values.shape[0] - 1, -1, -1):
-        reward, value, next_value = (
-            _line(rewards, t, lo, n),
-            _line(values, t, lo, n),
-            _line(next_values, t, lo, n),
-        )
-        ends, cut, live = _line(terminated, t, lo, n), _line(truncated, t, lo, n), _line(mask, t, lo, n)
-        advantage, target = _line(advantages, t, lo, n), _line(returns, t, lo, n)
-        for j in range(n):
-            successor = g * next_value[j] if ends[j] == 0 and bootstraps else zero
-            delta = reward[j] + successor - value[j]
-            inside = (ends[j] | cut[j]) == 0
-            a = delta + (d * trace[j] if inside and goes_on else zero)
-            b = delta + (e * returns_trace[j] if inside and returns_goes_on else zero)
-            trace[j] = a if live[j] != 0 else trace[j]
-            returns_trace[j] = b if live[j] != 0 else returns_trace[j]
-            advantage[j] = a if live[j] != 0 else zero
-            target[j] = b + value[j] if live[j] != 0 else zero
+    seen, block = np.uint8(0), _rows_at_a_time(values)
+    for stop in range(values.shape[0], 0, -block):
+        start = max(0, stop - block)
+        if block < values.shape[0]:
+            seen |= _touch(rewards, start, stop) | _touch(values, start, stop) | _touch(next_values, start, stop)
+            seen |= _touch(terminated, start, stop) | _touch(truncated, start, stop) | _touch(mask, start, stop)
+            seen |= _touch(advantages, start, stop) | _touch(returns, start, stop)
+        for t in range(stop - 1, start - 1, -1):
+            reward, value, next_value = _line(rewards, t, lo, n), _line(values, t, lo, n), _line(next_values, t, lo, n)
+            ends, cut, live = _line(terminated, t, lo, n), _line(truncated, t, lo, n), _line(mask, t, lo, n)
+            advantage, target = _line(advantages, t, lo, n), _line(returns, t, lo, n)
+            for j in range(n):
+                successor = g * next_value[j] if ends[j] == 0 and bootstraps else zero
+                delta = reward[j] + successor - value[j]
+                inside = (ends[j] | cut[j]) == 0
+                a = delta + (d * trace[j] if inside and goes_on else zero)
+                b = delta + (e * returns_trace[j] if inside and returns_goes_on else zero)
+                trace[j] = a if live[j] != 0 else trace[j]
+                returns_trace[j] = b if live[j] != 0 else returns_trace[j]
+                advantage[j] = a if live[j] != 0 else zero
+                target[j] = b + value[j] if live[j] != 0 else zero
+    return seen
 
 
 @njit
@@ -372,7 +403,7 @@ def compiled(function: Any, dtype: np.dtype) -> Any:
     arguments: list[Any] = [read, read, write]
     if function in (gae_rows, gae_columns):
         arguments = [read] * 3 + [flag] * 3 + [types.float64] * 3 + [write] * 2
-    signature = types.void(*arguments, types.intp, types.intp)
+    signature = (*arguments, types.intp, types.intp)
     try:
         return njit([signature], nogil=True, cache=True)(function)
     except (OSError, RuntimeError):  # nowhere to write the cache: compile again in each process

@@ -243,8 +243,9 @@ def _tiles(lanes, cut, height, number):  # type: ignore[no-untyped-def]
 @njit
 def _clear(x, a, lane, count):  # type: ignore[no-untyped-def]
     # What is in front of a column's first step: nothing that changes anything.
-    x[lane, :count] = 0
-    a[lane, :count] = 1
+    for i in range(count):
+        x[lane, i] = 0
+        a[lane, i] = 1
 
 
 def recurrence_columns(x, a, y, lo, hi):  # type: ignore[no-untyped-def]

@@ -85,13 +85,19 @@ def test_a_million_steps() -> None:
 
 @pytest.mark.parametrize("returns_lam", [None, 0.5])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("shape", "dtype"), [((5000, 1), "f4"), ((700, 3), "f8"), ((20_001, 2), "f8")], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((5000, 1), "f4"), ((700, 3), "f8"), ((17_001, 2), "f8"), ((32, 37), "f4"), ((64, 20), "f8"), ((40, 20), "f4")],
+    ids=str,
+)
 def test_gae(shape: tuple[int, ...], dtype: Any, masked: bool, returns_lam: float | None) -> None:
-    """Against the sums over episodes; arrays batch-major, where time is contiguous."""
+    """Against the sums over episodes; arrays batch-major, long columns and short ones that lie end to end."""
     steps = oracle.rollout(shape, dtype, ends=0.05)
     if not masked:
         steps = steps._replace(mask=np.ones(shape, bool))
-    turned = {name: np.ascontiguousarray(array.T) for name, array in steps._asdict().items()}
+    turned: dict[str, Any] = {name: np.ascontiguousarray(array.T) for name, array in steps._asdict().items()}
+    if not masked:
+        turned["mask"] = None
     found = telescope.gae(**turned, gamma=0.99, lam=0.95, returns_lam=returns_lam, axis=1)
     tolerance = {"rtol": 0, "atol": 2e-5 if dtype == "f4" else 1e-12}
     expected = oracle.advantages(steps, 0.99, 0.95)

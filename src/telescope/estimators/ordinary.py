@@ -5,6 +5,8 @@ where all rules are. So whatever is unusual, and whatever is wrong, goes through
 """
 
 import sys
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -126,12 +128,17 @@ def _on_cuda(torch: Any, tensors: tuple[Any, ...], decays: Three, axis: int) -> 
     out = tensors[6:] or (torch.empty_like(values, dtype=wide), torch.empty_like(values, dtype=wide))
     if tensors[6:] and not _ranges_apart(out, tensors, shape, wide):
         return None
-    from telescope.recurrence import torch as recurrence
-
     planes: Any = (*tensors[:6], *out)
     if axis == 1:
         planes = [None if array is None else array.t() for array in planes]
-    return out if recurrence.gae(planes[:3], planes[3:6], decays, planes[6:]) else None
+    return out if _recurrence().gae(planes[:3], planes[3:6], decays, planes[6:]) else None
+
+
+@cache
+def _recurrence() -> ModuleType:
+    from telescope.recurrence import torch
+
+    return torch
 
 
 def _ranges_apart(out: Pair, tensors: tuple[Any, ...], shape: Any, dtype: Any) -> bool:

@@ -60,8 +60,11 @@ def gae_plane(floats: Three, flags: Three, discounts: Three, out: Sequence[np.nd
 
 @lru_cache(maxsize=64)
 def _shared(value: bool, shape: tuple[int, int]) -> np.ndarray:
-    """For a flag that is None: one row (or column) that all others share."""
-    return np.full(shape, value)
+    """For a flag that is None: one row (or column) that all others share.
+
+    Behind a column there are as many again as a kernel may read as one.
+    """
+    return np.full(shape, value) if shape[0] == 1 else np.full((BLOCK, shape[0]), value).T[:, :1]
 
 
 def _layout(arrays: tuple[Any, ...]) -> str | None:

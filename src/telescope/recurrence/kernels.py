@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, literal_unroll, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -31,6 +31,7 @@ REGISTER = 64  # bytes of a vector: 16 lanes of float32; narrower machines take 
 STEPS = 1024  # at most that a tile has for each lane: x and a fit the second-level cache, and reads are long enough
 BLOCK = 16_384  # elements that rows fetch at a time; five arrays and two flags of that fit the second-level cache
 PAGE = 4096  # bytes; rows that long are fetched well enough by the processor itself
+SHORT = 256  # steps; columns up to there that lie end to end are prepared as if they were one
 FEW = 8  # columns; with more of them, the columns themselves fill the lanes well enough
 LONG = 256  # steps; shorter columns are not cut
 
@@ -231,10 +232,10 @@ def _solve(x, a, y, p, carry, product, cut, height, count, later, tame):  # type
 
 
 @njit
-def _tiles(lanes, cut, height, number):  # type: ignore[no-untyped-def]
+def _tiles(lanes, cut, height, apart, number):  # type: ignore[no-untyped-def]
     # x, a, y, p, carry, product. A row is wider than it need be, so that rows do not compete for the same cache lines.
     # Columns need no products, and y may take the place of x.
-    x = np.empty((lanes, height + lanes), number)
+    x = np.empty((lanes, height + apart), number)
     a = np.empty_like(x)
     y, p = (np.empty_like(x), np.empty_like(x)) if cut else (x, a)
     return x, a, y, p, np.zeros(lanes, number), np.ones(lanes, number)
@@ -252,7 +253,7 @@ def recurrence_columns(x, a, y, lo, hi):  # type: ignore[no-untyped-def]
     """The same, in tiles: batch-major, few long columns, odd strides."""
     lanes = REGISTER // y.itemsize
     cut, height = _cut(x.shape[0], x.shape[1], lanes)
-    x_tile, a_tile, y_tile, p_tile, carry, product = _tiles(lanes, cut, height, y.dtype)
+    x_tile, a_tile, y_tile, p_tile, carry, product = _tiles(lanes, cut, height, lanes, y.dtype)
     for first in range(lo, hi, 1 if cut else lanes):
         used, later = lanes if cut else min(lanes, hi - first), y.dtype.type(0)
         carry[:] = 0
@@ -349,22 +350,28 @@ def _gae_tiles(floats, flags, gamma, decay, advantages, returns, lo, hi, both): 
     terminated, truncated, mask = flags
     lanes = REGISTER // values.itemsize
     cut, height = _cut(values.shape[0], values.shape[1], lanes)
-    x, a, y, p, carry, product = _tiles(lanes, cut, height, values.dtype)
+    joined = not cut and values.shape[0] == height <= SHORT
+    for array in literal_unroll((*floats, *flags, advantages, returns)):
+        joined &= array.strides[1] == height * array.itemsize
+    x, a, y, p, carry, product = _tiles(lanes, cut, height, 0 if joined else lanes, values.dtype)
     for first in range(lo, hi, 1 if cut else lanes):
         used, later = lanes if cut else min(lanes, hi - first), values.dtype.type(0)
         carry[:] = 0
         for stop in range(values.shape[0], 0, -height * (lanes if cut else 1)):
-            for k in range(used):
-                c, t, n = _place(k, lanes, first, stop, cut, height)
+            together = used if joined else 1
+            for k in range(0, used, together):
+                c, t, count = _place(k, lanes, first, stop, cut, height)
+                front, n = height - count, count * together
                 reward, value, next_value = _line(rewards, t, c, n), _line(values, t, c, n), _line(next_values, t, c, n)
                 ends, stops, live = _line(terminated, t, c, n), _line(truncated, t, c, n), _line(mask, t, c, n)
-                x_line, a_line = _line(x, k, height - n, n), _line(a, k, height - n, n)
-                _clear(x, a, k, height - n)
+                x_line, a_line = _line(x, k, front, n), _line(a, k, front, n)
+                _clear(x, a, k, front)
                 _prepare(reward, value, next_value, ends, stops, live, gamma, decay, x_line, a_line)
             later = _solve(x, a, y, p, carry, product, cut, height, min(stop, height), later, True)
-            for k in range(used):
-                c, t, n = _place(k, lanes, first, stop, cut, height)
-                line, live, advantage = _line(y, k, height - n, n), _line(mask, t, c, n), _line(advantages, t, c, n)
+            for k in range(0, used, together):
+                c, t, count = _place(k, lanes, first, stop, cut, height)
+                front, n = height - count, count * together
+                line, live, advantage = _line(y, k, front, n), _line(mask, t, c, n), _line(advantages, t, c, n)
                 if both:
                     _deliver(line, _line(values, t, c, n), live, advantage, _line(returns, t, c, n))
                 else:

@@ -15,6 +15,7 @@ import numpy as np
 SHARE_FROM = 1 << 17  # elements; below, waking a thread costs more than it saves
 BLOCK = 16  # columns: a cache line of float32, so that two threads never write to the same one
 PAGE = 4096  # bytes of a row; threads that walk side by side through shorter pieces of it are slower than one alone
+SHORT = 256  # steps; columns up to there that lie end to end are prepared as if they were one
 
 Three = Sequence[Any]
 
@@ -60,11 +61,11 @@ def gae_plane(floats: Three, flags: Three, discounts: Three, out: Sequence[np.nd
 
 @lru_cache(maxsize=64)
 def _shared(value: bool, shape: tuple[int, int]) -> np.ndarray:
-    """For a flag that is None: one row (or column) that all others share.
-
-    Behind a column there are as many again as a kernel may read as one.
-    """
-    return np.full(shape, value) if shape[0] == 1 else np.full((BLOCK, shape[0]), value).T[:, :1]
+    """For a flag that is None: one row (or column) that all others share."""
+    steps, columns = shape
+    if columns > 1 or steps > SHORT:
+        return np.full(shape, value)
+    return np.full((BLOCK, steps), value).T[:, :1]  # behind it lie as many as may be read in one go
 
 
 def _layout(arrays: tuple[Any, ...]) -> str | None:

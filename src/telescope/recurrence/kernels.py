@@ -7,16 +7,18 @@ All arrays are two-dimensional views [T, columns] of any strides; a kernel works
 additions goes no faster than their latency (about 3 ns a step), so what makes these loops fast is many chains side
 by side, in the lanes of a vector register:
 
-- "rows", neighbouring columns are neighbours in memory: one row after the other, the carries in an array;
+- "rows", neighbouring columns are neighbours in memory: one row after the other, the carries in an array. Short
+  rows that no cache holds are fetched in blocks first, forwards, which processors are better at;
 - "columns", neighbouring steps are: a tile of as many columns as there are lanes is turned in registers, walked as
-  rows, and turned back;
+  rows, and turned back. Short columns that lie end to end are filled into it in one go;
 - few long columns: the lanes are stretches of one column. Each begins with y = 0 and also multiplies up its a;
   then y + ∏a · carry is what it would have been with the carry of the stretch after it. How a column is cut
   depends on the shape alone, and where that sum is not certain (numbers that are not finite, |a| > 1), the stretch
   is walked again, one step after the other, from the right carry.
 
 Flags are read as uint8; a select instead of a product with (1 − flag) is also what keeps NaN out. Where they stop
-being fast: 2 to 15 columns that lie in rows, which leave lanes empty, and strides that are none of these.
+being fast: 2 to 15 columns that lie in rows, where each row costs as much as 16 would, and strides that are none of
+these.
 """
 
 from typing import Any
@@ -27,11 +29,11 @@ from numba import carray, literal_unroll, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from telescope.recurrence.cpu import PAGE, SHORT
+
 REGISTER = 64  # bytes of a vector: 16 lanes of float32; narrower machines take several registers for one
 STEPS = 1024  # at most that a tile has for each lane: x and a fit the second-level cache, and reads are long enough
 BLOCK = 16_384  # elements that rows fetch at a time; five arrays and two flags of that fit the second-level cache
-PAGE = 4096  # bytes; rows that long are fetched well enough by the processor itself
-SHORT = 256  # steps; columns up to there that lie end to end are prepared as if they were one
 FEW = 8  # columns; with more of them, the columns themselves fill the lanes well enough
 LONG = 256  # steps; shorter columns are not cut
 

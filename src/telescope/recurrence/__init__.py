@@ -31,7 +31,7 @@ def linear_recurrence(x: Array, a: Array, *, differentiable: bool = False, group
 
         return jax.linear_recurrence(*((x, a) if differentiable else map(arrays.detached, (x, a))))
     if "torch" not in sys.modules or not isinstance(x, sys.modules["torch"].Tensor):
-        raise TypeError(f"x is a {type(x).__name__}; supported are numpy.ndarray, torch.Tensor and jax.Array")
+        raise ValueError(f"x is a {type(x).__name__}; supported are numpy.ndarray, torch.Tensor and jax.Array")
     from telescope.recurrence import torch
 
     return torch.differentiable_recurrence(x, a) if differentiable else torch.linear_recurrence(x, a)

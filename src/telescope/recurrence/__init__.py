@@ -38,10 +38,8 @@ def linear_recurrence(x: Array, a: Array, *, differentiable: bool = False, group
 
 
 def _sharded(x: Array, a: Array, differentiable: bool, group: Any) -> Array:
-    if differentiable:
-        raise ValueError("differentiable is True, but there is no gradient across the ranks of a time group")
     if arrays.is_jax(x):
-        raise ValueError("a time group is torch.distributed's, but the arrays are JAX's")
+        raise ValueError("time_group is torch.distributed's, but the arrays are JAX's; gather them first")
     from telescope.recurrence import sharded
 
-    return sharded.linear_recurrence_sharded(x, a, group)
+    return sharded.linear_recurrence_sharded(x, a, group, differentiable=differentiable)

@@ -73,9 +73,24 @@ def _hidden(array: Array) -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(array, torch.Tensor):
         return False
-    return (
-        array.is_meta or torch.compiler.is_compiling() or (array.is_cuda and torch.cuda.is_current_stream_capturing())
-    )
+    if array.is_meta or torch.compiler.is_compiling() or _mapped(array):
+        return True
+    return bool(array.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def transforming() -> bool:
+    """Is torch.func at work (vmap, grad, jacrev)? Its tensors have no memory that NumPy could read."""
+    return sys.modules["torch"]._C._functorch.peek_interpreter_stack() is not None
+
+
+def _mapped(array: Array) -> bool:
+    """Does a tensor stand for a batch of others, under torch.func.vmap at whatever depth?"""
+    functorch = sys.modules["torch"]._C._functorch
+    while functorch.is_functorch_wrapped_tensor(array):
+        if functorch.is_batchedtensor(array):
+            return True
+        array = functorch.get_unwrapped(array)
+    return False
 
 
 def check_alike(**named: Array) -> ModuleType:

@@ -109,7 +109,7 @@ def enter(
             "differentiable is True, but the arrays are numpy's; gradients need torch tensors or JAX arrays"
         )
     dtype = arrays.working_dtype(reference)
-    stays = caller is np or differentiable or not arrays.on_cpu(reference) or _compiling(caller)
+    stays = caller is np or differentiable or not arrays.on_cpu(reference) or _followed(caller)
 
     def inside(array: Array) -> Array:
         return array if stays and axis == 0 else arrays.front(array if stays else array.numpy(), axis)
@@ -135,9 +135,9 @@ def enter(
     )
 
 
-def _compiling(caller: ModuleType) -> bool:
-    """Is torch.compile looking on? It follows tensors, not NumPy's views of them."""
-    return caller.__name__ == "torch" and caller.compiler.is_compiling()
+def _followed(caller: ModuleType) -> bool:
+    """Do torch.compile or torch.func look on? They follow tensors, not NumPy's views of them."""
+    return caller.__name__ == "torch" and (caller.compiler.is_compiling() or arrays.transforming())
 
 
 def _check_dtypes(floats: dict[str, Array], dtype_of: str) -> None:

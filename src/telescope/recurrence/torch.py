@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from telescope import arrays
 from telescope.recurrence import cpu
 
 # By device: where GAE has a kernel of its own. Triton comes with the CUDA builds of torch, except on Windows.
@@ -23,6 +24,8 @@ def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor
     x, a = x.detach(), a.detach()
     if torch.compiler.is_compiling():
         return _operator(x, a, forwards)
+    if arrays.transforming():
+        return _Recurrence.apply(x, a, forwards)  # type: ignore[no-any-return, no-untyped-call]
     return _compute(x, a, forwards)
 
 
@@ -45,6 +48,8 @@ def gae(
     if torch.compiler.is_compiling():
         _gae_operator(*floats, *flags, *discounts, *out)
         return True
+    if arrays.transforming():
+        return False
     return _compute_gae(floats, flags, discounts, out)
 
 
@@ -120,7 +125,16 @@ class _Recurrence(torch.autograd.Function):
     def forward(x: Tensor, a: Tensor, forwards: bool) -> Tensor:
         return _compute(x.detach(), a.detach(), forwards)
 
-    setup_context = staticmethod(_save)
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+        _save(ctx, inputs, output)
+        ctx.save_for_forward(inputs[1], output)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, da: Tensor, _: None) -> Tensor:
+        """dy[t] = dx[t] + da[t] · y[t±1] + a[t] · dy[t±1]: the same recurrence."""
+        a, y = ctx.saved_tensors
+        return _Recurrence.apply(dx + da * _shifted(y, -1 if ctx.forwards else 1), a, ctx.forwards)  # type: ignore
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:

@@ -38,7 +38,7 @@ class Case(NamedTuple):
     def name(self) -> str:
         steps, columns = self.values.shape
         ends = "ends" if self.terminated.any() else "no end"
-        return f"{columns} × {steps:,}, γ = {self.gamma:g}, λ = {self.lam:g}, {ends}".replace(",", " ", 1)
+        return f"{columns} × {steps}, γ = {self.gamma:g}, λ = {self.lam:g}, {ends}"
 
 
 def case(columns: int, steps: int, gamma: float, lam: float, ends: float) -> Case:

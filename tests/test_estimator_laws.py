@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.signal import lfilter
 
 import oracle
 import telescope
@@ -91,6 +92,35 @@ def test_error_is_at_most_twice_the_plain_loops() -> None:
             ulp = np.spacing(np.abs(exact).max().astype(np.float32))
             ours = telescope.gae(**steps.arguments(), gamma=gamma, lam=lam).advantages
             assert np.abs(ours - exact).max() <= 2 * plain + ulp
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.99, 0.95)])
+@pytest.mark.parametrize("steps", [(1_000_000, 1), (250_000, 3)], ids=str)
+def test_so_it_is_over_a_million_steps(steps: tuple[int, int], gamma: float, lam: float) -> None:
+    """Of sums as long as that; the plain loop is SciPy's filter, whose every step is rounded to its dtype."""
+    rewards = np.random.default_rng(0).standard_normal(steps, np.float32).astype(np.float16)
+    decay = np.float32(gamma * lam)
+
+    def filtered(dtype: Any) -> np.ndarray:
+        return lfilter(np.ones(1, dtype), np.array([1, -decay], dtype), rewards[::-1].astype(dtype), 0)[::-1]
+
+    exact, plain = filtered(np.float64), filtered(np.float32)
+    assert plain.dtype == np.float32
+    bound = 2 * np.abs(plain - exact).max() + np.spacing(np.abs(exact).max().astype(np.float32))
+    zeros = np.zeros(steps, np.float16)
+    common: dict[str, Any] = {"terminated": None, "truncated": None, "lam": lam}
+    single, half = [array.astype(np.float32) for array in (rewards, zeros, zeros)], [rewards, zeros, zeros]
+    tensors = [torch.from_numpy(array) for array in single]
+    results = [
+        telescope.gae(*single, gamma=gamma, **common),
+        telescope.gae(*(np.asfortranarray(array) for array in single), gamma=gamma, **common),
+        telescope.gae(*single, gamma=np.array([gamma]), **common),
+        telescope.gae(*half, gamma=gamma, **common),
+        telescope.gae(*tensors, gamma=gamma, **common),
+        telescope.gae(*(array.half() for array in tensors), gamma=gamma, **common, differentiable=True),
+    ]
+    for result in results:
+        assert np.abs(as_numpy(result.advantages) - exact).max() <= bound
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])

@@ -202,5 +202,5 @@ def test_the_gradient_of_gae_over_ranks_is_that_of_one_process(split: str, shard
 def test_a_time_group_is_a_process_group() -> None:
     steps = {name: torch.from_numpy(array) for name, array in oracle.rollout((3, 2)).arguments().items()}
     for group in distributed.group, "WORLD", 0:
-        with pytest.raises(ValueError, match="time_group is .*; expected a torch.distributed process group"):
+        with pytest.raises(ValueError, match=r"time_group is .*; expected a torch.distributed process group"):
             telescope.gae(**steps, gamma=0.9, lam=0.9, time_group=group)

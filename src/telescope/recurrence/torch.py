@@ -23,7 +23,7 @@ def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor
     """y[t] = x[t] + a[t] · y[t±1], on the device of x; no gradient."""
     x, a = x.detach(), a.detach()
     if torch.compiler.is_compiling():
-        return _operator(x, a, forwards)
+        return _compiled(x, a, forwards)
     if arrays.transforming():
         return _Recurrence.apply(x, a, forwards)  # type: ignore[no-any-return, no-untyped-call]
     return _compute(x, a, forwards)
@@ -32,7 +32,7 @@ def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor
 def differentiable_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor:
     """The same with its exact gradient with respect to x and a, to any order; under torch.func too."""
     if torch.compiler.is_compiling():
-        return _operator(x, a, forwards)
+        return _compiled(x, a, forwards)
     return _Recurrence.apply(x, a, forwards)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -45,11 +45,11 @@ def gae(
     """Advantages and returns in one pass, as `cpu.gae`; False where the pair (x, a) must do. No gradient."""
     if out[0].device.type not in FUSED:
         return False
+    if arrays.transforming():
+        return False
     if torch.compiler.is_compiling():
         _gae_operator(*floats, *flags, *discounts, *out)
         return True
-    if arrays.transforming():
-        return False
     return _compute_gae(floats, flags, discounts, out)
 
 
@@ -175,6 +175,23 @@ def _shifted(array: Tensor, step: int) -> Tensor:
     """array[t + step], and 0 where that lies outside."""
     zero = torch.zeros_like(array[:1])
     return torch.cat([array[1:], zero] if step == 1 else [zero, array[:-1]])
+
+
+def _compiled(x: Tensor, a: Tensor, forwards: bool) -> Tensor:
+    """What goes into a compiled graph: one operator; but torch.func takes no operators there, only torch's own."""
+    if not arrays.transforming():
+        return _operator(x, a, forwards)  # type: ignore[no-any-return]
+    return _doubled(x.flip(0), a.flip(0)).flip(0) if forwards else _doubled(x, a)
+
+
+def _doubled(x: Tensor, a: Tensor) -> Tensor:
+    """Maps y ↦ x + a · y of 1, 2, 4, … steps, joined in log₂ T rounds; a product that underflows is a cut here."""
+    span = 1
+    while span < len(x):
+        x_later, a_later = (torch.cat([side[span:], torch.zeros_like(side[:span])]) for side in (x, a))
+        x, a = x + a * torch.where(a == 0, 0.0, x_later), a * a_later
+        span *= 2
+    return x
 
 
 def _loop(x: Tensor, a: Tensor, forwards: bool) -> Tensor:

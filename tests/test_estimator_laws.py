@@ -6,9 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from scipy.signal import lfilter
 
 import oracle
@@ -567,22 +564,3 @@ def test_torch_compile_sees_through_all_of_them() -> None:
         torch.autograd.grad(results[2].sum(), values)[0] for results in (compiled, every(*steps[:1], values))
     )
     torch.testing.assert_close(slope, expected)
-
-
-@given(data=st.data())
-@settings(max_examples=150)
-def test_fuzz(data: st.DataObject) -> None:
-    """Random shapes, flags, masks, strides and discounts: every result is the oracle's."""
-    shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=7), "shape")
-    steps = oracle.rollout(shape, np.float64, data.draw(st.integers(0, 1000)), data.draw(st.floats(0, 0.6)))
-    steps = steps if data.draw(st.booleans()) else steps._replace(mask=np.ones(shape, bool))
-    step = data.draw(st.sampled_from([1, 2, -1]))
-    repeated = (np.repeat(array, abs(step), axis=-1)[..., ::step] for array in steps)
-    steps = chained(oracle.Rollout(*repeated))
-    unit = st.sampled_from([0.0, 0.5, 0.99, 1.0])
-    gamma, lam, returns_lam = (data.draw(unit) for _ in range(3))
-    number = data.draw(st.sampled_from([float, np.array]))
-    result = telescope.gae(**steps._asdict(), gamma=number(gamma), lam=lam, returns_lam=returns_lam)
-    close = {"rtol": 0, "atol": 1e-11}
-    np.testing.assert_allclose(result.advantages, oracle.advantages(steps, gamma, lam), **close)
-    np.testing.assert_allclose(result.returns, oracle.lambda_returns(steps, gamma, returns_lam), **close)

@@ -69,7 +69,7 @@ def any_true(wrong: Array) -> bool:
 
 
 def _hidden(array: Array) -> bool:
-    """A tensor whose numbers cannot be looked at: on meta, in torch.compile, while a CUDA graph is recorded."""
+    """A tensor whose numbers cannot be looked at: on meta, compiled, mapped, while a CUDA graph is recorded."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(array, torch.Tensor):
         return False
@@ -81,6 +81,10 @@ def _hidden(array: Array) -> bool:
 def transforming() -> bool:
     """Is torch.func at work (vmap, grad, jacrev)? Its tensors have no memory that NumPy could read."""
     return sys.modules["torch"]._C._functorch.peek_interpreter_stack() is not None
+
+
+# What torch.compiler.assume_constant_result sets, without loading torch: asked while a graph is traced, not in it.
+transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _mapped(array: Array) -> bool:

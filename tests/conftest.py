@@ -16,4 +16,6 @@ torch.set_num_threads(1)
 
 # No deadline: the first call of a kernel compiles it. Derandomised: same code, same verdict.
 settings.register_profile("telescope", deadline=None, derandomize=True, database=None)
+# `--hypothesis-profile=long`: more examples, new ones each time.
+settings.register_profile("long", deadline=None, max_examples=1000, database=None)
 settings.load_profile("telescope")

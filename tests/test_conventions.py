@@ -360,10 +360,10 @@ def test_nothing_is_guessed_about_a_sequence_that_did_not_end() -> None:
         (lambda x: conventions.from_response_mask(x, x, x, terminated=None), r"values has shape \(3,\); expected \[B"),
         (
             lambda x: conventions.from_response_mask(x[None], x[None], x[None], terminated=None, masked="zero"),
-            r"masked is 'zero'; expected \"skipped\" or \"decayed\"",
+            r"masked is 'zero'; expected 'skipped' or 'decayed'",
         ),
         (lambda x: conventions.dense_final_values(x, (np.array([0]),), x), r"final_values has shape \(3,\) but places"),
-        (lambda x: conventions.dense_final_values(x, (), x), r"places holds 0 arrays"),
+        (lambda x: conventions.dense_final_values(x, (), x), r"places is 0 arrays"),
         (
             lambda x: conventions.from_arrivals(x[:0], x[:0], terminated=None, truncated=None),
             r"rewards has shape \(0,\); expected at least",

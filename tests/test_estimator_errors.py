@@ -49,6 +49,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"values": torch.from_numpy(STEPS.values)}, "values is a torch.Tensor but rewards is a numpy.ndarray"),
     ({"truncated": torch.from_numpy(STEPS.truncated)}, "truncated is a torch.Tensor"),
     ({"gamma": torch.tensor(0.9)}, "gamma is a torch.Tensor"),
+    ({"gamma": True}, r"gamma is True; expected a number in \[0, 1\]"),
+    ({"gamma": np.array(["a", "b"])}, "gamma has dtype <U1; expected real numbers"),
+    ({"terminated": np.full((6, 2), "yes")}, "terminated has dtype <U3; expected booleans"),
+    ({"axis": True}, "axis is True"),
     ({"gamma": 1.01}, r"gamma is 1.01; expected a number in \[0, 1\]"),
     ({"lam": -0.1}, "lam is -0.1"),
     ({"lam": nan}, "lam is nan"),
@@ -100,9 +104,9 @@ def test_the_flags_have_no_default() -> None:
 
 
 def test_unknown_arrays_are_named_with_what_is_supported() -> None:
-    with pytest.raises(TypeError, match=r"rewards is a .*Foreign; supported are numpy.ndarray, torch.T"):
+    with pytest.raises(ValueError, match=r"rewards is a .*Foreign; supported are numpy.ndarray, torch.T"):
         telescope.gae(**{**GOOD, "rewards": Foreign()})
-    with pytest.raises(TypeError, match=r"values is a .*Foreign"):
+    with pytest.raises(ValueError, match=r"values is a .*Foreign"):
         telescope.gae(**{**GOOD, "values": Foreign()})
 
 

@@ -94,6 +94,22 @@ def test_on_policy_vtrace_is_the_lambda_return(lam: float) -> None:
     np.testing.assert_array_equal(defaults.advantages, ones.advantages)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_a_leaky_mixture_of_ratios_is_a_ratio(alpha: float) -> None:
+    """Targets weighed by α min(1, ρ) + (1 − α) ρ, advantages by min(1, ρ): the two lines of the docs."""
+    steps, log_ratios = rollout()
+    rho = np.exp(log_ratios)
+    mixed = np.log(alpha * np.minimum(1, rho) + (1 - alpha) * rho)
+    common = {**flags(steps), "gamma": GAMMA, "lam": LAM}
+    result = telescope.vtrace(*steps[:3], log_ratios=mixed, **common, rho_clip=None, c_clip=None)
+    expected = espeholt(steps, mixed, np.full(rho.shape, LAM), (None, None))
+    np.testing.assert_allclose(result.targets, expected, **EXACT)
+    np.testing.assert_allclose(result.advantages, policy_gradient(steps, log_ratios, expected, 1.0), **EXACT)
+    if alpha == 1:
+        clipped = telescope.vtrace(*steps[:3], log_ratios=log_ratios, **common)
+        np.testing.assert_allclose(result.targets, clipped.targets, **EXACT)
+
+
 def test_unclipped_vtrace_has_the_value_of_the_learning_policy() -> None:
     """One state, two actions, μ uniform: the mean target is π's value; clipped, it is that of a policy between."""
     pi, mu, reward = np.array([0.8, 0.2]), np.array([0.5, 0.5]), np.array([1.0, 0.0])

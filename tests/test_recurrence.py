@@ -208,5 +208,5 @@ def test_a_missing_cache_only_costs_time(tmp_path: object) -> None:
 
 
 def test_other_arrays_are_refused_by_name() -> None:
-    with pytest.raises(TypeError, match=r"list; supported are numpy.ndarray, torch.Tensor and jax.Array"):
+    with pytest.raises(ValueError, match=r"list; supported are numpy.ndarray, torch.Tensor and jax.Array"):
         linear_recurrence([1.0], [0.5])

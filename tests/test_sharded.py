@@ -68,8 +68,26 @@ def _work(split: str, group: Any) -> dict[str, np.ndarray]:
             np.testing.assert_array_equal(linear_recurrence_sharded(*shard, group), y.numpy())
             messages.clear()
             results[f"{split}, {name}, {kind}"] = y.numpy()
+            results[f"{split}, {name}, {kind}, slopes"] = np.stack(_slopes(shard, rows, group))
+            assert messages == [2 * x[0].size] * 2  # one forwards, one backwards
+            messages.clear()
     distributed.all_gather = all_gather
     return results | _estimates(split, rows, group)
+
+
+def _weights(shape: tuple[int, ...]) -> np.ndarray:
+    """What the loss makes of each row: 0 at some."""
+    random = np.random.default_rng(1)
+    return random.normal(size=shape) * (random.random(shape) < 0.7)
+
+
+def _slopes(shard: list[np.ndarray], rows: slice, group: Any) -> list[np.ndarray]:
+    """∂L/∂x and ∂L/∂a at this rank's rows."""
+    x, a = (torch.from_numpy(array).requires_grad_() for array in shard)
+    y = linear_recurrence_sharded(x, a, group, differentiable=True)
+    weights = _weights((11, *x.shape[1:]))[rows]
+    y.backward(torch.from_numpy(weights).to(y.dtype))
+    return [x.grad.numpy(), a.grad.numpy()]
 
 
 def _estimates(split: str, rows: slice, group: Any) -> dict[str, np.ndarray]:
@@ -80,7 +98,21 @@ def _estimates(split: str, rows: slice, group: Any) -> dict[str, np.ndarray]:
     single = {name: torch.from_numpy(array) for name, array in mine.items()}
     single |= {name: single[name].float() for name in ("rewards", "values", "next_values")}
     tensors = telescope.gae(**single, gamma=0.97, lam=0.9, time_group=group)
-    return {f"{split}, gae": np.stack(numbers), f"{split}, tensors": torch.stack(tensors).numpy()}
+    leaves = {name: torch.from_numpy(mine[name]).requires_grad_() for name in ("rewards", "values", "next_values")}
+    others = {name: torch.from_numpy(mine[name]) for name in ("terminated", "truncated", "mask")}
+    gamma = torch.tensor(0.97, dtype=torch.float64, requires_grad=True)
+    through = telescope.gae(
+        **leaves, **others, gamma=gamma, lam=0.9, returns_lam=1.0, time_group=group, differentiable=True
+    )
+    weights = torch.from_numpy(_weights((11, 40))[rows])
+    (through.advantages * weights + through.returns**2 * weights).sum().backward()
+    slopes = [leaf.grad.numpy() for leaf in leaves.values()]
+    return {
+        f"{split}, gae": np.stack(numbers),
+        f"{split}, tensors": torch.stack(tensors).numpy(),
+        f"{split}, slopes of gae": np.stack(slopes),
+        f"{split}, slope of γ": gamma.grad.numpy()[None],
+    }
 
 
 def _whole() -> oracle.Rollout:
@@ -104,7 +136,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     results = [dict(np.load(folder / f"{rank}.npz")) for rank in range(WORLD)]
     together = {}
     for key in {key for result in results for key in result}:
-        axis = 1 if key.endswith(("gae", "tensors")) else 0
+        axis = 1 if key.endswith(("gae", "tensors", "slopes")) else 0
         together[key] = np.concatenate([results[rank][key] for rank in MEMBERS[key.split(", ")[0]]], axis)
     return together
 
@@ -134,11 +166,41 @@ def test_gae_over_ranks_is_gae(split: str, shards: dict[str, np.ndarray]) -> Non
     np.testing.assert_allclose(shards[f"{split}, tensors"], [short, short + values], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"differentiable": True}, "differentiable is True, but there is no gradient across the ranks")],
-)
-def test_what_ranks_cannot_do(options: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("kind", ["f4", "f8"])
+@pytest.mark.parametrize("name", problems())
+@pytest.mark.parametrize("split", SPLITS)
+def test_gradients_cross_the_borders(split: str, name: str, kind: str, shards: dict[str, np.ndarray]) -> None:
+    """Σ w y by hand: ∂/∂x[t] is what all rows up to t make of it, ∂/∂a[t] that times y[t+1]."""
+    x, a = (array.astype(kind).astype("f8") for array in problems()[name])
+    weights, z = _weights(x.shape), np.zeros_like(x)
+    y = np.concatenate([naive.linear_recurrence(x, a), np.zeros_like(x[:1])])
+    for t in range(11):
+        for s in range(t + 1):
+            through = np.prod(a[s:t], axis=0)
+            z[t] += np.where((a[s:t] == 0).any(0), 0, through * weights[s])
+    by_x, by_a = shards[f"{split}, {name}, {kind}, slopes"]
+    precision = {"rtol": 32 * np.finfo(kind).eps, "atol": 32 * np.finfo(kind).eps}
+    np.testing.assert_allclose(by_x, z, **precision)
+    np.testing.assert_allclose(by_a, z * y[1:], **precision)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_gradient_of_gae_over_ranks_is_that_of_one_process(split: str, shards: dict[str, np.ndarray]) -> None:
+    steps = {name: torch.from_numpy(array) for name, array in _whole()._asdict().items()}
+    leaves = {name: steps.pop(name).requires_grad_() for name in ("rewards", "values", "next_values")}
+    gamma = torch.tensor(0.97, dtype=torch.float64, requires_grad=True)
+    whole = telescope.gae(**leaves, **steps, gamma=gamma, lam=0.9, returns_lam=1.0, differentiable=True)
+    weights = torch.from_numpy(_weights((11, 40)))
+    (whole.advantages * weights + whole.returns**2 * weights).sum().backward()
+    by_rank, by_gamma = shards[f"{split}, slopes of gae"], shards[f"{split}, slope of γ"]
+    expected = np.stack([leaf.grad.numpy() for leaf in leaves.values()])
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(by_rank.reshape(expected.shape), expected, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(by_gamma.sum(), gamma.grad.numpy(), rtol=1e-11)  # each rank has its rows' part
+
+
+def test_a_time_group_is_a_process_group() -> None:
     steps = {name: torch.from_numpy(array) for name, array in oracle.rollout((3, 2)).arguments().items()}
-    with pytest.raises(ValueError, match=message):
-        telescope.gae(**steps, gamma=0.9, lam=0.9, time_group=distributed.group, **options)
+    for group in distributed.group, "WORLD", 0:
+        with pytest.raises(ValueError, match=r"time_group is .*; expected a torch.distributed process group"):
+            telescope.gae(**steps, gamma=0.9, lam=0.9, time_group=group)

@@ -28,14 +28,30 @@ def library(name: str, array: Array) -> ModuleType:
         return np
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
-        if array.layout != torch.strided:
-            raise ValueError(f"{name} is a {array.layout} tensor; pass a dense one ({name}.to_dense())")
+        if array.layout != torch.strided or array.is_nested or array.is_quantized or _negated(array):
+            raise ValueError(_lazy_message(name, array))
         return torch
     if is_jax(array):
         return sys.modules["jax.numpy"]
     if isinstance(array, bool | int | float | list | tuple) or array is None:
         raise ValueError(f"{name} is {_brief(array)}, not an array; pass np.asarray({name}) or a torch tensor")
-    raise TypeError(f"{name} is a {_kind(array)}; supported are numpy.ndarray, torch.Tensor and jax.Array")
+    raise ValueError(f"{name} is a {_kind(array)}; supported are numpy.ndarray, torch.Tensor and jax.Array")
+
+
+def _negated(array: Array) -> bool:
+    """Is the sign of its numbers still to be turned, as of the imaginary part of a conjugate?"""
+    return not sys.modules["torch"].compiler.is_compiling() and bool(array.is_neg())
+
+
+def _lazy_message(name: str, array: Array) -> str:
+    """What a tensor is whose memory does not hold its numbers one by one."""
+    if array.is_nested:
+        return f"{name} is a nested tensor; pass a padded one, and mask= (True counts) beside it"
+    if array.layout != sys.modules["torch"].strided:
+        return f"{name} is a {array.layout} tensor; pass a dense one ({name}.to_dense())"
+    if array.is_quantized:
+        return f"{name} is a quantized tensor; pass {name}.dequantize()"
+    return f"{name} is a tensor whose sign is still to be turned; pass {name}.resolve_neg()"
 
 
 def is_jax(array: Array) -> bool:
@@ -53,11 +69,32 @@ def any_true(wrong: Array) -> bool:
 
 
 def _hidden(array: Array) -> bool:
-    """A tensor whose numbers cannot be looked at: in torch.compile, and while a CUDA graph is recorded."""
+    """A tensor whose numbers cannot be looked at: on meta, compiled, mapped, while a CUDA graph is recorded."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(array, torch.Tensor):
         return False
-    return torch.compiler.is_compiling() or (array.is_cuda and torch.cuda.is_current_stream_capturing())
+    if array.is_meta or torch.compiler.is_compiling() or _mapped(array):
+        return True
+    return bool(array.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def transforming() -> bool:
+    """Is torch.func at work (vmap, grad, jacrev)? Its tensors have no memory that NumPy could read."""
+    return sys.modules["torch"]._C._functorch.peek_interpreter_stack() is not None
+
+
+# What torch.compiler.assume_constant_result sets, without loading torch: asked while a graph is traced, not in it.
+transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _mapped(array: Array) -> bool:
+    """Does a tensor stand for a batch of others, under torch.func.vmap at whatever depth?"""
+    functorch = sys.modules["torch"]._C._functorch
+    while functorch.is_functorch_wrapped_tensor(array):
+        if functorch.is_batchedtensor(array):
+            return True
+        array = functorch.get_unwrapped(array)
+    return False
 
 
 def check_alike(**named: Array) -> ModuleType:
@@ -119,12 +156,17 @@ def to_dtype(name: str, array: Array, dtype: Any, differentiable: bool = False) 
     """The array in a real dtype; itself where it has that already. Gradients stop unless asked for."""
     if type(array) is np.ndarray and array.dtype is dtype and array.flags.aligned:
         return array
-    if not _is_real(array):
-        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
+    check_real(name, array)
     if isinstance(array, np.ndarray):
         return np.require(np.asarray(array), dtype, "A")
     array = array if differentiable else detached(array)
     return array.astype(dtype) if is_jax(array) else array.to(dtype)
+
+
+def check_real(name: str, array: Array) -> None:
+    """Numbers that can be converted to a floating point dtype without losing a part: no complex ones, no text."""
+    if not _is_real(array):
+        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
 
 
 def _is_real(array: Array) -> bool:
@@ -180,6 +222,8 @@ def to_bool(name: str, flags: Array | None, live: Array | None = None) -> Array 
             return flags
     elif str(flags.dtype).endswith("bool"):
         return detached(flags)
+    if not _is_real(flags):
+        raise ValueError(f"{name} has dtype {flags.dtype}; expected booleans, or numbers that are exactly 0 or 1")
     wrong = (flags != 0) & (flags != 1)
     if live is not None:
         wrong = wrong & live
@@ -203,6 +247,12 @@ def back(array: Array, axis: int) -> Array:
     return array if axis == 0 else _permuted(array, [*range(1, axis + 1), 0, *range(axis + 1, array.ndim)])
 
 
+def steps_of(array: Array) -> tuple[int, ...]:
+    """How far the next number lies along each axis, in whatever unit the library has."""
+    strides: tuple[int, ...] = array.strides if isinstance(array, np.ndarray) else array.stride()
+    return strides
+
+
 def overlap(one: Array, other: Array) -> bool:
     """Do the two share memory? Exact for numpy; for tensors, do the ranges they span meet."""
     if isinstance(one, np.ndarray):
@@ -220,9 +270,41 @@ def _span(array: Array) -> tuple[int, int]:
 
 def checked_axis(axis: int, dimensions: int) -> int:
     """`axis` counted from the front."""
-    if not isinstance(axis, int) or not -dimensions <= axis < dimensions:
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer) or not -dimensions <= axis < dimensions:
         raise ValueError(f"axis is {axis!r}; expected an integer in [{-dimensions}, {dimensions}) for this shape")
-    return axis % dimensions
+    return int(axis) % dimensions
+
+
+def time_axis(name: str, array: Array, axis: int) -> int:
+    """The axis of a named array that is to be time, counted from the front; the array must have one."""
+    if library(name, array) and array.ndim == 0:
+        raise ValueError(f"{name} has shape (); expected at least a time axis")
+    return checked_axis(axis, array.ndim)
+
+
+def check_switch(name: str, value: Any) -> None:
+    """True or False, not what merely counts as one of them: "no" would be true."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} is {_brief(value)}; expected True or False")
+
+
+def check_word(name: str, value: Any, words: Sequence[str], hint: str = "") -> None:
+    """One of the words."""
+    if not isinstance(value, str) or value not in words:
+        raise ValueError(f"{name} is {_brief(value)}; expected {' or '.join(map(repr, words))}{hint}")
+
+
+def counted(name: str, value: Any, meaning: str) -> int:
+    """A whole number from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} is {_brief(value)}; expected an integer from 1 on, {meaning}")
+    return int(value)
+
+
+def check_not_negative(name: str, value: Any, otherwise: str = "") -> None:
+    """A plain number from 0 on, such as a step size; `otherwise` says what else is allowed."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating) or not value >= 0:
+        raise ValueError(f"{name} is {_brief(value)}; expected a number that is not negative{otherwise}")
 
 
 def _permuted(array: Array, order: Sequence[int]) -> Array:
@@ -258,4 +340,6 @@ def _kind(array: Any) -> str:
 
 
 def _brief(value: Any) -> str:
-    return f"a {type(value).__name__}" if isinstance(value, list | tuple) else repr(value)
+    """A number or a word as it is; anything longer by its kind."""
+    plain = isinstance(value, bool | int | float | str | np.generic) or value is None
+    return repr(value) if plain else f"a {type(value).__name__}"

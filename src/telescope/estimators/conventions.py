@@ -16,6 +16,7 @@ from telescope import arrays
 from telescope.arrays import Array
 from telescope.estimators.sequences import (
     Arguments,
+    check_rewards,
     from_cu_seqlens,
     from_lengths,
     from_response_mask,
@@ -57,6 +58,7 @@ def from_last_values(
     Gymnasium's SAME_STEP autoreset is this, with `final_values` from `final_observations` and
     `dense_final_values`. Arguments and errors are those of `next_values`.
     """
+    check_rewards(rewards, values)
     ends: Arguments = {"terminated": terminated, "truncated": truncated, "mask": mask, "axis": axis}
     successors = next_values(values, last_values, final_values=final_values, **ends)
     return {"rewards": rewards, "values": values, "next_values": successors, **ends}
@@ -73,7 +75,7 @@ def from_values_with_bootstrap(
     axis: int = 0,
 ) -> Arguments:
     """Values [T+1, *batch], the last row being the bootstrap; everything else [T, *batch] (rlax, DeepMind's agents)."""
-    axis = _time_axis("rewards", rewards, axis)
+    axis = arrays.time_axis("rewards", rewards, axis)
     arrays.check_neighbour("rewards", rewards, "values", values)
     shape = list(rewards.shape)
     shape[axis] += 1
@@ -99,6 +101,7 @@ def from_dones(
     A done step is terminated unless it is truncated (old Gym's and Stable-Baselines3's
     `infos["TimeLimit.truncated"]`). With `truncated=None` all are terminations.
     """
+    arrays.library("dones", dones)
     arrays.check_alike(rewards=rewards, dones=dones, truncated=truncated, mask=mask)
     live = arrays.to_bool("mask", mask)
     done: Array = arrays.to_bool("dones", dones, live)
@@ -132,8 +135,9 @@ def from_episode_starts(
     one (Stable-Baselines3's `dones`, CleanRL's `next_done`). `truncated` is of this step, as everywhere here.
     Row 0 of `episode_starts` is not read: how the step before the buffer ended is no longer of interest.
     """
+    arrays.library("episode_starts", episode_starts)
     xp = arrays.check_alike(rewards=rewards, episode_starts=episode_starts)
-    axis = _time_axis("rewards", rewards, axis)
+    axis = arrays.time_axis("rewards", rewards, axis)
     starts, last = arrays.to_bool("episode_starts", episode_starts), _row("last_dones", last_dones, rewards, axis)
     dones = xp.concatenate([_rows(starts, axis, start=1), last], axis)
     more: Arguments = {"truncated": truncated, "final_values": final_values, "mask": mask, "axis": axis}
@@ -154,7 +158,9 @@ def from_discounts(
 
     The result holds `gamma` too, so only λ is left: `gae(**rollout, lam=0.95)`.
     """
+    arrays.library("discounts", discounts)
     arrays.check_alike(rewards=rewards, discounts=discounts)
+    arrays.check_real("discounts", discounts)
     more: Arguments = {"truncated": truncated, "final_values": final_values, "mask": mask, "axis": axis}
     rollout = from_values_with_bootstrap(rewards, values, terminated=discounts == 0, **more)
     return rollout | {"gamma": discounts}
@@ -184,7 +190,7 @@ def from_arrivals(
         final_values=final_values,
         mask=mask,
     )
-    axis = _time_axis("rewards", rewards, axis)
+    axis = arrays.time_axis("rewards", rewards, axis)
     if rewards.shape[axis] == 0:
         raise ValueError(f"rewards has shape {tuple(rewards.shape)}; expected at least the row of the first values")
     late = {"terminated": terminated, "truncated": truncated, "final_values": final_values, "mask": mask}
@@ -209,8 +215,9 @@ def from_next_step_autoreset(
     `previous_dones` [*batch] says where the step before the buffer ended an episode, which makes row 0 such a row:
     zeros for a buffer that begins with a reset.
     """
+    check_rewards(rewards, values)
     xp = arrays.check_alike(rewards=rewards, values=values, terminated=terminated, truncated=truncated)
-    axis = _time_axis("rewards", rewards, axis)
+    axis = arrays.time_axis("rewards", rewards, axis)
     before = _row("previous_dones", previous_dones, rewards, axis)
     flags = (arrays.to_bool("terminated", terminated), arrays.to_bool("truncated", truncated))
     ended = xp.zeros_like(values, dtype=bool)
@@ -252,8 +259,16 @@ def dense_final_values(values: Array, places: tuple[Array, ...], final_values: A
     `places` are K indices for each axis of `values`, as `np.nonzero(truncated)` and `final_observations` give them.
     """
     arrays.check_neighbour("values", values, "final_values", final_values)
-    if len(places) != values.ndim:
-        raise ValueError(f"places holds {len(places)} arrays of indices; expected one for each of {values.ndim} axes")
+    arrays.check_float("values", values)
+    if not isinstance(places, tuple | list) or len(places) != values.ndim:
+        came = f"{len(places)} arrays" if isinstance(places, tuple | list) else f"a {type(places).__name__}"
+        raise ValueError(
+            f"places is {came}; expected one array of indices for each of the {values.ndim} axes of values"
+        )
+    for index in places:
+        arrays.library("places", index)
+        if "int" not in str(index.dtype) or index.ndim != 1 or len(index) != len(places[0]):
+            raise ValueError(f"places holds {index.dtype}, {tuple(index.shape)}; expected integers [K] for each axis")
     arrays.check_shape("final_values", final_values, tuple(places[0].shape), "places has")
     if final_values.dtype != values.dtype:
         arrays.refuse_dtype("final_values", final_values, "values", values)
@@ -287,8 +302,3 @@ def _row(name: str, flags: Array, rewards: Array, axis: int) -> Array:
     arrays.check_shape(name, flags, shape[:axis] + shape[axis + 1 :], "one per column of rewards is")
     row: Array = arrays.to_bool(name, flags)
     return row[(slice(None),) * axis + (None,)]
-
-
-def _time_axis(name: str, array: Array, axis: int) -> int:
-    arrays.library(name, array)
-    return arrays.checked_axis(axis, array.ndim)

@@ -58,6 +58,7 @@ def distributional_gae(
     Returns:
         (advantages, targets), in the dtype of `quantiles` (float32 where that is half precision).
     """
+    arrays.check_switch("differentiable", differentiable)
     _check_quantiles(rewards, quantiles, next_quantiles)
     dtype = arrays.working_dtype(quantiles)
     levels = [arrays.to_dtype(name, array, dtype, differentiable) for name, array in _named(quantiles, next_quantiles)]

@@ -35,6 +35,9 @@ def group_relative(
         An array like `rewards`; float32 where that is half precision. A group of one, or of equal rewards, gives 0.
     """
     _check_axis(rewards)
+    arrays.check_switch("scale", scale)
+    arrays.check_switch("biased", biased)
+    arrays.check_not_negative("eps", eps)
     xp, numbers, live = entered("rewards", rewards, mask, differentiable)
     if scale:
         return whiten(numbers, mask=live, axis=-1, biased=biased, eps=eps, differentiable=differentiable)

@@ -48,12 +48,13 @@ def whiten(
         works under torch.compile and torch.func.vmap, given a boolean mask and no process group.
 
     Raises:
-        ValueError: names the argument, what came and the likely fix. TypeError: neither numpy nor torch.
+        ValueError: names the argument, what came and the likely fix.
     """
     xp, numbers, live = entered("x", x, mask, differentiable)
     axes = _axes(axis, x.ndim)
-    if not eps >= 0:
-        raise ValueError(f"eps is {eps}; expected a number that is not negative")
+    arrays.check_not_negative("eps", eps)
+    for option, value in (("biased", biased), ("eps_inside", eps_inside), ("scale_only", scale_only)):
+        arrays.check_switch(option, value)
     n, mean, squares = moments(xp, numbers, live, axes)
     if group is not None:
         n, mean, squares = _over_ranks(xp, (n, mean, squares), group, differentiable)
@@ -66,6 +67,7 @@ def entered(name: str, x: Array, mask: Array | None, differentiable: bool) -> tu
     """The library, the numbers in working precision and the mask as booleans; all checks are made here."""
     xp = arrays.check_alike(**{name: x, "mask": mask})
     arrays.check_float(name, x)
+    arrays.check_switch("differentiable", differentiable)
     if differentiable and xp is np:
         raise ValueError(
             f"differentiable is True, but {name} is a numpy array; gradients need torch tensors or JAX arrays"
@@ -124,5 +126,8 @@ def _axes(axis: int | Sequence[int] | None, dimensions: int) -> tuple[int, ...]:
     """The axes to sum over, counted from the front."""
     if axis is None:
         return tuple(range(dimensions))
-    chosen: Any = (axis,) if isinstance(axis, int) else tuple(axis)
-    return tuple(arrays.checked_axis(a, dimensions) for a in chosen)
+    chosen = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
+    axes = tuple(arrays.checked_axis(a, dimensions) for a in chosen)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis is {axis}, which names one axis twice")
+    return axes

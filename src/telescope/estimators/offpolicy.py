@@ -7,8 +7,7 @@ acted. Terms (γ', κ, v') are those of `pairs.py`.
 import math
 from typing import NamedTuple
 
-import numpy as np
-
+from telescope import arrays
 from telescope.arrays import Array
 from telescope.estimators.pairs import bootstrap, following, residual, stops, trace, weighted
 from telescope.estimators.steps import Steps, enter, quiet
@@ -150,7 +149,6 @@ def _ratios(steps: Steps, name: str, clip: float | None) -> Array:
     log_ratios = steps.live(steps.floats["log_ratios"])
     if clip is None:
         return steps.xp.exp(log_ratios)
-    if isinstance(clip, bool) or not isinstance(clip, int | float | np.floating | np.integer) or not clip >= 0:
-        raise ValueError(f"{name} is {clip!r}; expected a number that is not negative, or None for no clip")
+    arrays.check_not_negative(name, clip, ", or None for no clip")
     over = log_ratios > (math.log(clip) if clip > 0 else -math.inf)
     return steps.where(over, float(clip), steps.xp.exp(steps.where(over, 0.0, log_ratios)))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from telescope import arrays
 from telescope.arrays import Array
 from telescope.recurrence import cpu
 
@@ -33,9 +34,9 @@ def gae(floats: Three, flags: Three, discounts: Three, axis: Any, out: Any) -> P
     if type(floats[1]) is np.ndarray:
         return _on_arrays(floats, flags, decays, axis, out)
     torch = sys.modules.get("torch")
-    if torch is not None and type(floats[1]) is torch.Tensor and not torch.compiler.is_compiling():
-        return _on_tensors(torch, floats, flags, decays, axis, out)
-    return None
+    if torch is None or type(floats[1]) is not torch.Tensor or torch.compiler.is_compiling() or arrays.transforming():
+        return None
+    return _on_tensors(torch, floats, flags, decays, axis, out)
 
 
 def _on_arrays(floats: Three, flags: Three, decays: Three, axis: int, out: Pair | None) -> Pair | None:
@@ -106,7 +107,10 @@ def _on_tensors(torch: Any, floats: Three, flags: Three, decays: Three, axis: in
             return None
     if values.is_cuda:
         return _on_cuda(torch, tensors, decays, axis)
-    views: Any = [None if array is None else array.numpy() for array in tensors]
+    try:
+        views: Any = [None if array is None else array.numpy() for array in tensors]
+    except (RuntimeError, TypeError):  # nested, quantised, lazily negated, …
+        return None
     found = _on_arrays(views[:3], views[3:6], decays, axis, views[6:] if out else None)
     if found is None or out:
         return found and out

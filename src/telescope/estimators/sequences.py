@@ -24,7 +24,9 @@ def from_lengths(
         final_values: [B], v of the state after each sequence's last token. Read where not terminated, and needed
             there: to count a sequence that hit the length limit as complete, say so in `terminated`.
     """
-    xp = arrays.check_alike(values=values, rewards=rewards)
+    check_rewards(rewards, values)
+    xp = arrays.library("values", values)
+    lengths = _whole("lengths", lengths, values)
     owner, last = _sequences(values, lengths)
     complete, finals = _endings(values, lengths, terminated, final_values)
     kept = arrays.detached(values)
@@ -43,14 +45,18 @@ def from_cu_seqlens(
     rewards: Array, values: Array, cu_seqlens: Array, *, terminated: Array | None, final_values: Array | None = None
 ) -> Arguments:
     """The same with cumulative lengths [B+1], which begin with 0 and end with N, as flash attention takes them."""
-    arrays.check_neighbour("values", values, "cu_seqlens", cu_seqlens)
+    cu_seqlens = _whole("cu_seqlens", cu_seqlens, values)
     if cu_seqlens.ndim != 1 or len(cu_seqlens) == 0:
         raise ValueError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}; expected [B+1], 0 first and N last")
     if arrays.any_true(cu_seqlens[:1] != 0):
         raise ValueError(f"cu_seqlens begins with {cu_seqlens[0].item()}, expected 0; are these lengths?")
-    return from_lengths(
-        rewards, values, cu_seqlens[1:] - cu_seqlens[:-1], terminated=terminated, final_values=final_values
-    )
+    lengths = cu_seqlens[1:] - cu_seqlens[:-1]
+    if values.ndim == 1 and (arrays.any_true(lengths < 0) or arrays.any_true(cu_seqlens[-1:] != len(values))):
+        raise ValueError(
+            f"cu_seqlens ends with {cu_seqlens[-1].item()}, and holds {int((lengths < 0).sum())} numbers below the one "
+            f"before; expected rising numbers, {len(values)} being the last, which is what values holds"
+        )
+    return from_lengths(rewards, values, lengths, terminated=terminated, final_values=final_values)
 
 
 def split_packed_values(values: Array, lengths: Array) -> tuple[Array, Array]:
@@ -58,6 +64,8 @@ def split_packed_values(values: Array, lengths: Array) -> tuple[Array, Array]:
 
     Not under jax.jit: where the sequences end decides what goes where.
     """
+    lengths = _whole("lengths", lengths, values)
+    arrays.check_float("values", values)
     _, bootstrap = _sequences(values, lengths + 1)
     return values[~bootstrap], values[bootstrap]
 
@@ -85,9 +93,10 @@ def from_response_mask(
     Returns:
         The arguments with `axis=1`.
     """
-    if masked not in ("skipped", "decayed"):
-        raise ValueError(f'masked is {masked!r}; expected "skipped" or "decayed"')
-    xp = arrays.check_alike(values=values, rewards=rewards, mask=mask)
+    arrays.check_word("masked", masked, ("skipped", "decayed"))
+    check_rewards(rewards, values)
+    arrays.library("mask", mask)
+    xp = arrays.check_alike(values=values, mask=mask)
     if values.ndim != 2:
         raise ValueError(f"values has shape {tuple(values.shape)}; expected [B, T]")
     live: Array = arrays.to_bool("mask", mask)
@@ -110,16 +119,20 @@ def from_response_mask(
     }
 
 
+def check_rewards(rewards: Array, values: Array) -> None:
+    """Real numbers, one for each value; `gae` would refuse others too, but later."""
+    arrays.library("rewards", rewards)
+    arrays.check_alike(values=values, rewards=rewards)
+    arrays.check_real("rewards", rewards)
+
+
 def _sequences(values: Array, lengths: Array) -> tuple[Array, Array]:
     """For each place of a packed axis [N]: the number of its sequence, and whether it is that sequence's last."""
     xp = arrays.library("values", values)
-    arrays.check_neighbour("values", values, "lengths", lengths)
     if values.ndim != 1 or lengths.ndim != 1:
         raise ValueError(
             f"values and lengths have shapes {tuple(values.shape)} and {tuple(lengths.shape)}; expected [N] and [B]"
         )
-    if "int" not in str(lengths.dtype):
-        raise ValueError(f"lengths has dtype {lengths.dtype}; expected integers")
     if arrays.any_true(lengths < 0) or arrays.any_true(lengths.sum() != len(values)):
         raise ValueError(
             f"lengths sum to {int(lengths.sum())}; expected {len(values)}, what values holds, and none below 0"
@@ -128,6 +141,14 @@ def _sequences(values: Array, lengths: Array) -> tuple[Array, Array]:
     after = xp.cumsum(xp.ones_like(values, dtype=ends.dtype), 0)
     owner = xp.searchsorted(ends, after)
     return owner, after == ends[owner]
+
+
+def _whole(name: str, counts: Array, values: Array) -> Array:
+    """Integers that can also be negative, so that none wraps round where one is subtracted from another."""
+    arrays.check_neighbour("values", values, name, counts)
+    if "int" not in str(counts.dtype):
+        raise ValueError(f"{name} has dtype {counts.dtype}; expected integers")
+    return arrays.library(name, counts).asarray(counts, dtype=int)
 
 
 def _endings(values: Array, lengths: Array, terminated: Array | None, finals: Array | None) -> tuple[Array, Array]:

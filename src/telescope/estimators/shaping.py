@@ -4,6 +4,8 @@ Shaping is for rollouts, the response function for a small world that is known e
 potential is found.
 """
 
+from types import ModuleType
+
 from telescope import arrays
 from telescope.arrays import Array
 from telescope.estimators.pairs import residual
@@ -61,14 +63,8 @@ def response_function(transitions: Array, rewards: Array, policy: Array, *, lags
     Returns:
         [lags, S, A] in the dtype of `transitions` (float32 where that is half precision).
     """
-    xp = _check_world(transitions, rewards, policy)
-    if isinstance(lags, bool) or not isinstance(lags, int) or lags < 1:
-        raise ValueError(f"lags is {lags!r}; expected an integer from 1 on, the number of lags from 0")
-    dtype = arrays.working_dtype(transitions)
-    q, p, pi = (
-        arrays.to_dtype(name, array, dtype)
-        for name, array in (("rewards", rewards), ("transitions", transitions), ("policy", policy))
-    )
+    xp, p, q, pi = _entered(transitions, rewards, policy)
+    lags = arrays.counted("lags", lags, "the number of lags from 0")
     responses = []
     for _ in range(lags):
         expected = (pi * q).sum(-1)
@@ -77,8 +73,8 @@ def response_function(transitions: Array, rewards: Array, policy: Array, *, lags
     return xp.stack(responses)
 
 
-def _check_world(transitions: Array, rewards: Array, policy: Array) -> Array:
-    """Shapes that fit, and probabilities that are some; the library they are in."""
+def _entered(transitions: Array, rewards: Array, policy: Array) -> tuple[ModuleType, Array, Array, Array]:
+    """The library and the three arrays in working precision: shapes that fit, and probabilities that are some."""
     xp = arrays.library("transitions", transitions)
     shape = tuple(transitions.shape)
     if len(shape) != 3 or shape[0] != shape[2]:
@@ -87,12 +83,16 @@ def _check_world(transitions: Array, rewards: Array, policy: Array) -> Array:
     for name, array in (("rewards", rewards), ("policy", policy)):
         arrays.check_neighbour("transitions", transitions, name, array)
         arrays.check_shape(name, array, shape[:2], "states and actions of transitions are")
-    rounding = 1e-2 if str(transitions.dtype).endswith("16") else 1e-4
+    rounding, dtype = 1e-2 if str(transitions.dtype).endswith("16") else 1e-4, arrays.working_dtype(transitions)
+    transitions, rewards, policy = (
+        arrays.to_dtype(name, array, dtype)
+        for name, array in (("transitions", transitions), ("rewards", rewards), ("policy", policy))
+    )
     _check_probabilities("transitions", transitions, rounding)
     _check_probabilities("policy", policy, rounding)
     if arrays.any_true(abs(policy.sum(-1) - 1) > rounding):
         raise ValueError("policy does not sum to 1 over the actions of every state")
-    return xp
+    return xp, transitions, rewards, policy
 
 
 def _check_probabilities(name: str, array: Array, rounding: float) -> None:

@@ -98,6 +98,8 @@ def enter(
     differentiable: bool = False,
 ) -> Steps:
     """The public door: everything is checked here, together, before anything is computed."""
+    if differentiable is not False:
+        arrays.check_switch("differentiable", differentiable)
     caller = arrays.check_alike(**floats, **flags, mask=mask)
     reference = floats[dtype_of]
     _check_dtypes(floats, dtype_of)
@@ -107,7 +109,7 @@ def enter(
             "differentiable is True, but the arrays are numpy's; gradients need torch tensors or JAX arrays"
         )
     dtype = arrays.working_dtype(reference)
-    stays = caller is np or differentiable or not arrays.on_cpu(reference) or _compiling(caller)
+    stays = caller is np or differentiable or not arrays.on_cpu(reference) or _followed(caller)
 
     def inside(array: Array) -> Array:
         return array if stays and axis == 0 else arrays.front(array if stays else array.numpy(), axis)
@@ -133,9 +135,9 @@ def enter(
     )
 
 
-def _compiling(caller: ModuleType) -> bool:
-    """Is torch.compile looking on? It follows tensors, not NumPy's views of them."""
-    return caller.__name__ == "torch" and caller.compiler.is_compiling()
+def _followed(caller: ModuleType) -> bool:
+    """Do torch.compile or torch.func look on? They follow tensors, not NumPy's views of them."""
+    return caller.__name__ == "torch" and (caller.compiler.is_compiling() or arrays.transforming())
 
 
 def _check_dtypes(floats: dict[str, Array], dtype_of: str) -> None:
@@ -155,10 +157,11 @@ def _check_dtypes(floats: dict[str, Array], dtype_of: str) -> None:
 def _discount(name: str, value: Array, reference: Array, live: Array | None) -> Array:
     """γ or λ in [0, 1]: one number, or an array that broadcasts against the caller's layout."""
     if isinstance(value, NUMBERS):
-        if not 0 <= value <= 1:  # NaN neither
+        if isinstance(value, bool) or not 0 <= value <= 1:  # NaN neither
             raise ValueError(f"{name} is {value}; expected a number in [0, 1]")
         return float(value)
     arrays.check_neighbour("values", reference, name, value)
+    arrays.check_real(name, value)
     shape = tuple(reference.shape)
     value = arrays.spread(name, value, shape)
     wrong = ~((value >= 0) & (value <= 1))
@@ -184,6 +187,11 @@ def check_out(steps: Steps, out: tuple[Array, Array], differentiable: bool) -> t
             expected = arrays.working_dtype(steps.reference)
             raise ValueError(f"{name} has dtype {array.dtype}; expected {expected}")
         view = steps.inside(arrays.detached(array))
+        repeated = any(n > 1 and step == 0 for n, step in zip(array.shape, arrays.steps_of(array), strict=True))
+        if repeated and 0 not in array.shape:
+            raise ValueError(
+                f"{name} repeats its memory, as an expanded array does; pass one with a place for each number"
+            )
         if steps.xp is np and not view.flags.writeable:
             raise ValueError(f"{name} is read-only")
         if any(arrays.overlap(view, other) for other in used):

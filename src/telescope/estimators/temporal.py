@@ -103,9 +103,9 @@ def gae(
         half precision. Rewards of any real dtype are converted to that. Inputs are not modified.
 
     Raises:
-        ValueError: names the argument, what came and the likely fix. TypeError: neither numpy nor torch.
+        ValueError: names the argument, what came and the likely fix.
     """
-    if not differentiable and time_group is None:
+    if differentiable is False and time_group is None:
         three = gamma, lam, lam if returns_lam is None else returns_lam
         results = ordinary.gae((rewards, values, next_values), (terminated, truncated, mask), three, axis, out)
         if results is not None:
@@ -293,14 +293,14 @@ def _lambda_return_pair(steps: Steps) -> tuple[Array, Array]:
 
 def _spread_last(values: Array, last_values: Array, axis: int) -> Array:
     """last_values [*batch] as a view of the shape of values."""
-    xp = arrays.library("values", values)
+    axis = arrays.time_axis("values", values, axis)
     if isinstance(last_values, float | int | np.number):  # a single column has a single last value
         last_values = arrays.scalar(last_values, values)
     arrays.check_neighbour("values", values, "last_values", last_values)
-    axis = arrays.checked_axis(axis, values.ndim)
     shape = tuple(values.shape)
     batch = shape[:axis] + shape[axis + 1 :]
     arrays.check_shape("last_values", last_values, batch, "one per column of values is")
+    xp = arrays.library("values", values)
     return xp.broadcast_to(last_values[(slice(None),) * axis + (None,)], shape)
 
 

@@ -41,8 +41,7 @@ def eligibility_trace(
     Returns:
         [T, *batch, F] like `features`; masked steps give 0.
     """
-    if kind not in ("accumulating", "replacing"):
-        raise ValueError(f"kind is {kind!r}; expected 'accumulating' or 'replacing' (dutch: telescope.dutch_trace)")
+    arrays.check_word("kind", kind, ("accumulating", "replacing"), " (dutch: telescope.dutch_trace)")
     flags = {"terminated": terminated, "truncated": truncated}
     steps = _enter({"features": features}, flags, mask, {"gamma": gamma, "lam": lam}, axis, differentiable)
     x = steps.live(steps.floats["features"])
@@ -226,6 +225,5 @@ def _starting_weights(steps: Steps, weights: Array) -> Array:
 
 
 def _step_size(value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, NUMBERS) or not value >= 0:
-        raise ValueError(f"step_size is {value!r}; expected a number that is not negative")
+    arrays.check_not_negative("step_size", value)
     return float(value)

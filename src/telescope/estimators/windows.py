@@ -5,8 +5,7 @@ digits of the window's length: O(T log n), and no sum is ever subtracted from an
 windows; those are λ.
 """
 
-import numpy as np
-
+from telescope import arrays
 from telescope.arrays import Array
 from telescope.estimators.pairs import ahead, bootstrap, residual, stops, trace, weighted
 from telescope.estimators.steps import Steps, enter, quiet
@@ -136,6 +135,4 @@ def _picked(steps: Steps, array: Array, index: Array) -> Array:
 
 
 def _length(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} is {value!r}; expected an integer from 1 on, the number of steps in a window")
-    return int(value)
+    return arrays.counted(name, value, "the number of steps in a window")

@@ -31,17 +31,15 @@ def linear_recurrence(x: Array, a: Array, *, differentiable: bool = False, group
 
         return jax.linear_recurrence(*((x, a) if differentiable else map(arrays.detached, (x, a))))
     if "torch" not in sys.modules or not isinstance(x, sys.modules["torch"].Tensor):
-        raise TypeError(f"x is a {type(x).__name__}; supported are numpy.ndarray, torch.Tensor and jax.Array")
+        raise ValueError(f"x is a {type(x).__name__}; supported are numpy.ndarray, torch.Tensor and jax.Array")
     from telescope.recurrence import torch
 
     return torch.differentiable_recurrence(x, a) if differentiable else torch.linear_recurrence(x, a)
 
 
 def _sharded(x: Array, a: Array, differentiable: bool, group: Any) -> Array:
-    if differentiable:
-        raise ValueError("differentiable is True, but there is no gradient across the ranks of a time group")
     if arrays.is_jax(x):
-        raise ValueError("a time group is torch.distributed's, but the arrays are JAX's")
+        raise ValueError("time_group is torch.distributed's, but the arrays are JAX's; gather them first")
     from telescope.recurrence import sharded
 
-    return sharded.linear_recurrence_sharded(x, a, group)
+    return sharded.linear_recurrence_sharded(x, a, group, differentiable=differentiable)

@@ -1,11 +1,12 @@
 """The recurrence over a time axis that is split across the ranks of a torch.distributed process group.
 
 Every rank holds some consecutive rows; ranks in order hold time in order, and need not hold equally many rows
-(nor any). It leaves out gradients, and whatever an estimator wants to know of the neighbour's rows: next_values
-at a rank's last row is the value of the state that step led to, which the next rank may be the one to know.
+(nor any). It leaves out whatever an estimator wants to know of the neighbour's rows: next_values at a rank's last row
+is the value of the state that step led to, which the next rank may be the one to know.
 
 A rank's rows do one thing to what comes after them, y ↦ y₀ + ∏a · y. So every rank sends one pair (∏a, y₀) per
-column, and each works out from the pairs of later ranks what arrives at its own last row.
+column, and each works out from the pairs of later ranks what arrives at its own last row. The gradient is the same
+exchange the other way: what a rank hands on to the next one is ∏a · (what it got) + its own part.
 """
 
 from typing import Any
@@ -13,26 +14,57 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 
 from telescope.arrays import Array
-from telescope.recurrence import linear_recurrence
+from telescope.recurrence.torch import linear_recurrence
 
 
-def linear_recurrence_sharded(x: Array, a: Array, group: distributed.ProcessGroup | None = None) -> Array:
+def linear_recurrence_sharded(
+    x: Array, a: Array, group: distributed.ProcessGroup | None = None, *, differentiable: bool = False
+) -> Array:
     """y[t] = x[t] + a[t] · y[t+1] over axis 0 of all ranks' rows together; each rank gets its own rows of y.
 
     x and a are this rank's rows [T_rank, *batch], as in `linear_recurrence`; the batch axes and the dtype must be
     the same on all ranks of `group` (None: the default one). All ranks must call, with arrays where the group's
     backend can send them from (gloo: CPU, NCCL: CUDA). One message of 2 × batch numbers per rank, whatever T is.
-    Where a[t] = 0 the chain is cut, across ranks too. Without a gradient.
+    Where a[t] = 0 the chain is cut, across ranks too. With `differentiable` a tensor carries its exact gradient, of
+    the first order, for one more such message: all ranks must then go backwards, and in the same order.
     """
+    if not isinstance(group, distributed.ProcessGroup | None):
+        raise ValueError(
+            f"time_group is {group!r}; expected a torch.distributed process group that this rank is in "
+            f"(group.WORLD for all ranks, once init_process_group has been called)"
+        )
     if isinstance(x, np.ndarray):
         x, a = (torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in (x, a))
-        return _sharded(x, a, group).numpy()
-    return _sharded(x.detach(), a.detach(), group)
+        return _solved(x, a, group)[0].numpy()
+    if differentiable:
+        return _Sharded.apply(x, a, group)  # type: ignore[no-untyped-call]
+    return _solved(x.detach(), a.detach(), group)[0]
 
 
-def _sharded(x: Tensor, a: Tensor, group: Any) -> Tensor:
+class _Sharded(torch.autograd.Function):
+    """y with its gradient; both ways one message."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, group: Any) -> Tensor:
+        y, carry = _solved(x, a, group)
+        ctx.save_for_backward(a, y, carry)
+        ctx.group = group
+        return y
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """∂L/∂x = z, and ∂L/∂a[t] = z[t] · y[t+1], which behind the last row is what came from the next rank."""
+        a, y, carry = ctx.saved_tensors
+        z = _adjoint(gradient, a, ctx.group)
+        return z, z * torch.cat([y, carry[None]])[1:], None
+
+
+def _solved(x: Tensor, a: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+    """This rank's rows of y, and what arrived behind the last of them: y at the first row of the ranks after it."""
     y = linear_recurrence(x, a)
     first = y[0] if len(y) else x.new_zeros(x.shape[1:])
     pairs = _gathered(torch.stack([_product(a), first]), group)
@@ -40,9 +72,21 @@ def _sharded(x: Tensor, a: Tensor, group: Any) -> Tensor:
     for product, later in reversed(pairs[distributed.get_rank(group) + 1 :]):
         carry = _joined(later, product, carry)
     if len(x) == 0:
-        return y
+        return y, carry
     # The chain runs once more, with what arrives added to the last row: exactly the loop over all rows.
-    return linear_recurrence(torch.cat([x[:-1], _joined(x[-1], a[-1], carry)[None]]), a)
+    return linear_recurrence(torch.cat([x[:-1], _joined(x[-1], a[-1], carry)[None]]), a), carry
+
+
+def _adjoint(gradient: Tensor, a: Tensor, group: Any) -> Tensor:
+    """z[t] = ∂L/∂y[t] + a[t−1] · z[t−1] over all ranks' rows: a rank passes a · z of its last row on."""
+    shifted = torch.cat([torch.zeros_like(a[:1]), a[:-1]])
+    z = linear_recurrence(gradient, shifted, forwards=True)
+    nothing = gradient.new_zeros(gradient.shape[1:])
+    pairs = _gathered(torch.stack([_product(a), _joined(nothing, a[-1], z[-1]) if len(z) else nothing]), group)
+    arrived = nothing
+    for product, earlier in pairs[: distributed.get_rank(group)]:
+        arrived = _joined(earlier, product, arrived)
+    return linear_recurrence(torch.cat([gradient[:1] + arrived, gradient[1:]]), shifted, forwards=True)
 
 
 def _gathered(pair: Tensor, group: Any) -> list[Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from telescope import arrays
 from telescope.recurrence import cpu
 
 # By device: where GAE has a kernel of its own. Triton comes with the CUDA builds of torch, except on Windows.
@@ -24,14 +25,16 @@ def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor
     """y[t] = x[t] + a[t] · y[t±1], on the device of x; no gradient."""
     x, a = x.detach(), a.detach()
     if torch.compiler.is_compiling():
-        return _operator(x, a, forwards)
+        return _compiled(x, a, forwards)
+    if arrays.transforming():
+        return _Recurrence.apply(x, a, forwards)  # type: ignore[no-any-return, no-untyped-call]
     return _compute(x, a, forwards)
 
 
 def differentiable_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor:
     """The same with its exact gradient with respect to x and a, to any order; under torch.func too."""
     if torch.compiler.is_compiling():
-        return _operator(x, a, forwards)
+        return _compiled(x, a, forwards)
     return _Recurrence.apply(x, a, forwards)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -42,6 +45,8 @@ def gae(
     out: Sequence[Tensor],
 ) -> bool:
     """Advantages and returns in one pass, as `cpu.gae`; False where the pair (x, a) must do. No gradient."""
+    if arrays.transforming():
+        return False
     if torch.compiler.is_compiling():
         if out[0].device.type not in FUSED:
             return False
@@ -146,7 +151,16 @@ class _Recurrence(torch.autograd.Function):
     def forward(x: Tensor, a: Tensor, forwards: bool) -> Tensor:
         return _compute(x.detach(), a.detach(), forwards)
 
-    setup_context = staticmethod(_save)
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+        _save(ctx, inputs, output)
+        ctx.save_for_forward(inputs[1], output)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, da: Tensor, _: None) -> Tensor:
+        """dy[t] = dx[t] + da[t] · y[t±1] + a[t] · dy[t±1]: the same recurrence."""
+        a, y = ctx.saved_tensors
+        return _Recurrence.apply(dx + da * _shifted(y, -1 if ctx.forwards else 1), a, ctx.forwards)  # type: ignore
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
@@ -187,6 +201,23 @@ def _shifted(array: Tensor, step: int) -> Tensor:
     """array[t + step], and 0 where that lies outside."""
     zero = torch.zeros_like(array[:1])
     return torch.cat([array[1:], zero] if step == 1 else [zero, array[:-1]])
+
+
+def _compiled(x: Tensor, a: Tensor, forwards: bool) -> Tensor:
+    """What goes into a compiled graph: one operator; but torch.func takes no operators there, only torch's own."""
+    if not arrays.transforming():
+        return _operator(x, a, forwards)  # type: ignore[no-any-return]
+    return _doubled(x.flip(0), a.flip(0)).flip(0) if forwards else _doubled(x, a)
+
+
+def _doubled(x: Tensor, a: Tensor) -> Tensor:
+    """Maps y ↦ x + a · y of 1, 2, 4, … steps, joined in log₂ T rounds; a product that underflows is a cut here."""
+    span = 1
+    while span < len(x):
+        x_later, a_later = (torch.cat([side[span:], torch.zeros_like(side[:span])]) for side in (x, a))
+        x, a = x + a * torch.where(a == 0, 0.0, x_later), a * a_later
+        span *= 2
+    return x
 
 
 def _loop(x: Tensor, a: Tensor, forwards: bool) -> Tensor:

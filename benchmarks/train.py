@@ -27,7 +27,13 @@ FOLDER = ROOT / "docs" / "benchmarks"
 ITERATIONS = {CARTPOLE.env: 40, CHEETAH.env: 8}  # per seed, of a measurement of speed
 WARM = 2  # the first of them, which do not count: compilers are at work
 SAMPLE = 0.05  # seconds between two looks at the memory
-CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME")
+CACHES = (
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "NUMBA_CACHE_DIR",
+    "JAX_COMPILATION_CACHE_DIR",
+    "XDG_CACHE_HOME",
+)
 DEFAULT = ("speed", "threshold", "cold")
 Plan = tuple[Contestant, Task, int, Path, dict[str, Any]]  # who, what, the round, compile cache, fields of its job
 
@@ -41,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = folder / f"train-{chosen.machine}.md"
     with tempfile.TemporaryDirectory(prefix="bench-train-") as room:
         for measure in chosen.only or DEFAULT:
-            records = [record(plan, measure, Path(room), chosen) for plan in plans(measure, chosen, Path(room))]
+            records = [record(plan, measure, Path(room)) for plan in plans(measure, chosen, Path(room))]
             section = {"command": command(), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}", "records": records}
             train_report.write(page, machine.facts(), measure, section)
     print(page.read_text(encoding="utf-8"))
@@ -65,45 +71,45 @@ def command() -> str:
 
 
 def speed(chosen: argparse.Namespace, room: Path) -> Iterator[Plan]:
-    """Everybody on every task; ours with an empty compile cache first, once, and then with what that left behind."""
+    """Everybody on every task; who compiles with an empty cache first, once, and then with what that left behind."""
     for task in SPEED:
         steps = (3 if chosen.quick else ITERATIONS[task.env]) * task.batch
+        fields = {"steps": steps, "compile": compiling(chosen, "on")}
         for number in range(-1, chosen.repeats):
             for one in contestants(task):
-                if one.ours or number >= 0:
-                    yield one, task, number, room / "cache" / slug(one, task), {"steps": steps}
+                if one.compiles or number >= 0:
+                    yield one, task, number, room / "cache" / slug(one, task), fields
 
 
 def threshold(chosen: argparse.Namespace, room: Path) -> Iterator[Plan]:
     """Everybody until its evaluation reaches the threshold; on HalfCheetah, which takes minutes, a single round."""
-    for task in THRESHOLD:
-        budget = 3 * task.every if chosen.quick else task.budget
-        for number in range(chosen.repeats if task.env == CARTPOLE.env else 1):
+    for each in THRESHOLD:
+        task = each._replace(every=each.batch, budget=2 * each.batch) if chosen.quick else each
+        fields = {"steps": task.budget, "compile": compiling(chosen, "auto")}
+        for number in range(0 if chosen.quick else -1, chosen.repeats if task.env == CARTPOLE.env else 1):
             for one in contestants(task):
-                yield one, task, number, room / "cache" / slug(one, task), {"steps": budget, "until_solved": True}
+                if number >= 0:
+                    yield one, task, number, room / "cache" / slug(one, task), fields | {"until_solved": True}
+                elif one.compiles:  # what the others find in the cache
+                    yield one, task, number, room / "cache" / slug(one, task), fields | {"iterations": 2}
 
 
 def cold(chosen: argparse.Namespace, room: Path) -> Iterator[Plan]:
     """Eight seeds of ours, nothing compiled before, against one seed of the zoo's; both for 100k steps."""
-    steps = 20_000 if chosen.quick else 100_000
+    fields = {"steps": 20_000 if chosen.quick else 100_000, "compile": compiling(chosen, "auto")}
     ours = Contestant("telescope, 8 seeds, preset, until all are solved", "telescope_preset", 8)
     zoo = Contestant(f"{REFERENCE}, 1 seed, zoo's settings, 100k steps", "stable_baselines3_zoo")
     for number in range(chosen.repeats):
-        yield (
-            ours,
-            CARTPOLE,
-            number,
-            room / f"cold{number}{time.monotonic_ns()}",
-            {"steps": steps, "until_solved": True},
-        )
-        yield zoo, CARTPOLE, number, room / "cache" / "zoo", {"steps": steps}
+        yield ours, CARTPOLE, number, room / f"cold{number}", fields | {"until_solved": True}
+        yield zoo, CARTPOLE, number, room / "cache" / "zoo", fields
 
 
 def million(chosen: argparse.Namespace, room: Path) -> Iterator[Plan]:
     """Eight seeds of HalfCheetah's preset, a million steps each, with either backend; once."""
+    fields = {"steps": 10_000 if chosen.quick else 1_000_000, "compile": compiling(chosen, "auto")}
     for backend in ("gymnasium", "envpool"):
         ours = Contestant(f"telescope, 8 seeds × 1M, preset, {backend}", "telescope_preset", 8, backend)
-        yield ours, CHEETAH, 0, room / "cache" / backend, {"steps": 10_000 if chosen.quick else 1_000_000}
+        yield ours, CHEETAH, 0, room / "cache" / backend, fields
 
 
 MEASURES = {"speed": speed, "threshold": threshold, "cold": cold, "million": million}
@@ -116,26 +122,27 @@ def plans(measure: str, chosen: argparse.Namespace, room: Path) -> Iterator[tupl
             yield from ((plan, threads) for threads in chosen.threads)
 
 
+def compiling(chosen: argparse.Namespace, usual: str) -> str:
+    return "off" if chosen.quick else usual
+
+
 def slug(one: Contestant, task: Task) -> str:
     return f"{one.trainer}-{one.seeds}-{one.backend}-{task.env}-{task.normalise}"
 
 
-def record(planned: tuple[Plan, int], measure: str, room: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+def record(planned: tuple[Plan, int], measure: str, room: Path) -> dict[str, Any]:
     """Measures it, prints a line and returns what the page needs."""
     (one, task, number, cache, fields), threads = planned
-    seed = max(number, 0) * one.seeds
-    job = Job(one.trainer, task, seed, one.seeds, one.backend, threads, started=0.0,
-              **{"until_solved": False, **fields})  # fmt: skip
+    job = Job(one.trainer, task, max(number, 0) * one.seeds, one.seeds, one.backend, threads, **fields)
     result, whole, memory = run(job, room, cache.with_name(f"{cache.name}-{threads}"))
+    laps, warm = result["laps"], min(WARM, len(result["laps"]) - 1)
     found = {
-        **{"name": one.name, "task": str(task), "env": task.env, "threads": threads, "seed": seed, "seeds": one.seeds},
-        **{"cold": number < 0, "steps": result["laps"][-1][0], "whole": whole, "memory": memory},
-        **rates(result["laps"], one.seeds, WARM if len(result["laps"]) > WARM else 0),
-        "times": parts(result.get("times", []), WARM),
-        "seconds": result["laps"][-1][1],
-        "evaluations": result["evaluations"],
+        **{"name": one.name, "task": str(task), "env": task.env, "threads": threads, "seed": job.seed},
+        **{"seeds": one.seeds, "cold": number < 0, "steps": laps[-1][0], "seconds": laps[-1][1]},
+        **{"whole": whole, "memory": memory, "final": result.get("final"), "evaluations": result["evaluations"]},
+        **rates(laps, one.seeds, warm),
+        "times": parts(result.get("times", []), warm),
         "reached": reached(result["evaluations"], task.threshold, one.seeds),
-        "final": result.get("final"),
     }
     print(train_report.line(measure, found), flush=True)
     return found
@@ -192,9 +199,7 @@ def ancestry(process: int, parents: dict[int, int]) -> Iterator[int]:
 
 
 def rates(laps: list[tuple[int, float, float]], seeds: int, warm: int) -> dict[str, float]:
-    """Steps per second of all seeds together after the first laps, and how many processors were busy."""
-    if len(laps) <= warm:
-        return {"rate": float("nan"), "busy": float("nan")}
+    """Steps per second of all seeds together after so many laps, and how many processors were busy."""
     (first, began, used), (last, ended, use) = (laps[warm - 1] if warm else (0, 0.0, 0.0)), laps[-1]
     return {"rate": (last - first) * seeds / (ended - began), "busy": (use - used) / (ended - began)}
 

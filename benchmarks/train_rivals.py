@@ -4,6 +4,7 @@ Every contestant trains under the same watch and is evaluated by the same functi
 `benchmarks.train`'s business.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -21,7 +22,7 @@ EPISODES = 10
 
 
 class Job(NamedTuple):
-    """One measurement. `started` is time.monotonic() just before the process was begun."""
+    """One measurement."""
 
     trainer: str
     task: Task
@@ -29,44 +30,48 @@ class Job(NamedTuple):
     seeds: int
     backend: str
     threads: int
-    steps: int  # per seed
-    started: float
-    until_solved: bool  # evaluate every `task.every` steps, and stop when every seed has reached the threshold
+    steps: int  # per seed; schedules, and what `auto` chooses, are planned over them
+    compile: str = "auto"  # ours: on, off or auto
+    until_solved: bool = False  # evaluate every `task.every` steps, and stop when every seed has reached the threshold
+    iterations: int = 10**9  # stop after so many, in any case
+    started: float = 0.0  # time.monotonic() just before the process was begun
 
     @classmethod
     def read(cls, path: str) -> "Job":
         fields = json.loads(Path(path).read_text())
         task = fields.pop("task")
-        return cls(task=Task(**{**task, "hidden": tuple(task["hidden"])}), **fields)
+        return cls(task=Task(**task | {"hidden": tuple(task["hidden"])}), **fields)
 
 
 class Watch:
     """Seconds since the process was begun, at each lap; it stands still while a policy is evaluated."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.paused = job, 0.0
+        self.job, self.paused = job, np.zeros(2)  # seconds, and seconds of processors
         self.laps: list[tuple[int, float, float]] = []  # steps per seed, seconds, seconds of processors
         self.evaluations: list[tuple[int, float, list[float]]] = []  # steps per seed, seconds, mean return per seed
         self.best = np.full(job.seeds, -np.inf)
 
-    def seconds(self) -> float:
-        return time.monotonic() - self.job.started - self.paused
+    def seconds(self) -> tuple[float, float]:
+        """Of the clock and of processors, so far."""
+        clock, used = np.array([time.monotonic() - self.job.started, time.process_time()]) - self.paused
+        return float(clock), float(used)
 
     def lap(self, steps: int, policies: Callable[[], list[Act]]) -> bool:
         """An iteration is over; True if training may stop."""
-        self.laps.append((steps, self.seconds(), time.process_time()))
+        self.laps.append((steps, *self.seconds()))
         every = self.job.task.every
         if self.job.until_solved and steps // every > (steps - self.job.task.batch) // every:
             self.evaluate(steps, policies())
-        return bool((self.best >= self.job.task.threshold).all())
+        return bool((self.best >= self.job.task.threshold).all()) or len(self.laps) >= self.job.iterations
 
     def evaluate(self, steps: int, policies: list[Act]) -> None:
         """Outside the seconds that count."""
-        began, seconds = time.monotonic(), self.seconds()
+        began = self.seconds()
         returns = [evaluate(self.job.task, act) for act in policies]
-        self.evaluations.append((steps, seconds, returns))
+        self.evaluations.append((steps, began[0], returns))
         self.best = np.maximum(self.best, returns)
-        self.paused += time.monotonic() - began
+        self.paused += np.subtract(self.seconds(), began)
 
 
 def evaluate(task: Task, act: Act) -> float:
@@ -86,22 +91,21 @@ def evaluate(task: Task, act: Act) -> float:
 
 
 def telescope(job: Job, watch: Watch) -> dict[str, Any]:
-    """Ours, compiled."""
-    from telescope.algorithms.ppo import PPO
+    """Ours, and where its time went."""
+    from telescope.algorithms.ppo import PPO, train
 
-    run = {"seed": job.seed, "seeds": job.seeds, "total_steps": job.steps, "threads": job.threads}
-    return ours(PPO(**train_settings.for_telescope(job.task, **run, backend=job.backend, compile="on")), watch)
-
-
-def ours(config: Any, watch: Watch) -> dict[str, Any]:
-    from telescope.algorithms.ppo import train
-
-    rows = []
+    config, rows = PPO(**train_settings.for_telescope(job.task, **of_the_run(job))), []
     for metrics in train(config):
         rows.append([metrics.rows[0][f"time_{part}"] for part in ("env", "policy", "update", "other")])
         if watch.lap(metrics.step, lambda: policies(config, metrics.policy)):  # noqa: B023 (called at once)
             break
     return {"times": rows}
+
+
+def of_the_run(job: Job) -> dict[str, Any]:
+    """The fields of a config of ours that are not the task's."""
+    names = ("seed", "seeds", "backend", "threads", "compile")
+    return {"total_steps": job.steps, **{name: getattr(job, name) for name in names}}
 
 
 def policies(config: Any, state: dict[str, Any]) -> list[Act]:
@@ -181,18 +185,15 @@ def cleanrl(job: Job, watch: Watch) -> dict[str, Any]:
 
 def telescope_preset(job: Job, watch: Watch) -> dict[str, Any]:
     """Ours as the command line trains it; on CartPole until the trainer's own evaluation finds every seed solved."""
-    import dataclasses
-
     from telescope.algorithms.ppo import preset, train
 
-    run = {"seed": job.seed, "seeds": job.seeds, "total_steps": job.steps, "threads": job.threads}
     every = 10_000 if job.until_solved else 0
-    config = dataclasses.replace(preset(job.task.env), **run, backend=job.backend, eval_every=every)
+    config = dataclasses.replace(preset(job.task.env), **of_the_run(job), eval_every=every)
     for metrics in train(config):
-        watch.laps.append((metrics.step, watch.seconds(), time.process_time()))
+        watch.laps.append((metrics.step, *watch.seconds()))
         found = [row["eval_return_mean"] for row in metrics.rows]
         if None not in found:
-            watch.evaluations.append((metrics.step, watch.seconds(), found))
+            watch.evaluations.append((metrics.step, watch.seconds()[0], found))
             if job.until_solved and min(found) >= job.task.threshold:
                 break
     return {"final": [evaluate(job.task, act) for act in policies(config, metrics.policy)]}
@@ -204,7 +205,7 @@ def stable_baselines3_zoo(job: Job, watch: Watch) -> dict[str, Any]:
 
     model = baselines_model(PPO, CARTPOLE, job.seed, {**train_settings.zoo_cartpole(), "device": "cpu"})
     model.learn(job.steps)
-    watch.laps.append((model.num_timesteps, watch.seconds(), time.process_time()))
+    watch.laps.append((model.num_timesteps, *watch.seconds()))
     return {"final": [evaluate(job.task, acting(model))]}
 
 

@@ -11,7 +11,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv, CartPoleVectorE
 
 from telescope.algorithms.ppo import PPO, minibatch_indices, preset, samples, train, update_agent, with_advantages
 from telescope.control.evaluate import evaluate, evaluation_environments
-from telescope.control.population import lift
+from telescope.control.lifting import lift
 from telescope.control.training import Session, execution
 from telescope.policy import Policy
 from worlds import Chain, Forever, Masked, Spaces

@@ -21,7 +21,8 @@ from telescope.control import config as check
 from telescope.control.agents import ActorCritic
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig
 from telescope.control.networks import Network
-from telescope.control.population import MINIBATCHES, Agent, adam, clip_by_norm, generator, lift, where
+from telescope.control.lifting import lift
+from telescope.control.population import MINIBATCHES, Agent, adam, clip_by_norm, generator, where
 from telescope.control.rollout import Rollout, final_values, live_mask, per_seed, time_major
 from telescope.control.training import Iteration, Session, mean_statistics
 from telescope.losses import clipped_value_loss, importance_ratio, kl_k3, ppo_clip, squared_value_loss

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from telescope.control import population
-from telescope.control.agents import ActorCritic, default_network
+from telescope.control.agents import ActorCritic, Agents, default_network
 from telescope.control.config import OnPolicyConfig
 from telescope.control.distributions import distribution
 from telescope.control.environments import Environments
@@ -95,9 +95,7 @@ class Session:
         agents, layout = population.create(network, config.seed_values, config.device)
         self.population: Agent = agents
         self.agent = ActorCritic(network, self.rollouts.distribution, layout)
-        self._act = population.lift(self.agent.act, (0, 0, 0, 0), compiled=self.compiled)
-        self._evaluate_actions = population.lift(self.agent.evaluate, (0, 0, 0, 0), compiled=False)
-        self._value = population.lift(self.agent.value, (0, 0), compiled=False)
+        self.agents = Agents(self.agent, compiled=self.compiled)
         if not environments.exact_resume:
             self.notes.append(environments.resume_note)
         if resume:
@@ -126,21 +124,18 @@ class Session:
 
     def collect(self) -> Rollout:
         """The next rollout, by the current policies."""
-        rollout, self._episodes = self.rollouts.collect(self._act, self.population.parameters, self.iteration)
+        act = self.agents.actor(self.population.parameters)
+        rollout, self._episodes = self.rollouts.collect(act, self.iteration)
         self._collected = time.perf_counter()
         return rollout
 
     def value(self, observations: Tensor) -> Tensor:
         """V of observations [S, N, D] by the current critics, without gradient: [S, N]."""
-        with torch.no_grad():
-            return self._value(self.population.parameters, observations.to(self.config.device))  # type: ignore[no-any-return]
+        return self.agents.value(self.population.parameters, observations.to(self.config.device))
 
     def evaluate(self, observations: Tensor, actions: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
         """log π(a|s) and V(s) of samples [S, N, …] by the current agents, without gradient: [S, N]."""
-        with torch.no_grad():
-            inputs = self.to_device((observations, actions, masks))
-            log_probs, _, values = self._evaluate_actions(self.population.parameters, *inputs)
-        return log_probs, values
+        return self.agents.evaluate(self.population.parameters, *self.to_device((observations, actions, masks)))
 
     def to_device(self, samples: Any) -> Any:
         """A structure of tensors (or None) on the device where the networks live."""
@@ -193,7 +188,7 @@ class Session:
                 vectorization=self.config.vectorization,
             )
         result = evaluate(
-            self.agent,
+            self.agents,
             self.population.parameters,
             self.rollouts.normaliser,
             self._evaluation,
@@ -326,7 +321,6 @@ def _rollouts(config: OnPolicyConfig) -> Rollouts:
             enabled=config.normalise_rewards,
             clip=config.clip_rewards,
         ),
-        device=config.device,
     )
 
 

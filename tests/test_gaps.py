@@ -13,8 +13,8 @@ import torch
 import telescope
 from telescope.algorithms import ppo
 from telescope.algorithms.ppo import PPO, minibatch_indices, samples, train, update_agent, with_advantages
-from telescope.control.normalisation import ObservationNormaliser
 from telescope.control.lifting import lift
+from telescope.control.normalisation import ObservationNormaliser
 from telescope.control.population import generator
 from telescope.control.rollout import per_seed
 from telescope.control.training import Session
@@ -152,8 +152,8 @@ def test_random_numbers_belong_to_the_seeds_value_not_to_its_place():
 def test_step_size_and_clip_fall_from_whole_to_almost_nothing(anneal_learning_rate, anneal_clip, monkeypatch):
     seen = []
 
-    def recording(function, in_dims, **options):
-        lifted = lift(function, in_dims, **options)
+    def recording(session, function, in_dims):
+        lifted = lift(function, in_dims, compiled=False)
 
         def call(*arguments):
             seen.append([float(number) for number in arguments[-2:]])
@@ -161,7 +161,7 @@ def test_step_size_and_clip_fall_from_whole_to_almost_nothing(anneal_learning_ra
 
         return call
 
-    monkeypatch.setattr(ppo, "lift", recording)
+    monkeypatch.setattr(Session, "lift", recording)
     annealing = {"anneal_learning_rate": anneal_learning_rate, "anneal_clip": anneal_clip}
     config = dataclasses.replace(SMALL, env=Counter, learning_rate=8e-3, clip=0.4, **annealing)
     logged = [metrics.rows[0]["learning_rate"] for metrics in train(config)]

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 PATIENCE = 64
 """Calls of one shape by torch.func's own dispatch before they are recorded, which takes about as long."""
@@ -67,14 +66,30 @@ class _Lifted:
             self.shapes[signature] = _flatten(self._mapped(*_unflatten(structure, iter(tensors))), outputs)
             return outputs
 
+        from torch.fx.experimental.proxy_tensor import make_fx  # takes half a second, which short runs never need
+
         with torch.no_grad():
             graph = make_fx(flat)(*inputs)
             graph.graph.eliminate_dead_code()
             graph.recompile()
-            program = torch._inductor.compile(graph, inputs) if self.compiled else graph
+            program = _compiled(graph, inputs) if self.compiled else graph
             if self.graph and all(x.device.type == "cuda" for x in inputs):
                 return _Captured(program, inputs)
         return _without_gradient(program)
+
+
+def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Program:
+    """By TorchInductor, without the guards of torch.compile: a signature of ours has chosen the graph already."""
+    import torch._inductor
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    # Fake inputs with a shape environment, even a static one, are what lets it use its cache on disk.
+    fake = FakeTensorMode(shape_env=ShapeEnv())
+    examples = [fake.from_tensor(x, static_shapes=True) for x in inputs]
+    # On a GPU it would otherwise time variants of a kernel, which need not add in the same order.
+    options = {"deterministic": True} if inputs[0].device.type == "cuda" else {}
+    return torch._inductor.compile(graph, examples, options=options)  # type: ignore[no-any-return]
 
 
 def _without_gradient(program: Program) -> Program:

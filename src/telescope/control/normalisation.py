@@ -18,7 +18,7 @@ class RunningMoments:
     """Mean and biased variance per seed of what `update` has seen: arrays [S, *shape]."""
 
     def __init__(self, seeds: int, shape: tuple[int, ...] = ()) -> None:
-        from telescope.control.moments import absorb  # numba, for those who normalise anything
+        from telescope.control.loops import absorb  # numba, for those who normalise anything
 
         self._absorb = absorb
         self.mean = np.zeros((seeds, *shape))

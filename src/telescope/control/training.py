@@ -11,7 +11,7 @@ import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from telescope.control.config import OnPolicyConfig
 from telescope.control.distributions import distribution
 from telescope.control.environments import Environments
 from telescope.control.evaluate import evaluate, evaluation_environments
+from telescope.control.lifting import lift
 from telescope.control.networks import Network
 from telescope.control.normalisation import ObservationNormaliser, RewardScaler
 from telescope.control.population import TRAINING_ENVIRONMENTS, Agent
@@ -95,7 +96,7 @@ class Session:
         agents, layout = population.create(network, config.seed_values, config.device)
         self.population: Agent = agents
         self.agent = ActorCritic(network, self.rollouts.distribution, layout)
-        self.agents = Agents(self.agent, compiled=self.compiled)
+        self.agents = Agents(self.agent, compiled=self.execution["compiled"])
         if not environments.exact_resume:
             self.notes.append(environments.resume_note)
         if resume:
@@ -103,9 +104,10 @@ class Session:
         else:
             self.rollouts.reset()
 
-    @property
-    def compiled(self) -> bool:
-        return bool(self.execution["compiled"])
+    def lift(self, update: Callable[..., Any], in_dims: tuple[int | None, ...]) -> Callable[..., Any]:
+        """An update of one agent as one of all, executed in the way that was decided for this run."""
+        compiled, cuda_graph = self.execution["compiled"], self.execution["cuda_graph"]
+        return lift(update, in_dims, compiled=compiled, cuda_graph=cuda_graph)
 
     @property
     def step(self) -> int:
@@ -267,6 +269,7 @@ def execution(config: OnPolicyConfig) -> dict[str, Any]:
         raise ValueError(f"compile is 'on', but {missing}; install it, or train with compile 'off'")
     return {
         "compiled": config.compile == "on" or (config.compile == "auto" and pays and not missing),
+        "cuda_graph": config.compile != "off" and config.device.startswith("cuda"),
         "threads": config.threads,
         "device": config.device,
         "backend": config.backend,

@@ -24,7 +24,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 SOURCE = Path("src") / "telescope"
 COPIED = ("src", "tests", "docs", "tools", "benchmarks", "pyproject.toml", "README.md")  # what tests read
-KERNELS = "recurrence/"  # what numba compiles lies here
+KERNELS = ("recurrence/", "control/loops.py")  # what numba compiles lies here
 PATIENCE = 300  # seconds; a mutant that hangs the tests has been noticed
 PASSED, FAILED = 0, 1  # pytest's exit status; any other means that it did not get to judge
 

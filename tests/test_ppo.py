@@ -13,6 +13,7 @@ import torch
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv, CartPoleVectorEnv
 
 from telescope.algorithms.ppo import PPO, minibatch_indices, preset, samples, train, update_agent, with_advantages
+from telescope.control.agents import Agents
 from telescope.control.evaluate import evaluate, evaluation_environments
 from telescope.control.lifting import lift
 from telescope.control.training import Session, execution
@@ -379,7 +380,7 @@ def test_evaluation_counts_the_same_number_of_episodes_in_every_environment():
     _, state = run(config)
     policy = Policy(config, state["policy"])
     environments = evaluation_environments("CartPole-v1", seeds=[0], episodes=3)
-    result = evaluate(policy.agent, policy.parameters, policy.normaliser, environments, seeds=[0], episodes=7)
+    result = evaluate(Agents(policy.agent), policy.parameters, policy.normaliser, environments, seeds=[0], episodes=7)
     environments.close()
     assert result.returns.shape == (1, 7)
     assert (result.lengths > 5).all()

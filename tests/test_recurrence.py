@@ -1,4 +1,7 @@
-"""The recurrence: every kernel, layout, dtype and thread agrees with the loop in `naive.py`, bit for bit."""
+"""The recurrence: every kernel, layout, dtype and thread agrees with the loop in `naive.py`, bit for bit.
+
+Except where few long columns are cut into stretches, which is the subject of test_long_columns.py.
+"""
 
 import multiprocessing
 import os
@@ -6,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import telescope
 from telescope.recurrence import cpu, linear_recurrence, naive
 from telescope.recurrence.torch import _loop
 from telescope.recurrence.torch import linear_recurrence as on_tensors
@@ -25,8 +30,9 @@ SHAPES = [
     (1, 5),
     (2, 3),
     (63, 64),
-    (600, 5),
-    (1030, 1),
+    (600, 9),
+    (1030, 17),
+    (255, 1),
     (9, 2, 3),
     (5, 1, 4),
 ]
@@ -85,6 +91,18 @@ def test_threads_do_not_change_the_result(shape: tuple[int, ...], monkeypatch: p
         for layout in "contiguous", "batch-major":
             y = linear_recurrence(LAYOUTS[layout](x), LAYOUTS[layout](a))
             np.testing.assert_array_equal(y, expected)
+
+
+def test_rows_that_are_fetched_ahead() -> None:
+    """More memory than caches hold, in short rows; batch-major there is nothing to fetch, and None is one row."""
+    x, a = pair((66_000, 16))
+    np.testing.assert_array_equal(linear_recurrence(x, a), naive.linear_recurrence(x, a))
+    rows: dict[str, Any] = {"rewards": x, "values": a, "next_values": x + a, "terminated": a == 0}
+    columns = {name: np.ascontiguousarray(array.T) for name, array in rows.items()}
+    given = {"truncated": None, "gamma": 0.9, "lam": 0.9}
+    by_rows, by_columns = telescope.gae(**rows, **given), telescope.gae(**columns, **given, axis=1)
+    np.testing.assert_array_equal(by_rows.advantages, by_columns.advantages.T)
+    np.testing.assert_array_equal(by_rows.returns, by_columns.returns.T)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -148,7 +166,7 @@ def test_gradient_is_exact(shape: tuple[int, ...]) -> None:
 
 
 def test_four_python_threads_at_once() -> None:
-    problems = [pair((200, 700), seed=seed) for seed in range(4)]
+    problems = [pair((100, 2100), seed=seed) for seed in range(4)]
     expected = [naive.linear_recurrence(x, a) for x, a in problems]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):
@@ -158,7 +176,7 @@ def test_four_python_threads_at_once() -> None:
 
 
 def _in_child(queue: "multiprocessing.Queue[bool]") -> None:
-    x, a = pair((200, 700))
+    x, a = pair((100, 2100))
     queue.put(bool((linear_recurrence(x, a) == naive.linear_recurrence(x, a)).all()))
 
 
@@ -166,7 +184,7 @@ def _in_child(queue: "multiprocessing.Queue[bool]") -> None:
 def test_forked_after_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """The child has none of the parent's threads; a pool that waits for them would hang."""
     monkeypatch.setenv("TELESCOPE_NUM_THREADS", "2")
-    linear_recurrence(*pair((200, 700)))
+    linear_recurrence(*pair((100, 2100)))
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=_in_child, args=(queue,))

@@ -27,7 +27,7 @@ if __test__:
             patch.setenv("TRITON_INTERPRET", "1")
         from telescope.recurrence import triton as kernels
 
-CUTS = {"one tile": (16, 4, 99), "tiles": (4, 2, 99), "chunks": (2, 2, 2)}  # rows, columns, tiles of a chunk
+CUTS = {"one tile": (8, 4, 99), "tiles": (2, 2, 99), "chunks": (2, 2, 1)}  # segments, columns, tiles of a chunk
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "rows": lambda x: x,
     "columns": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
@@ -45,11 +45,13 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=CUTS if __test__ else [])
 def cuts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    block_t, block_c, most = CUTS[request.param]
+    segments, block_c, most = CUTS[request.param]
+    block_t = segments * kernels.ROWS
 
     def plan(steps: int, columns: int, *, time_first: bool) -> Any:
         tiles = min(most, -(-steps // block_t))
-        return kernels.Plan(block_t, block_c, tiles, (-(-columns // block_c), -(-steps // (tiles * block_t))))
+        grid = -(-columns // block_c), -(-steps // (tiles * block_t))
+        return kernels.Plan(segments, block_c, 4, 3, tiles, grid)
 
     monkeypatch.setattr(kernels, "plan", plan)
     return request.param
@@ -67,7 +69,7 @@ def pair(shape: tuple[int, ...], dtype: str = "f8") -> tuple[np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize("forwards", [False, True])
-@pytest.mark.parametrize("shape", [(1,), (11,), (13, 3), (0, 2), (2, 0), (5, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(1,), (11,), (19, 3), (0, 2), (2, 0), (9, 2, 2)], ids=str)
 def test_kernel_is_the_loop(shape: tuple[int, ...], forwards: bool, cuts: str) -> None:
     order = -1 if forwards else 1
     for layout, dtype in zip(LAYOUTS, ("f4", "f8", "f4", "f8"), strict=True):
@@ -140,9 +142,11 @@ def test_nothing_is_written_beside_the_result(cuts: str) -> None:
 def test_a_plan_covers_everything_once(steps: int, columns: int, time_first: bool) -> None:
     plan = kernels.plan(steps, columns, time_first=time_first)
     blocks, chunks = plan.grid
-    assert (blocks - 1) * plan.block_c < columns <= blocks * plan.block_c
-    assert (chunks - 1) * plan.tiles * plan.block_t < steps <= chunks * plan.tiles * plan.block_t
-    assert {plan.block_c, plan.block_t, plan.padded} <= {2**k for k in range(12)}
+    chunk = plan.tiles * plan.segments * kernels.ROWS
+    assert (blocks - 1) * plan.block < columns <= blocks * plan.block
+    assert (chunks - 1) * chunk < steps <= chunks * chunk
+    assert plan.even(steps, columns) == (steps == chunks * chunk and columns == blocks * plan.block)
+    assert {plan.block, plan.segments, plan.warps, plan.padded} <= {2**k for k in range(10)}
     assert plan.passes == ((False,) if chunks == 1 else (True, False))
     if steps * columns >= 1 << 19:
         assert blocks * chunks >= 120  # most of the 132 multiprocessors of an H200 have something to do
@@ -163,4 +167,4 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["_recurrence_kernel", "_gae_kernel"]
+    assert run.stdout.split() == ["recurrence", "gae"]

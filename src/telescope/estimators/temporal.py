@@ -17,6 +17,7 @@ import numpy as np
 
 from telescope import arrays
 from telescope.arrays import Array
+from telescope.estimators import ordinary
 from telescope.estimators.pairs import following, residual, stops, trace, weighted
 from telescope.estimators.steps import Steps, check_out, enter, quiet
 from telescope.recurrence import cpu, linear_recurrence
@@ -104,6 +105,11 @@ def gae(
     Raises:
         ValueError: names the argument, what came and the likely fix. TypeError: neither numpy nor torch.
     """
+    if not differentiable and time_group is None:
+        three = gamma, lam, lam if returns_lam is None else returns_lam
+        results = ordinary.gae((rewards, values, next_values), (terminated, truncated, mask), three, axis, out)
+        if results is not None:
+            return Advantages(*results)
     discounts = {"gamma": gamma, "lam": lam}
     if returns_lam is not None:
         discounts["returns_lam"] = returns_lam

@@ -5,17 +5,21 @@ do not overlap what is read. Columns are independent, so the number of threads n
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-SHARE_FROM = 1 << 16  # elements; below, waking a thread costs more than it saves
+SHARE_FROM = 1 << 17  # elements; below, waking a thread costs more than it saves
 BLOCK = 16  # columns: a cache line of float32, so that two threads never write to the same one
+PAGE = 4096  # bytes of a row; threads that walk side by side through shorter pieces of it are slower than one alone
+SHORT = 256  # steps; columns up to there that lie end to end are prepared as if they were one
 
-_kernels: dict[tuple[str, np.dtype], Callable[..., None]] = {}
+Three = Sequence[Any]
+
+_kernels: dict[tuple[str, str, str], Callable[..., None]] = {}
 _pool: tuple[int, ThreadPoolExecutor] | None = None
 
 
@@ -28,50 +32,54 @@ def linear_recurrence(x: np.ndarray, a: np.ndarray, *, out: np.ndarray | None = 
     return y
 
 
-def gae(
-    floats: tuple[np.ndarray, np.ndarray, np.ndarray],
-    flags: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None],
-    discounts: tuple[float, float, float],
-    out: tuple[np.ndarray, np.ndarray],
-) -> bool:
+def gae(floats: Three, flags: Three, discounts: tuple[float, float, float], out: Sequence[np.ndarray]) -> bool:
     """Advantages and returns in one pass, where the arrays fit it; False where the pair (x, a) must do.
 
-    `floats` are rewards, values and next_values; `flags` terminated, truncated and mask; `discounts` γ, γλ
-    and the γλ of the returns; `out` receives advantages and returns.
+    `floats` are rewards, values and next_values; `flags` terminated, truncated and mask, bool or None; `discounts`
+    γ, γλ and the γλ of the returns; `out` receives advantages and returns.
     """
-    present = [flag.view(np.uint8) for flag in flags if flag is not None]
-    layout = _layout((*floats, *present, *out))
+    arrays = (*floats, *flags, *out)
+    layout = _layout(arrays)
     if layout is None:
         return False
-    for views in _two_dimensional((*floats, *present, *out)):
-        _run("gae", layout, (*views[:3], *_filled(flags, views, layout), *discounts, *views[-2:]))
+    for views in _two_dimensional(arrays):
+        gae_plane(views[:3], views[3:6], discounts, views[6:], layout)
     return True
 
 
-def _filled(flags: tuple[Any, ...], views: tuple[np.ndarray, ...], layout: str) -> Iterator[np.ndarray]:
-    """The flags among the views; for None one row (or column) that all others share: False, False, True."""
-    steps, columns = views[0].shape
-    shape = (1, columns) if layout == "rows" else (steps, 1)
-    given = iter(views[3:-2])
-    for flag, otherwise in zip(flags, (0, 0, 1), strict=True):
-        yield _shared(otherwise, shape) if flag is None else next(given)
+def gae_plane(floats: Three, flags: Three, discounts: Three, out: Sequence[np.ndarray], layout: str) -> None:
+    """The same for arrays [T, columns] that are known to be contiguous along `layout`."""
+    steps, columns = out[0].shape
+    terminated, truncated, mask = flags
+    if terminated is None or truncated is None or mask is None:
+        line = (1, columns) if layout == "rows" else (steps, 1)
+        terminated = _shared(False, line) if terminated is None else terminated
+        truncated = _shared(False, line) if truncated is None else truncated
+        mask = _shared(True, line) if mask is None else mask
+    _run("gae", layout, (*floats, terminated, truncated, mask, *discounts, *out))
 
 
 @lru_cache(maxsize=64)
-def _shared(value: int, shape: tuple[int, int]) -> np.ndarray:
-    return np.full(shape, value, np.uint8)
+def _shared(value: bool, shape: tuple[int, int]) -> np.ndarray:
+    """For a flag that is None: one row (or column) that all others share."""
+    steps, columns = shape
+    if columns > 1 or steps > SHORT:
+        return np.full(shape, value)
+    return np.full((BLOCK, steps), value).T[:, :1]  # behind it lie as many as may be read in one go
 
 
-def _layout(arrays: tuple[np.ndarray, ...]) -> str | None:
+def _layout(arrays: tuple[Any, ...]) -> str | None:
     """Along which axis all of them are contiguous: time ("columns"), the last one ("rows"), or neither."""
     rows = columns = True
     for array in arrays:
+        if array is None:
+            continue
         strides, unit = array.strides, array.itemsize
         rows, columns = rows and strides[-1] == unit, columns and strides[0] == unit
     return "columns" if columns else "rows" if rows else None
 
 
-def _two_dimensional(arrays: tuple[np.ndarray, ...]) -> Iterator[tuple[np.ndarray, ...]]:
+def _two_dimensional(arrays: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     """Views [T, columns] that together cover the arrays; never a copy: axes that can't merge are walked."""
     shape = arrays[0].shape
     if 0 in shape:
@@ -79,12 +87,12 @@ def _two_dimensional(arrays: tuple[np.ndarray, ...]) -> Iterator[tuple[np.ndarra
     if len(shape) == 2:
         yield arrays
     elif len(shape) == 1:
-        yield tuple(array[:, None] for array in arrays)
-    elif all(_mergeable(array) for array in arrays):
-        yield tuple(array.reshape(shape[0], -1) for array in arrays)
+        yield tuple(array if array is None else array[:, None] for array in arrays)
+    elif all(array is None or _mergeable(array) for array in arrays):
+        yield tuple(array if array is None else array.reshape(shape[0], -1) for array in arrays)
     else:
         for index in range(shape[1]):
-            yield from _two_dimensional(tuple(array[:, index] for array in arrays))
+            yield from _two_dimensional(tuple(array if array is None else array[:, index] for array in arrays))
 
 
 def _mergeable(array: np.ndarray) -> bool:
@@ -94,12 +102,13 @@ def _mergeable(array: np.ndarray) -> bool:
 
 def _run(name: str, layout: str, arguments: tuple[Any, ...]) -> None:
     """Call the kernel on all columns: at once, or, if there is enough to do, one block in each thread."""
-    steps, columns = arguments[-1].shape
-    kernel = _kernel(f"{name}_{layout}", arguments[-1].dtype)
-    if steps * columns < SHARE_FROM or columns <= BLOCK or _threads() == 1:
-        return kernel(*arguments, 0, columns)
-    width = -(-columns // _threads())
-    width += -width % BLOCK
+    result = arguments[-1]
+    steps, columns = result.shape
+    kernel = _kernel(name, layout, result.dtype)
+    width = columns if steps * columns < SHARE_FROM else _width(columns, layout, result.itemsize)
+    if width == columns:
+        kernel(*arguments, 0, columns)
+        return
     pool = _workers()
     waiting = [pool.submit(kernel, *arguments, lo, min(lo + width, columns)) for lo in range(width, columns, width)]
     kernel(*arguments, 0, min(width, columns))
@@ -107,13 +116,21 @@ def _run(name: str, layout: str, arguments: tuple[Any, ...]) -> None:
         block.result()
 
 
-def _kernel(name: str, dtype: np.dtype) -> Callable[..., None]:
+def _width(columns: int, layout: str, itemsize: int) -> int:
+    """How many columns each thread gets: a share, but no pieces of rows that are too short to be read quickly."""
+    least = PAGE // itemsize if layout == "rows" else BLOCK
+    width = -(-columns // _threads())
+    return min(columns, max(width + -width % BLOCK, least))
+
+
+def _kernel(name: str, layout: str, dtype: np.dtype) -> Callable[..., None]:
     # No lock: two threads that arrive together both compile, and get the same code.
-    kernel = _kernels.get((name, dtype))
+    kernel = _kernels.get((name, layout, dtype.char))
     if kernel is None:
         from telescope.recurrence import kernels
 
-        kernel = _kernels[name, dtype] = kernels.compiled(getattr(kernels, name), dtype)
+        kernel = kernels.compiled(getattr(kernels, f"{name}_{layout}"), dtype)
+        _kernels[name, layout, dtype.char] = kernel
     return kernel
 
 

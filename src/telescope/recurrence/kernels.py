@@ -3,21 +3,39 @@
 Nothing here checks, allocates results or starts threads: `cpu.py` does, and imports this file (and with it
 numba, which takes 0.3 to 0.5 s) only when the first kernel is called.
 
-All arrays are two-dimensional views [T, columns] of any strides; a kernel works on columns lo:hi. What makes
-them fast: flags are uint8; a select instead of a product with (1 − flag), which is also what keeps NaN out;
-the carry in an array of its own. Where they stop being fast: a single long column is one chain of additions,
-and goes no faster than their latency (about 3 ns a step).
+All arrays are two-dimensional views [T, columns] of any strides; a kernel works on columns lo:hi. A chain of
+additions goes no faster than their latency (about 3 ns a step), so what makes these loops fast is many chains side
+by side, in the lanes of a vector register:
+
+- "rows", neighbouring columns are neighbours in memory: one row after the other, the carries in an array. Short
+  rows that no cache holds are fetched in blocks first, forwards, which processors are better at;
+- "columns", neighbouring steps are: a tile of as many columns as there are lanes is turned in registers, walked as
+  rows, and turned back. Short columns that lie end to end are filled into it in one go;
+- few long columns: the lanes are stretches of one column. Each begins with y = 0 and also multiplies up its a;
+  then y + ∏a · carry is what it would have been with the carry of the stretch after it. How a column is cut
+  depends on the shape alone, and where that sum is not certain (numbers that are not finite, |a| > 1), the stretch
+  is walked again, one step after the other, from the right carry.
+
+Flags are read as uint8; a select instead of a product with (1 − flag) is also what keeps NaN out. Where they stop
+being fast: 2 to 15 columns that lie in rows, where each row costs as much as 16 would, and strides that are none of
+these.
 """
 
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
+from llvmlite import ir
+from numba import carray, literal_unroll, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-CHAINS = 4  # columns that the layout "columns" walks side by side, so that their additions overlap
-STEPS = 512  # steps it prepares at a time; x and a of the chains then fit the first-level cache
+from telescope.recurrence.cpu import PAGE, SHORT
+
+REGISTER = 64  # bytes of a vector: 16 lanes of float32; narrower machines take several registers for one
+STEPS = 1024  # at most that a tile has for each lane: x and a fit the second-level cache, and reads are long enough
+BLOCK = 16_384  # elements that rows fetch at a time; five arrays and two flags of that fit the second-level cache
+FEW = 8  # columns; with more of them, the columns themselves fill the lanes well enough
+LONG = 256  # steps; shorter columns are not cut
 
 
 @intrinsic
@@ -37,51 +55,223 @@ def _line(array, t, column, count):  # type: ignore[no-untyped-def]
     return carray(_pointer(array.ctypes.data + down + across), count, array.dtype)  # type: ignore[call-arg]
 
 
-def recurrence_rows(x, a, y, lo, hi):  # type: ignore[no-untyped-def]
-    """y[t] = x[t] + a[t] · y[t+1], a row at a time; neighbouring columns are neighbours in memory."""
-    carry = np.zeros(hi - lo, y.dtype)
-    for t in range(x.shape[0] - 1, -1, -1):
-        x_row = _line(x, t, lo, hi - lo)
-        a_row = _line(a, t, lo, hi - lo)
-        y_row = _line(y, t, lo, hi - lo)
-        for j in range(hi - lo):
-            tail = a_row[j] * carry[j]
-            carry[j] = x_row[j] + tail if a_row[j] != 0 else x_row[j]
-            y_row[j] = carry[j]
+@njit
+def _touch(array, start, stop):  # type: ignore[no-untyped-def]
+    # Read one byte of each cache line of the rows start:stop, forwards. Processors fetch ahead of a walk through
+    # memory, but not (not all of them, and not from page to page) of one that walks backwards.
+    seen = np.uint8(0)
+    row = array.shape[1] * array.itemsize
+    if array.strides[0] == row and array.shape[0] >= stop:
+        memory = carray(_pointer(array.ctypes.data + start * row), (stop - start) * row, np.uint8)  # type: ignore[call-arg]
+        for i in range(0, memory.size, 64):
+            seen |= memory[i]
+    return seen
 
 
 @njit
-def _chains(x, a, carry, count):  # type: ignore[no-untyped-def]
-    # The recurrence in place on x[CHAINS, count]: four carries in registers, their latencies overlapping.
-    x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
-    a0, a1, a2, a3 = a[0], a[1], a[2], a[3]
-    c0, c1, c2, c3 = carry[0], carry[1], carry[2], carry[3]
-    for i in range(count - 1, -1, -1):
-        c0 = x0[i] + a0[i] * c0 if a0[i] != 0 else x0[i]
-        c1 = x1[i] + a1[i] * c1 if a1[i] != 0 else x1[i]
-        c2 = x2[i] + a2[i] * c2 if a2[i] != 0 else x2[i]
-        c3 = x3[i] + a3[i] * c3 if a3[i] != 0 else x3[i]
-        x0[i], x1[i], x2[i], x3[i] = c0, c1, c2, c3
-    carry[0], carry[1], carry[2], carry[3] = c0, c1, c2, c3
+def _rows_at_a_time(array):  # type: ignore[no-untyped-def]
+    steps, columns = array.shape
+    outside = columns * array.itemsize < PAGE and steps * columns >= 64 * BLOCK  # of every cache, that is
+    return max(1, BLOCK // columns) if outside else steps
+
+
+def recurrence_rows(x, a, y, lo, hi):  # type: ignore[no-untyped-def]
+    """y[t] = x[t] + a[t] · y[t+1], a row at a time; neighbouring columns are neighbours in memory."""
+    carry, seen, block = np.zeros(hi - lo, y.dtype), np.uint8(0), _rows_at_a_time(y)
+    for stop in range(x.shape[0], 0, -block):
+        start = max(0, stop - block)
+        if block < x.shape[0]:
+            seen |= _touch(x, start, stop) | _touch(a, start, stop) | _touch(y, start, stop)
+        for t in range(stop - 1, start - 1, -1):
+            x_row = _line(x, t, lo, hi - lo)
+            a_row = _line(a, t, lo, hi - lo)
+            y_row = _line(y, t, lo, hi - lo)
+            for j in range(hi - lo):
+                tail = a_row[j] * carry[j]
+                carry[j] = x_row[j] + tail if a_row[j] != 0 else x_row[j]
+                y_row[j] = carry[j]
+    return seen  # so that no compiler leaves the touching out
+
+
+def _turned(builder: Any, rows: list[Any]) -> list[Any]:
+    # The transpose of a square block, a register per row: swap blocks of half the size, then of a quarter, …
+    lanes, rows = len(rows), list(rows)
+    order = ir.VectorType(ir.IntType(32), lanes)
+    distance = lanes // 2
+    while distance:
+        near = ir.Constant(order, [j if not j & distance else lanes + j - distance for j in range(lanes)])
+        far = ir.Constant(order, [j + distance if not j & distance else lanes + j for j in range(lanes)])
+        for i in (i for i in range(lanes) if not i & distance):
+            one, other = rows[i], rows[i + distance]
+            rows[i] = builder.shuffle_vector(one, other, near)
+            rows[i + distance] = builder.shuffle_vector(one, other, far)
+        distance //= 2
+    return rows
+
+
+class _Tile:
+    """Vectors in and out of an array [lanes, n], or [n], from element `start` of each of its rows on."""
+
+    def __init__(self, context: Any, builder: Any, kind: Any, value: Any, start: Any = None) -> None:
+        array = context.make_array(kind)(context, builder, value)
+        self.number, self.builder = context.get_value_type(kind.dtype), builder
+        self.size = context.get_abi_sizeof(self.number)
+        self.lanes = REGISTER // self.size
+        self.vector = ir.VectorType(self.number, self.lanes)
+        self.base, self.start = array.data, start
+        self.width = cgutils.unpack_tuple(builder, array.shape)[-1]
+
+    def at(self, row: int) -> Any:
+        start = self.builder.mul(self.width, ir.Constant(self.width.type, row))
+        start = start if self.start is None else self.builder.add(start, self.start)
+        return self.builder.bitcast(self.builder.gep(self.base, [start]), self.vector.as_pointer())
+
+    def row(self, row: int = 0) -> Any:
+        return self.builder.load(self.at(row), align=self.size)
+
+    def put(self, vector: Any, row: int = 0) -> None:
+        self.builder.store(vector, self.at(row), align=self.size)
+
+    def block(self) -> list[Any]:
+        """A square of it: for each of `lanes` steps the vector of all lanes."""
+        return _turned(self.builder, [self.row(lane) for lane in range(self.lanes)])
+
+    def put_block(self, steps: list[Any]) -> None:
+        for lane, vector in enumerate(_turned(self.builder, steps)):
+            self.put(vector, lane)
+
+
+def _walking(products: bool) -> Any:
+    # y[i] = x[i] + a[i] · y[i+1] on a square block of the tiles [lanes, n], from `carry` [lanes], which it leaves;
+    # with `products` also p[i] = a[i] · p[i+1], from `product`.
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        *tiles, start = zip(signature.args, arguments, strict=True)
+        x, a, y, p = (_Tile(context, builder, *tile, start[1]) for tile in tiles[:4])
+        carry, product = (_Tile(context, builder, *tile) for tile in tiles[4:])
+        steps, weights, later, multiplied = x.block(), a.block(), carry.row(), product.row()
+        zero = ir.Constant(x.vector, [0.0] * x.lanes)
+        for i in reversed(range(x.lanes)):
+            goes_on = builder.fcmp_unordered("!=", weights[i], zero)
+            later = builder.select(goes_on, builder.fadd(steps[i], builder.fmul(weights[i], later)), steps[i])
+            steps[i] = later
+            if products:
+                multiplied = weights[i] = builder.fmul(weights[i], multiplied)
+        carry.put(later)
+        y.put_block(steps)
+        if products:
+            product.put(multiplied)
+            p.put_block(weights)
+        return context.get_dummy_value()
+
+    def walk(_context: Any, x: Any, a: Any, y: Any, p: Any, carry: Any, product: Any, start: Any) -> Any:
+        return types.void(x, a, y, p, carry, product, types.intp), generate
+
+    return intrinsic(walk)
+
+
+_walk, _walk_and_multiply = _walking(False), _walking(True)
+
+
+@njit
+def _cut(steps, columns, lanes):  # type: ignore[no-untyped-def]
+    # Are columns cut into stretches for the lanes? And how many steps does a lane of a tile hold?
+    pieces = lanes if columns <= FEW and steps >= LONG else 1
+    return pieces > 1, min(STEPS, (steps + pieces * lanes - 1) // (pieces * lanes) * lanes)
+
+
+@njit
+def _place(lane, lanes, first, stop, cut, height):  # type: ignore[no-untyped-def]
+    # Which column, from which step, how many: what a lane of the tile that ends before `stop` holds.
+    end = stop - (lanes - 1 - lane) * height if cut else stop
+    start = max(0, end - height)
+    return first if cut else first + lane, start, max(0, end - start)
+
+
+@njit
+def _wild(a):  # type: ignore[no-untyped-def]
+    # Is any |a| > 1, or NaN? Then a product may overflow, or shrink to 0 and not come back.
+    wild = 0
+    for i in range(a.size):
+        wild |= 0 if abs(a[i]) <= 1 else 1
+    return wild != 0
+
+
+@njit
+def _join(x, a, y, p, carry, product, height, later):  # type: ignore[no-untyped-def]
+    # From stretches that began with 0 to those that began with what comes after them; `later` comes after the last.
+    for lane in range(carry.size - 1, -1, -1):
+        x_line, a_line, y_line = _line(x, lane, 0, height), _line(a, lane, 0, height), _line(y, lane, 0, height)
+        joined = carry[lane] + product[lane] * later
+        if np.isfinite(joined):
+            p_line = _line(p, lane, 0, height)
+            for i in range(height):
+                y_line[i] += p_line[i] * later
+            later = joined
+        else:
+            for i in range(height - 1, -1, -1):
+                later = x_line[i] + a_line[i] * later if a_line[i] != 0 else x_line[i]
+                y_line[i] = later
+    return later
+
+
+@njit
+def _solve(x, a, y, p, carry, product, cut, height, count, later, tame):  # type: ignore[no-untyped-def]
+    # The recurrence on a tile, the last `count` steps of each lane. Columns take up `carry` where they left it;
+    # stretches begin anew, and `later`, which is returned, goes from tile to tile.
+    lanes = carry.size
+    if not cut:
+        for start in range(height - lanes, height - count - lanes, -lanes):
+            _walk(x, a, y, p, carry, product, start)
+        return later
+    carry[:] = 0
+    product[:] = 1
+    for start in range(height - lanes, -1, -lanes):
+        _walk_and_multiply(x, a, y, p, carry, product, start)
+    for lane in range(lanes):
+        if not tame and _wild(_line(a, lane, 0, height)):
+            product[lane] = np.nan
+    return _join(x, a, y, p, carry, product, height, later)
+
+
+@njit
+def _tiles(lanes, cut, height, apart, number):  # type: ignore[no-untyped-def]
+    # x, a, y, p, carry, product. A row is wider than it need be, so that rows do not compete for the same cache lines.
+    # Columns need no products, and y may take the place of x.
+    x = np.empty((lanes, height + apart), number)
+    a = np.empty_like(x)
+    y, p = (np.empty_like(x), np.empty_like(x)) if cut else (x, a)
+    return x, a, y, p, np.zeros(lanes, number), np.ones(lanes, number)
+
+
+@njit
+def _clear(x, a, lane, count):  # type: ignore[no-untyped-def]
+    # What is in front of a column's first step: nothing that changes anything.
+    for i in range(count):
+        x[lane, i] = 0
+        a[lane, i] = 1
 
 
 def recurrence_columns(x, a, y, lo, hi):  # type: ignore[no-untyped-def]
-    """The same, four columns at a time down the whole of time: batch-major, single columns, odd strides."""
-    x_tile, a_tile = np.zeros((CHAINS, STEPS), y.dtype), np.zeros((CHAINS, STEPS), y.dtype)
-    carry = np.zeros(CHAINS, y.dtype)
-    for first in range(lo, hi, CHAINS):
-        chains = min(CHAINS, hi - first)
+    """The same, in tiles: batch-major, few long columns, odd strides."""
+    lanes = REGISTER // y.itemsize
+    cut, height = _cut(x.shape[0], x.shape[1], lanes)
+    x_tile, a_tile, y_tile, p_tile, carry, product = _tiles(lanes, cut, height, lanes, y.dtype)
+    for first in range(lo, hi, 1 if cut else lanes):
+        used, later = lanes if cut else min(lanes, hi - first), y.dtype.type(0)
         carry[:] = 0
-        for stop in range(x.shape[0], 0, -STEPS):
-            start = max(0, stop - STEPS)
-            for k in range(chains):
-                for i in range(stop - start):
-                    x_tile[k, i] = x[start + i, first + k]
-                    a_tile[k, i] = a[start + i, first + k]
-            _chains(x_tile, a_tile, carry, stop - start)
-            for k in range(chains):
-                for i in range(stop - start):
-                    y[start + i, first + k] = x_tile[k, i]
+        for stop in range(x.shape[0], 0, -height * (lanes if cut else 1)):
+            for k in range(used):
+                column, start, count = _place(k, lanes, first, stop, cut, height)
+                _clear(x_tile, a_tile, k, height - count)
+                for i in range(count):
+                    x_tile[k, height - count + i] = x[start + i, column]
+                    a_tile[k, height - count + i] = a[start + i, column]
+            longest = min(stop, height)
+            later = _solve(x_tile, a_tile, y_tile, p_tile, carry, product, cut, height, longest, later, False)
+            for k in range(used):
+                column, start, count = _place(k, lanes, first, stop, cut, height)
+                for i in range(count):
+                    y[start + i, column] = y_tile[k, height - count + i]
 
 
 def gae_rows(  # type: ignore[no-untyped-def]
@@ -100,49 +290,94 @@ def gae_rows(  # type: ignore[no-untyped-def]
     hi,
 ):
     """δ, advantages and returns in one pass, a row at a time; decay is γλ, returns_decay the returns' own."""
+    terminated, truncated, mask = terminated.view(np.uint8), truncated.view(np.uint8), mask.view(np.uint8)
     number = values.dtype.type
     g, d, e = number(gamma), number(decay), number(returns_decay)
     n, zero = hi - lo, number(0)
     trace, returns_trace = np.zeros(n, values.dtype), np.zeros(n, values.dtype)
     bootstraps, goes_on, returns_goes_on = g != 0, d != 0, e != 0
-    for t in range(values.shape[0] - 1, -1, -1):
-        reward, value, next_value = (
-            _line(rewards, t, lo, n),
-            _line(values, t, lo, n),
-            _line(next_values, t, lo, n),
-        )
-        ends, cut, live = _line(terminated, t, lo, n), _line(truncated, t, lo, n), _line(mask, t, lo, n)
-        advantage, target = _line(advantages, t, lo, n), _line(returns, t, lo, n)
-        for j in range(n):
-            successor = g * next_value[j] if ends[j] == 0 and bootstraps else zero
-            delta = reward[j] + successor - value[j]
-            inside = (ends[j] | cut[j]) == 0
-            a = delta + (d * trace[j] if inside and goes_on else zero)
-            b = delta + (e * returns_trace[j] if inside and returns_goes_on else zero)
-            trace[j] = a if live[j] != 0 else trace[j]
-            returns_trace[j] = b if live[j] != 0 else returns_trace[j]
-            advantage[j] = a if live[j] != 0 else zero
-            target[j] = b + value[j] if live[j] != 0 else zero
+    seen, block = np.uint8(0), _rows_at_a_time(values)
+    for stop in range(values.shape[0], 0, -block):
+        start = max(0, stop - block)
+        if block < values.shape[0]:
+            seen |= _touch(rewards, start, stop) | _touch(values, start, stop) | _touch(next_values, start, stop)
+            seen |= _touch(terminated, start, stop) | _touch(truncated, start, stop) | _touch(mask, start, stop)
+            seen |= _touch(advantages, start, stop) | _touch(returns, start, stop)
+        for t in range(stop - 1, start - 1, -1):
+            reward, value, next_value = _line(rewards, t, lo, n), _line(values, t, lo, n), _line(next_values, t, lo, n)
+            ends, cut, live = _line(terminated, t, lo, n), _line(truncated, t, lo, n), _line(mask, t, lo, n)
+            advantage, target = _line(advantages, t, lo, n), _line(returns, t, lo, n)
+            for j in range(n):
+                successor = g * next_value[j] if ends[j] == 0 and bootstraps else zero
+                delta = reward[j] + successor - value[j]
+                inside = (ends[j] | cut[j]) == 0
+                a = delta + (d * trace[j] if inside and goes_on else zero)
+                b = delta + (e * returns_trace[j] if inside and returns_goes_on else zero)
+                trace[j] = a if live[j] != 0 else trace[j]
+                returns_trace[j] = b if live[j] != 0 else returns_trace[j]
+                advantage[j] = a if live[j] != 0 else zero
+                target[j] = b + value[j] if live[j] != 0 else zero
+    return seen
 
 
 @njit
-def _prepare(reward, value, next_value, ends, cut, live, gamma, decay, returns_decay, x, a, returns_a):  # type: ignore[no-untyped-def]
-    # One column as pairs (x, a); a masked step is x = 0, a = 1, which lets the trace through.
+def _prepare(reward, value, next_value, ends, cut, live, gamma, decay, x, a):  # type: ignore[no-untyped-def]
+    # A stretch of a column as the pair (x, a); a masked step is x = 0, a = 1, which lets the trace through.
     zero, one, bootstraps = x.dtype.type(0), x.dtype.type(1), gamma != 0
     for i in range(value.size):
         successor = gamma * next_value[i] if ends[i] == 0 and bootstraps else zero
         inside = (ends[i] | cut[i]) == 0
         x[i] = reward[i] + successor - value[i] if live[i] != 0 else zero
         a[i] = (decay if inside else zero) if live[i] != 0 else one
-        returns_a[i] = (returns_decay if inside else zero) if live[i] != 0 else one
 
 
 @njit
-def _deliver(x, returns_x, value, live, advantage, target):  # type: ignore[no-untyped-def]
-    zero = x.dtype.type(0)
+def _deliver(y, value, live, advantage, target):  # type: ignore[no-untyped-def]
+    zero = y.dtype.type(0)
     for i in range(value.size):
-        advantage[i] = x[i] if live[i] != 0 else zero
-        target[i] = returns_x[i] + value[i] if live[i] != 0 else zero
+        advantage[i] = y[i] if live[i] != 0 else zero
+        target[i] = y[i] + value[i] if live[i] != 0 else zero
+
+
+@njit
+def _deliver_advantage(y, live, advantage):  # type: ignore[no-untyped-def]
+    for i in range(live.size):
+        advantage[i] = y[i] if live[i] != 0 else y.dtype.type(0)
+
+
+@njit
+def _gae_tiles(floats, flags, gamma, decay, advantages, returns, lo, hi, both):  # type: ignore[no-untyped-def]
+    # All tiles with one λ; the returns are left alone unless `both` are asked for.
+    rewards, values, next_values = floats
+    terminated, truncated, mask = flags
+    lanes = REGISTER // values.itemsize
+    cut, height = _cut(values.shape[0], values.shape[1], lanes)
+    joined = not cut and values.shape[0] == height <= SHORT
+    for array in literal_unroll((*floats, *flags, advantages, returns)):
+        joined &= array.strides[1] == height * array.itemsize
+    x, a, y, p, carry, product = _tiles(lanes, cut, height, 0 if joined else lanes, values.dtype)
+    for first in range(lo, hi, 1 if cut else lanes):
+        used, later = lanes if cut else min(lanes, hi - first), values.dtype.type(0)
+        carry[:] = 0
+        for stop in range(values.shape[0], 0, -height * (lanes if cut else 1)):
+            together = used if joined else 1
+            for k in range(0, used, together):
+                c, t, count = _place(k, lanes, first, stop, cut, height)
+                front, n = height - count, count * together
+                reward, value, next_value = _line(rewards, t, c, n), _line(values, t, c, n), _line(next_values, t, c, n)
+                ends, stops, live = _line(terminated, t, c, n), _line(truncated, t, c, n), _line(mask, t, c, n)
+                x_line, a_line = _line(x, k, front, n), _line(a, k, front, n)
+                _clear(x, a, k, front)
+                _prepare(reward, value, next_value, ends, stops, live, gamma, decay, x_line, a_line)
+            later = _solve(x, a, y, p, carry, product, cut, height, min(stop, height), later, True)
+            for k in range(0, used, together):
+                c, t, count = _place(k, lanes, first, stop, cut, height)
+                front, n = height - count, count * together
+                line, live, advantage = _line(y, k, front, n), _line(mask, t, c, n), _line(advantages, t, c, n)
+                if both:
+                    _deliver(line, _line(values, t, c, n), live, advantage, _line(returns, t, c, n))
+                else:
+                    _deliver_advantage(line, live, advantage)
 
 
 def gae_columns(  # type: ignore[no-untyped-def]
@@ -160,53 +395,25 @@ def gae_columns(  # type: ignore[no-untyped-def]
     lo,
     hi,
 ):
-    """The same, four columns at a time; neighbouring steps are neighbours in memory."""
+    """The same in tiles, where neighbouring steps are neighbours in memory; where the two λ differ, twice."""
     number = values.dtype.type
-    g, d, e = number(gamma), number(decay), number(returns_decay)
-    x, a = np.zeros((CHAINS, STEPS), values.dtype), np.zeros((CHAINS, STEPS), values.dtype)
-    returns_x, returns_a = np.zeros((CHAINS, STEPS), values.dtype), np.zeros((CHAINS, STEPS), values.dtype)
-    carry, returns_carry = np.zeros(CHAINS, values.dtype), np.zeros(CHAINS, values.dtype)
-    for first in range(lo, hi, CHAINS):
-        chains = min(CHAINS, hi - first)
-        carry[:] = 0
-        returns_carry[:] = 0
-        for stop in range(values.shape[0], 0, -STEPS):
-            t = max(0, stop - STEPS)
-            n = stop - t
-            for k in range(chains):
-                c = first + k
-                reward, value, next_value = (
-                    _line(rewards, t, c, n),
-                    _line(values, t, c, n),
-                    _line(next_values, t, c, n),
-                )
-                ends, cut, live = (
-                    _line(terminated, t, c, n),
-                    _line(truncated, t, c, n),
-                    _line(mask, t, c, n),
-                )
-                _prepare(reward, value, next_value, ends, cut, live, g, d, e, x[k], a[k], returns_a[k])
-            if e != d:
-                returns_x[:, :n] = x[:, :n]
-                _chains(returns_x, returns_a, returns_carry, n)
-            _chains(x, a, carry, n)
-            for k in range(chains):
-                c = first + k
-                value, live = _line(values, t, c, n), _line(mask, t, c, n)
-                advantage, target = _line(advantages, t, c, n), _line(returns, t, c, n)
-                _deliver(x[k], returns_x[k] if e != d else x[k], value, live, advantage, target)
+    floats = rewards, values, next_values
+    flags = terminated.view(np.uint8), truncated.view(np.uint8), mask.view(np.uint8)
+    for both, weight in ((True, returns_decay), (False, decay)):
+        if both or decay != returns_decay:
+            _gae_tiles(floats, flags, number(gamma), number(weight), advantages, returns, lo, hi, both)
 
 
 def compiled(function: Any, dtype: np.dtype) -> Any:
     """`function` compiled for one dtype and any strides, or from numba's cache on disk."""
     number = types.float32 if dtype == np.float32 else types.float64
     read = types.Array(number, 2, "A", readonly=True)
-    flag = types.Array(types.uint8, 2, "A", readonly=True)
+    flag = types.Array(types.boolean, 2, "A", readonly=True)
     write = types.Array(number, 2, "A")
     arguments: list[Any] = [read, read, write]
     if function in (gae_rows, gae_columns):
         arguments = [read] * 3 + [flag] * 3 + [types.float64] * 3 + [write] * 2
-    signature = types.void(*arguments, types.intp, types.intp)
+    signature = (*arguments, types.intp, types.intp)
     try:
         return njit([signature], nogil=True, cache=True)(function)
     except (OSError, RuntimeError):  # nowhere to write the cache: compile again in each process

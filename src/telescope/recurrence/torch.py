@@ -6,7 +6,9 @@ dispatcher's 10 to 20 µs.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -40,12 +42,32 @@ def gae(
     out: Sequence[Tensor],
 ) -> bool:
     """Advantages and returns in one pass, as `cpu.gae`; False where the pair (x, a) must do. No gradient."""
-    if out[0].device.type not in FUSED:
-        return False
     if torch.compiler.is_compiling():
+        if out[0].device.type not in FUSED:
+            return False
         _gae_operator(*floats, *flags, *discounts, *out)
         return True
     return _compute_gae(floats, flags, discounts, out)
+
+
+def gae_on_cuda(
+    floats: Sequence[Tensor],
+    flags: Sequence[Tensor | None],
+    discounts: tuple[float, float, float],
+    out: Sequence[Tensor],
+    axis: int,
+    *,
+    fresh: bool,
+) -> bool:
+    """`gae` with time along an axis; with `fresh`, for results made for checked arguments, it prepares `gae_again`."""
+    return "cuda" in FUSED and _triton().gae(floats, flags, discounts, out, axis, fresh=fresh)
+
+
+def gae_again(
+    floats: tuple[Any, Any, Any], flags: tuple[Any, Any, Any], discounts: tuple[float, float, float], axis: int
+) -> tuple[Tensor, Tensor] | None:
+    """Into new tensors and without further checks, if `gae_on_cuda` had tensors that lie just like these; or None."""
+    return _triton().again(floats, flags, discounts, axis) if "cuda" in FUSED else None
 
 
 def _compute(x: Tensor, a: Tensor, forwards: bool) -> Tensor:
@@ -56,9 +78,7 @@ def _compute(x: Tensor, a: Tensor, forwards: bool) -> Tensor:
         return y
     if x.device.type not in FUSED:
         return _loop(x, a, forwards)
-    from telescope.recurrence import triton
-
-    return triton.linear_recurrence(x, a, forwards=forwards)
+    return _triton().linear_recurrence(x, a, forwards=forwards)  # type: ignore[no-any-return]
 
 
 def _compute_gae(
@@ -67,12 +87,18 @@ def _compute_gae(
     discounts: tuple[float, float, float],
     out: Sequence[Tensor],
 ) -> bool:
-    if out[0].device.type == "cpu":
+    device = out[0].device.type
+    if device == "cpu":
         views = [None if array is None else array.numpy() for array in (*floats, *flags, *out)]
         return cpu.gae(tuple(views[:3]), tuple(views[3:6]), discounts, tuple(views[6:]))  # type: ignore[arg-type]
+    return device in FUSED and _triton().gae(floats, flags, discounts, out)
+
+
+@cache
+def _triton() -> ModuleType:
     from telescope.recurrence import triton
 
-    return triton.gae(floats, flags, discounts, out)
+    return triton
 
 
 @torch.library.custom_op("telescope::linear_recurrence", mutates_args=())

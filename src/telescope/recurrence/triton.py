@@ -1,219 +1,57 @@
 """The recurrence and GAE on CUDA: Triton kernels that read every layout [T, columns] by stride, without a copy.
 
-It leaves out what is asked of the arguments: like `cpu.py` it trusts its caller. It launches on the current
-stream, never waits for the device, and allocates nothing but results and the small array that carries chunks.
+It leaves out the kernels (`triton_kernels.py`) and what is asked of the arguments: like `cpu.py` it trusts its
+caller. It launches on the current stream, never waits for the device, and allocates nothing but results and the
+small array that carries chunks.
 
-A program owns a block of columns and walks a chunk of time in tiles [BLOCK_T, BLOCK_C], from the end; inside a
-tile the steps are joined by an associative scan. Where the columns alone fill the device a chunk is the whole
-of time. Where they do not, time is cut into chunks and the kernel runs twice: first every chunk reduces itself
-to one pair (∏a, y); then every chunk joins the pairs that come after it, and walks with that to start from.
+A program owns a block of columns and walks a chunk of time in tiles, from the last to the first. In a tile a thread
+goes through the 4 steps of a segment one by one; the segments are joined by an associative scan, and then every step
+gets what comes after its segment. Where the columns alone fill the device a chunk is the whole of time. Where they
+do not, time is cut into chunks and the kernel runs twice: first every chunk reduces itself to one pair (∏a, y); then
+every chunk joins the pairs that come after it, and walks with that to start from.
 
 The scan adds in another order than the loop in `naive.py`, so results agree to rounding, not bit for bit. And
 where ∏a over a stretch of a tile or chunk exceeds every number of the dtype (a > 1 for long), what comes after
 the stretch counts as 0 if it is 0, and as infinite otherwise.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-PROGRAMS = 256  # about two for each of the 132 multiprocessors of an H200, so that one computes while one loads
-TILE = 2048  # elements; with five arrays and three flags about 40 KB are under way for each program
-CHUNKS = 512  # at most: every program of the second run joins the pairs of all of them
-STAGES = tl.constexpr(3)  # two tiles are being loaded while one is computed
-TINY = tl.constexpr(1.1754944e-38)  # the smallest normal float32
+from telescope.recurrence import triton_kernels as kernels
 
-
-@triton.jit
-def _join(later_a, later_y, a, y):  # type: ignore[no-untyped-def]
-    # Two stretches as one: (∏a, y) of the earlier, continued by the later. A select at cuts, and ∏a is 0 only
-    # where there is one, not by underflow: else NaN beyond would vanish along a long chain, unlike in the loop.
-    # The other way about, what is 0 stays 0 if ∏a overflowed.
-    product = a * later_a
-    product = tl.where(product == 0, TINY, product)
-    product = tl.where((a == 0) | (later_a == 0), 0.0, product)
-    nothing = (a == 0) | ((later_y == 0) & (tl.abs(a) == float("inf")))
-    return product, y + tl.where(nothing, 0.0, a * later_y)
-
-
-@triton.jit
-def _add(one, other):  # type: ignore[no-untyped-def]
-    return one + other
-
-
-@triton.jit
-def _row(tile, index, at):  # type: ignore[no-untyped-def]
-    # The row whose index is `at`, as [1, BLOCK_C].
-    return tl.expand_dims(tl.reduce(tl.where(index == at, tile, 0.0), 0, _add), 0)
-
-
-@triton.jit
-def _at(array, t, column, step, stride):  # type: ignore[no-untyped-def]
-    return array + t * step + column * stride
-
-
-@triton.jit
-def _flag(array, t, column, step, stride, inside):  # type: ignore[no-untyped-def]
-    return tl.load(_at(array, t, column, step, stride), mask=inside, other=0) != 0
-
-
-@triton.jit
-def _number(number, DOUBLE: tl.constexpr):  # type: ignore[no-untyped-def]
-    if DOUBLE:
-        return tl.load(number)
-    else:
-        return number
-
-
-@triton.jit
-def _carry(carries, pair, column, columns, FORWARDS: tl.constexpr, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
-    # y at the near edge of all chunks that come after this one; a chunk that does not is (1, 0), which is neutral.
-    chunk, chunks = tl.program_id(1), tl.num_programs(1)
-    index = tl.arange(0, COUNT)[:, None]
-    counts = index < chunk if FORWARDS else (index > chunk) & (index < chunks)
-    inside = counts & (column < columns)
-    at = carries + (2 * pair * chunks + index).to(tl.int64) * columns + column
-    a = tl.load(at, mask=inside, other=1.0)
-    y = tl.load(at + chunks.to(tl.int64) * columns, mask=inside, other=0.0)
-    a, y = tl.associative_scan((a, y), 0, _join, reverse=not FORWARDS)
-    return _row(y, index, COUNT - 1 if FORWARDS else 0)
-
-
-@triton.jit
-def _publish(carries, pair, column, columns, a, y):  # type: ignore[no-untyped-def]
-    chunk, chunks = tl.program_id(1), tl.num_programs(1)
-    at = carries + (2 * pair * chunks + chunk).to(tl.int64) * columns + column
-    tl.store(at, a, mask=column < columns)
-    tl.store(at + chunks.to(tl.int64) * columns, y, mask=column < columns)
-
-
-@triton.jit
-def _recurrence_kernel(  # type: ignore[no-untyped-def]
-    x, a, y, carries, steps, columns, tiles,
-    x_step, x_stride, a_step, a_stride, y_step, y_stride,
-    FORWARDS: tl.constexpr, REDUCE: tl.constexpr, COUNT: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    column = (tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
-    index = tl.arange(0, BLOCK_T)[:, None]
-    start = tl.program_id(1).to(tl.int64) * tiles * BLOCK_T
-    carry = tl.full([1, BLOCK_C], 0, y.dtype.element_ty)
-    product = carry + 1
-    if COUNT > 1 and not REDUCE:
-        carry = _carry(carries, 0, column, columns, FORWARDS, COUNT)
-    for tile in tl.range(0, tiles, num_stages=STAGES):
-        t = start + index + (tile if FORWARDS else tiles - 1 - tile) * BLOCK_T
-        inside = (t < steps) & (column < columns)
-        x_tile = tl.load(_at(x, t, column, x_step, x_stride), mask=inside, other=0).to(y.dtype.element_ty)
-        a_tile = tl.load(_at(a, t, column, a_step, a_stride), mask=inside, other=0).to(y.dtype.element_ty)
-        a_tile, y_tile = tl.associative_scan((a_tile, x_tile), 0, _join, reverse=not FORWARDS)
-        a_tile, y_tile = _join(product, carry, a_tile, y_tile)
-        carry = _row(y_tile, index, BLOCK_T - 1 if FORWARDS else 0)
-        if REDUCE:
-            product = _row(a_tile, index, BLOCK_T - 1 if FORWARDS else 0)
-        else:
-            tl.store(_at(y, t, column, y_step, y_stride), y_tile, mask=inside)
-    if REDUCE:
-        _publish(carries, 0, column, columns, product, carry)
-
-
-@triton.jit
-def _gae_kernel(  # type: ignore[no-untyped-def]
-    rewards, values, next_values, terminated, truncated, mask, advantages, returns, carries,
-    gamma, decay, returns_decay, steps, columns, tiles,
-    rewards_step, rewards_stride, values_step, values_stride, next_values_step, next_values_stride,
-    terminated_step, terminated_stride, truncated_step, truncated_stride, mask_step, mask_stride,
-    advantages_step, advantages_stride, returns_step, returns_stride,
-    DOUBLE: tl.constexpr, SPLIT: tl.constexpr, REDUCE: tl.constexpr, COUNT: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    kind: tl.constexpr = advantages.dtype.element_ty
-    gamma = _number(gamma, DOUBLE)
-    decay = _number(decay, DOUBLE)
-    returns_decay = _number(returns_decay, DOUBLE)
-    column = (tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
-    index = tl.arange(0, BLOCK_T)[:, None]
-    start = tl.program_id(1).to(tl.int64) * tiles * BLOCK_T
-    carry = tl.full([1, BLOCK_C], 0, kind)
-    product = carry + 1
-    returns_carry = carry
-    returns_product = product
-    if COUNT > 1 and not REDUCE:
-        carry = _carry(carries, 0, column, columns, False, COUNT)
-        if SPLIT:
-            returns_carry = _carry(carries, 1, column, columns, False, COUNT)
-    for tile in tl.range(0, tiles, num_stages=STAGES):
-        t = start + index + (tiles - 1 - tile) * BLOCK_T
-        inside = (t < steps) & (column < columns)
-        reward = tl.load(_at(rewards, t, column, rewards_step, rewards_stride), mask=inside, other=0).to(kind)
-        value = tl.load(_at(values, t, column, values_step, values_stride), mask=inside, other=0).to(kind)
-        successor_at = _at(next_values, t, column, next_values_step, next_values_stride)
-        successor = tl.load(successor_at, mask=inside, other=0).to(kind)
-        live = inside
-        if mask is not None:
-            live = _flag(mask, t, column, mask_step, mask_stride, inside)
-        ends = index < 0
-        if terminated is not None:
-            ends = _flag(terminated, t, column, terminated_step, terminated_stride, inside)
-        cut = ends
-        if truncated is not None:
-            cut = ends | _flag(truncated, t, column, truncated_step, truncated_stride, inside)
-        # The pair: δ and the trace's decay; a masked step is x = 0, a = 1, which lets the trace through.
-        weight = tl.where(ends, 0.0, gamma).to(kind)
-        x = reward + tl.where(weight == 0, 0.0, weight * successor) - value
-        x = tl.where(live, x, 0.0)
-        a = tl.where(live, tl.where(cut, 0.0, decay), 1.0).to(kind)
-        a, y = tl.associative_scan((a, x), 0, _join, reverse=True)
-        a, y = _join(product, carry, a, y)
-        carry = _row(y, index, 0)
-        returns_y = y
-        if REDUCE:
-            product = _row(a, index, 0)
-        if SPLIT:
-            returns_a = tl.where(live, tl.where(cut, 0.0, returns_decay), 1.0).to(kind)
-            returns_a, returns_y = tl.associative_scan((returns_a, x), 0, _join, reverse=True)
-            returns_a, returns_y = _join(returns_product, returns_carry, returns_a, returns_y)
-            returns_carry = _row(returns_y, index, 0)
-            if REDUCE:
-                returns_product = _row(returns_a, index, 0)
-        if not REDUCE:
-            advantage_at = _at(advantages, t, column, advantages_step, advantages_stride)
-            tl.store(advantage_at, tl.where(live, y, 0.0), mask=inside)
-            return_at = _at(returns, t, column, returns_step, returns_stride)
-            tl.store(return_at, tl.where(live, returns_y + value, 0.0), mask=inside)
-    if REDUCE:
-        _publish(carries, 0, column, columns, product, carry)
-        if SPLIT:
-            _publish(carries, 1, column, columns, returns_product, returns_carry)
+ROWS = kernels.ROWS.value
+# (shape, strides, dtype) on the current device: how torch's own compiled code makes tensors, in half the time.
+EMPTY = getattr(getattr(getattr(torch._C, "_dynamo", None), "guards", None), "_empty_strided_cuda", None) or (
+    lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device="cuda")
+)
+ALONE = torch.cuda.device_count() <= 1  # then the current device is the arrays'
+REMEMBERED = 1024  # ways in which arrays lie, at most; then anew
 
 
 def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor:
     """y[t] = x[t] + a[t] · y[t±1] over axis 0, cut where a[t] = 0; float32 where x is half precision."""
     y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-    with _device_of(y):
-        for views in _two_dimensional((x, a, y)):
-            _launch_recurrence(views, forwards)
+    pointers = x.data_ptr(), a.data_ptr(), y.data_ptr()
+    key = (
+        forwards,
+        tuple(pointer % 16 for pointer in pointers),
+        y.device,
+        y.shape,
+        x.dtype,
+        a.dtype,
+        x.stride(),
+        a.stride(),
+        y.stride(),
+    )
+    _launch(kernels.recurrence, key, (x, a, y), pointers, (), forwards)
     return y
-
-
-def _launch_recurrence(views: tuple[Tensor, ...], forwards: bool) -> None:
-    steps, columns = views[-1].shape
-    if steps == 0 or columns == 0:
-        return
-    plan = _plan(views[-1])
-    carries = _carries(views[-1], plan, 1)
-    strides = [stride for view in views for stride in view.stride()]
-    for reduce in plan.passes:
-        _recurrence_kernel[plan.grid](
-            *views, carries, steps, columns, plan.tiles, *strides,
-            FORWARDS=forwards, REDUCE=reduce, COUNT=plan.padded, BLOCK_T=plan.block_t, BLOCK_C=plan.block_c,
-        )  # fmt: skip
 
 
 def gae(
@@ -221,46 +59,180 @@ def gae(
     flags: Sequence[Tensor | None],
     discounts: tuple[float, float, float],
     out: Sequence[Tensor],
+    axis: int = 0,
+    *,
+    fresh: bool = False,
 ) -> bool:
     """Advantages and returns in one pass, as `cpu.gae`; True, for there is no layout that it does not take.
 
-    The floats may be of any real dtypes, half precision too: what is computed has the dtype of `out`.
+    The floats may be of any real dtypes, half precision too: what is computed has the dtype of `out`. `axis` is that
+    of time, 1 for matrices [columns, T]. `fresh` says that the arguments are checked and `out` was made for them:
+    what lies like them may then come in through `again`.
     """
-    with _device_of(out[0]):
-        for views in _two_dimensional((*floats, *flags, *out)):
-            _launch_gae(views, discounts)
+    advantages, returns = out
+    split = discounts[1] != discounts[2]
+    signature, pointers = _signature(floats, flags, split, axis)
+    pointers = (*pointers, advantages.data_ptr(), returns.data_ptr())
+    key = (
+        signature, advantages.dtype, advantages.stride(), returns.stride(),
+        tuple(pointer % 16 for pointer in pointers[-2:]),
+    )  # fmt: skip
+    launch = _launch(kernels.gae, key, (*floats, *flags, *out), pointers, discounts, split, axis)
+    if fresh and launch is not None:
+        _remember(_KNOWN, signature, (launch, advantages.shape, advantages.stride()))
     return True
 
 
-def _launch_gae(views: tuple[Tensor, ...], discounts: tuple[float, float, float]) -> None:
-    advantages = views[-1]
-    steps, columns = advantages.shape
-    if steps == 0 or columns == 0:
-        return
-    plan, split = _plan(advantages), discounts[1] != discounts[2]
-    carries = _carries(advantages, plan, 2 if split else 1)
-    strides = [stride for view in views for stride in ((0, 0) if view is None else view.stride())]
-    double = advantages.dtype == torch.float64
-    for reduce in plan.passes:
-        _gae_kernel[plan.grid](
-            *views, carries, *_numbers(discounts, advantages), steps, columns, plan.tiles, *strides,
-            DOUBLE=double, SPLIT=split, REDUCE=reduce, COUNT=plan.padded,
-            BLOCK_T=plan.block_t, BLOCK_C=plan.block_c,
-        )  # fmt: skip
+def again(
+    floats: tuple[Any, Any, Any], flags: tuple[Any, Any, Any], discounts: tuple[float, float, float], axis: int
+) -> tuple[Tensor, Tensor] | None:
+    """Advantages and returns of tensors just like some that came to `gae` with `fresh` before; None if none did."""
+    try:
+        signature, pointers = _signature(floats, flags, discounts[1] != discounts[2], axis)
+    except (AttributeError, RuntimeError):  # no tensors, or without memory of their own
+        return None
+    known = _KNOWN.get(signature)
+    if known is None:
+        return None
+    launch, shape, strides = known
+    if not (ALONE or launch.device == torch.cuda.current_device()):
+        return None
+    advantages, returns = EMPTY(shape, strides, launch.dtype), EMPTY(shape, strides, launch.dtype)
+    launch((*pointers, advantages.data_ptr(), returns.data_ptr()), discounts)
+    return advantages, returns
 
 
-def _numbers(discounts: tuple[float, float, float], like: Tensor) -> tuple[float, ...] | tuple[Tensor, ...]:
-    """By value; but Triton passes a Python float as float32, so in double precision as arrays of one number."""
-    if like.dtype != torch.float64:
-        return discounts
-    return tuple(torch.full((1,), number, dtype=like.dtype, device=like.device) for number in discounts)
+def _signature(floats: Sequence[Any], flags: Sequence[Any], split: bool, axis: int) -> tuple[Any, tuple[Any, ...]]:
+    """All that a launch depends on but the results, the addresses and the numbers; and the addresses."""
+    # Written out: a small kernel runs for 3 µs, and a loop over the arrays would take as long.
+    rewards, values, successors = floats
+    terminated, truncated, mask = flags
+    pointer, value_pointer, successor_pointer = rewards.data_ptr(), values.data_ptr(), successors.data_ptr()
+    bits = pointer | value_pointer | successor_pointer
+    end = cut = live = ends = cuts = lives = None
+    if terminated is not None:
+        end = terminated.data_ptr()
+        bits |= end
+        ends = (type(terminated), terminated.dtype, terminated.get_device(), terminated.shape, terminated.stride())
+    if truncated is not None:
+        cut = truncated.data_ptr()
+        bits |= cut
+        cuts = (type(truncated), truncated.dtype, truncated.get_device(), truncated.shape, truncated.stride())
+    if mask is not None:
+        live = mask.data_ptr()
+        bits |= live
+        lives = (type(mask), mask.dtype, mask.get_device(), mask.shape, mask.stride())
+    pointers = (pointer, value_pointer, successor_pointer, end, cut, live)
+    signature = (
+        split, axis, bits % 16 == 0 or tuple(each and each % 16 for each in pointers), ends, cuts, lives,
+        type(rewards), rewards.dtype, rewards.get_device(), rewards.shape, rewards.stride(),
+        type(values), values.dtype, values.get_device(), values.shape, values.stride(),
+        type(successors), successors.dtype, successors.get_device(), successors.shape, successors.stride(),
+    )  # fmt: skip
+    return signature, pointers
+
+
+def _launch(
+    kernel: Any,
+    key: tuple[Any, ...],
+    arrays: tuple[Tensor | None, ...],
+    pointers: tuple[int | None, ...],
+    numbers: tuple[float, ...],
+    variant: bool,
+    axis: int = 0,
+) -> "Launch | None":
+    """As it was prepared when arrays that lie alike came first."""
+    launch = _LAUNCHES.get(key)
+    if ALONE and launch is not None:
+        launch(pointers, numbers)
+        return launch
+    with _device_of(arrays[-1]):
+        if launch is not None:
+            launch(pointers, numbers)
+            return launch
+        if axis == 1:
+            arrays = tuple(None if array is None else array.t() for array in arrays)
+        launch = _prepare(kernel, arrays, numbers, variant)
+    if launch is not None:
+        _remember(_LAUNCHES, key, launch)
+    return launch
+
+
+def _remember(memory: dict[Any, Any], key: Any, what: Any) -> None:
+    if len(memory) >= REMEMBERED:
+        memory.clear()
+    memory[key] = what
+
+
+class Launch(NamedTuple):
+    """Compiled kernels, and all arguments that arrays which lie alike have in common.
+
+    Triton's own way looks at every argument, and for profilers to call, anew: four times as long.
+    """
+
+    passes: tuple[tuple[Any, ...], ...]  # each: its launcher, blocks, chunks, kernel, metadata, the last arguments
+    device: int
+    stream_of: Callable[[int], int]  # the device's current stream
+    carries: tuple[int, ...] | None  # the shape of what chunks leave for one another
+    dtype: torch.dtype
+
+    def __call__(self, pointers: tuple[int | None, ...], numbers: tuple[float, ...]) -> None:
+        stream = self.stream_of(self.device)
+        carries = at = None
+        if self.carries is not None:
+            carries = torch.empty(self.carries, dtype=self.dtype, device=self.device)
+            at = carries.data_ptr()
+        for run, blocks, chunks, function, metadata, rest in self.passes:
+            run(blocks, chunks, 1, stream, function, metadata, None, None, None, *pointers, at, *numbers, *rest)
+
+
+_LAUNCHES: dict[Any, Launch] = {}
+_KNOWN: dict[Any, tuple[Launch, torch.Size, tuple[int, ...]]] = {}
+
+
+def _prepare(
+    kernel: Any, arrays: tuple[Tensor | None, ...], numbers: tuple[float, ...], variant: bool
+) -> Launch | None:
+    """Launch through Triton, which compiles what it must; what can be repeated, or None."""
+    like: Tensor = arrays[-1]  # type: ignore[assignment]
+    if like.numel() == 0:
+        return None
+    if not all(array is None or _mergeable(array) for array in arrays):
+        axis = min(range(1, like.ndim), key=like.shape.__getitem__)
+        for index in range(like.shape[axis]):
+            _prepare(
+                kernel,
+                tuple(None if array is None else array.select(axis, index) for array in arrays),
+                numbers,
+                variant,
+            )
+        return None
+    steps, columns = like.shape[0], like[0].numel()
+    cut = plan(steps, columns, time_first=like.stride(0) == 1)
+    strides = [stride for array in arrays for stride in ((0, 0) if array is None else _strides(array, columns))]
+    shape = (2 if variant and numbers else 1, 2, cut.grid[1], columns) if len(cut.passes) > 1 else None
+    carries = None if shape is None else like.new_empty(shape)
+    even, passes = cut.even(steps, columns), []
+    for reduces in cut.passes:
+        fixed = (variant, reduces, cut.padded, cut.segments, cut.block, like.stride(0) == 1, even, cut.stages)
+        rest = (steps, columns, cut.tiles, *strides, *fixed)
+        compiled = kernel[cut.grid](*arrays, carries, *numbers, *rest, num_warps=cut.warps)
+        if compiled is None:  # Triton interprets; there is nothing to keep
+            continue
+        passes.append((compiled.run, *cut.grid, compiled.function, compiled.packed_metadata, rest))
+    if not passes:
+        return None
+    stream_of = triton.runtime.driver.active.get_current_stream
+    return Launch(tuple(passes), like.get_device(), stream_of, shape, like.dtype)
 
 
 class Plan(NamedTuple):
     """How a problem [steps, columns] is cut up."""
 
-    block_t: int
-    block_c: int
+    segments: int  # of a tile
+    block: int  # columns of a tile
+    warps: int
+    stages: int  # tiles under way at once
     tiles: int  # of a chunk
     grid: tuple[int, int]  # blocks of columns, chunks of time
 
@@ -274,59 +246,50 @@ class Plan(NamedTuple):
         """For each run of the kernel, does it only reduce its chunks?"""
         return (True, False) if self.grid[1] > 1 else (False,)
 
-
-def _plan(y: Tensor) -> Plan:
-    return plan(*y.shape, time_first=y.stride(0) == 1)
+    def even(self, steps: int, columns: int) -> bool:
+        """Do the tiles end where the arrays do?"""
+        blocks, chunks = self.grid
+        return chunks * self.tiles * self.segments * ROWS == steps and blocks * self.block == columns
 
 
 @lru_cache(maxsize=256)
 def plan(steps: int, columns: int, *, time_first: bool) -> Plan:
-    """Blocks no wider than leaves work for all multiprocessors; chunks of time where that is not enough.
+    """Tiles as the benchmark on an H200 liked them; chunks of time where the columns leave it idle.
 
-    Where neighbouring columns are neighbours in memory, a block has at least 8 of them: a sector of 32 bytes.
     Chunks read everything twice, which fewer than 4 of them do not repay.
     """
-    narrow = min(1 if time_first else 8, _power_of_two(columns))
-    block_c = min(32, max(narrow, _power_of_two(-(-columns // PROGRAMS))))
-    block_t = max(16, min(TILE // block_c, _power_of_two(steps)))
-    blocks, tiles = -(-columns // block_c), -(-steps // block_t)
-    chunks = min(CHUNKS, PROGRAMS // blocks, tiles)
+    longest = _power_of_two(-(-steps // ROWS))
+    if time_first:  # a segment for each of 128 threads, most often of one column
+        segments = max(2, longest if longest <= 256 else 128)
+        block, warps, programs = max(1, 128 // segments), 4, 1024
+    else:  # rows of at least 32 bytes, of 128 where there are columns enough for all multiprocessors
+        block = max(1, min(8 if columns < 2048 else 16 if columns < 4096 else 32, _power_of_two(columns)))
+        whole = longest <= (32 if block > 8 else 256)
+        segments = max(2, longest if whole else 16 if block == 32 else 64)
+        warps, programs = max(1, min(8, segments * block // 128)), 256
+    blocks, tiles = -(-columns // block), -(-steps // (segments * ROWS))
+    chunks = min(512, programs // blocks, tiles)
     tiles_each = -(-tiles // chunks) if chunks >= 4 else tiles
-    return Plan(block_t, block_c, tiles_each, (blocks, -(-tiles // tiles_each)))
+    return Plan(segments, block, warps, 3 if time_first else 4, tiles_each, (blocks, -(-tiles // tiles_each)))
 
 
-def _carries(like: Tensor, plan: Plan, pairs: int) -> Tensor | None:
-    """Where chunks leave their pairs (∏a, y) for one another."""
-    chunks = plan.grid[1]
-    return None if chunks == 1 else like.new_empty((pairs, 2, chunks, like.shape[1]))
+def _strides(array: Tensor, columns: int) -> tuple[int, int]:
+    """From step to step, and from column to column; 0 where there is one column: Triton sees that it aligns."""
+    return array.stride(0), array.stride(-1) if columns > 1 else 0
 
 
 def _power_of_two(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
 
 
-def _device_of(array: Tensor) -> AbstractContextManager[object]:
+def _device_of(array: Any) -> AbstractContextManager[object]:
     """Triton launches on the current device, which need not be the array's."""
     if array.device.type != "cuda" or array.device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(array.device)
 
 
-def _two_dimensional(arrays: tuple[Tensor | None, ...]) -> Iterator[tuple[Tensor, ...]]:
-    """Views [T, columns] that together cover the arrays; never a copy: axes that can't merge are walked."""
-    shape = arrays[-1].shape  # type: ignore[union-attr]
-    if len(shape) == 2:
-        yield arrays  # type: ignore[misc]
-    elif len(shape) == 1:
-        yield tuple(None if array is None else array[:, None] for array in arrays)  # type: ignore[misc]
-    elif all(array is None or _mergeable(array) for array in arrays):
-        yield tuple(None if array is None else array.flatten(1) for array in arrays)  # type: ignore[misc]
-    else:
-        axis = min(range(1, len(shape)), key=shape.__getitem__)
-        for index in range(shape[axis]):
-            yield from _two_dimensional(tuple(None if array is None else array.select(axis, index) for array in arrays))
-
-
 def _mergeable(array: Tensor) -> bool:
+    """Can all axes but time be walked in one stride?"""
     inner = range(1, array.ndim - 1)
     return all(array.stride(i) == array.stride(i + 1) * array.shape[i + 1] for i in inner)

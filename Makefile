@@ -9,10 +9,10 @@ CLEAN := build/clean
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format wheel mutants bench clean
+.PHONY: help demo test check format wheel mutants bench bench-train clean
 
 help:  ## what the verbs do
-	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 demo: $(READY)  ## train eight seeds of PPO on CartPole, evaluate them, draw the curve
 	rm -rf $(DEMO)
@@ -45,6 +45,9 @@ mutants: $(COMPLETE)  ## break the source in 200 small ways; each must fail the 
 
 bench: $(COMPLETE)  ## GAE against its rivals on this machine: docs/benchmarks
 	$(BIN)/python -m benchmarks.estimators $(ARGS)
+
+bench-train: $(COMPLETE)  ## PPO against its rivals on this machine, two hours (ARGS=--quick tries it out): docs/benchmarks
+	$(BIN)/python -m benchmarks.train $(ARGS)
 
 clean:  ## remove what make made, the virtual environment too
 	rm -rf .venv build dist $(DEMO) .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -16,8 +16,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode
 
+from telescope.control.env_cartpole import CartPolePopulation
 from telescope.control.environments import Environments, environment_seed
 
 MODES = ("next_step", "same_step", "disabled")
@@ -220,6 +222,18 @@ def test_vector_entry_point_is_gymnasiums_own():
             ended = terminated | truncated
         assert ended.any() or not step.mask.all() or any(s.terminated.any() for s in ours)
         vector.close()
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"sutton_barto_reward": True, "max_episode_steps": 9}], ids=str)
+def test_carts_move_as_gymnasiums_to_the_last_bit(kwargs):
+    """Also in the float64 state that the observations round."""
+    ours, theirs = CartPolePopulation(13, 1, **kwargs), CartPoleVectorEnv(13, **kwargs)
+    actions = np.random.default_rng(1).integers(2, size=(400, 13))
+    np.testing.assert_array_equal(ours.reset(seed=3)[0], theirs.reset(seed=3)[0])
+    for chosen in actions:
+        for mine, other in zip(ours.step(chosen), theirs.step(chosen), strict=True):
+            np.testing.assert_array_equal(mine, other)
+        assert ours.state.tobytes() == theirs.state.tobytes()
 
 
 class Clocks(gym.vector.VectorEnv):

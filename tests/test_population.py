@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from telescope.algorithms.ppo import PPO, train
+from telescope.control.lifting import lift
 from telescope.control.networks import from_module, mlp
-from telescope.control.population import Agent, adam, clip_by_norm, create, lift
+from telescope.control.population import Agent, adam, clip_by_norm, create
 from telescope.policy import Policy
 
 SMALL = PPO(env="CartPole-v1", total_steps=128, num_envs=2, num_steps=32, minibatch_size=64, epochs=1, seeds=1)

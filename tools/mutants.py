@@ -24,7 +24,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 SOURCE = Path("src") / "telescope"
 COPIED = ("src", "tests", "docs", "tools", "benchmarks", "pyproject.toml", "README.md")  # what tests read
-KERNELS = "recurrence/kernels.py"  # what numba compiles: only its mutants need a cache of their own
+KERNELS = ("recurrence/kernels.py", "control/loops.py")  # what numba compiles: these mutants need a cache of their own
 PATIENCE = 300  # seconds; a mutant that hangs the tests has been noticed
 PASSED, FAILED = 0, 1  # pytest's exit status; any other means that it did not get to judge
 
@@ -137,7 +137,7 @@ def tried(mutant: Mutant, folders: "queue.SimpleQueue[Path]") -> Verdict:
     folder, started = folders.get(), time.perf_counter()
     try:
         with edited(folder, mutant), tempfile.TemporaryDirectory(dir=folder) as fresh:
-            cache = Path(fresh) if mutant.file == KERNELS else folder / "numba"
+            cache = Path(fresh) if mutant.file in KERNELS else folder / "numba"
             status, report = judged(folder, mutant.tests, cache)
     finally:
         folders.put(folder)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from telescope import algorithms
-from telescope.control.agents import ActorCritic, default_network
+from telescope.control.agents import ActorCritic, Agents, default_network
 from telescope.control.config import OnPolicyConfig
 from telescope.control.distributions import distribution
 from telescope.control.environments import Environments
@@ -65,12 +65,11 @@ class Policy:
         """
         vector, inputs, single = self._inputs(observation, seed)
         mask = None if action_mask is None else torch.as_tensor(np.asarray(action_mask, dtype=bool)).to(inputs.device)
+        noise = None
+        if rng is not None:
+            noise = torch.tensor(self.agent.distribution.noise(rng, (len(inputs),))).to(inputs.device)
         with torch.no_grad():
-            if rng is None:
-                actions = self.agent.mode(vector, inputs, mask)
-            else:
-                noise = torch.tensor(self.agent.distribution.noise(rng, (len(inputs),))).to(inputs.device)
-                actions = self.agent.act(vector, inputs, noise, mask)
+            actions = self.agent.act(vector, inputs, noise, mask)
         chosen = bounded(actions.cpu().numpy(), self.action_space) + _start(self.action_space)
         chosen = chosen.astype(self.action_space.dtype)
         return chosen[0] if single else chosen
@@ -100,7 +99,7 @@ class Policy:
         environments = evaluation_environments(episodes=episodes, **self._source())
         try:
             return evaluate(
-                self.agent,
+                Agents(self.agent),
                 self.parameters,
                 self.normaliser,
                 environments,

@@ -21,7 +21,7 @@ from telescope.control import config as check
 from telescope.control.agents import ActorCritic
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig
 from telescope.control.networks import Network
-from telescope.control.population import MINIBATCHES, Agent, adam, clip_by_norm, generator, lift, where
+from telescope.control.population import MINIBATCHES, Agent, adam, clip_by_norm, generator, where
 from telescope.control.rollout import Rollout, final_values, live_mask, per_seed, time_major
 from telescope.control.training import Iteration, Session, mean_statistics
 from telescope.losses import clipped_value_loss, importance_ratio, kl_k3, ppo_clip, squared_value_loss
@@ -165,7 +165,7 @@ def train(config: PPO, resume: dict[str, Any] | None = None, *, network: Network
     `network` replaces the built-in perceptrons by any pure (init, apply) pair, see `telescope.control.networks`.
     """
     session = Session(config, resume, network=network)
-    update = lift(update_agent(config, session.agent), (0, 0, 0, 0, None, None), compiled=session.compiled)
+    update = session.lift(update_agent(config, session.agent), (0, 0, 0, 0, None, None))
     for iteration in session.iterations():
         learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
         clip = config.clip * (session.remaining if config.anneal_clip else 1.0)

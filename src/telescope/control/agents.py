@@ -1,36 +1,49 @@
 """An actor–critic: a network and an action distribution, as functions of one agent's flat parameter vector.
 
-Everything here is written for one agent; `population.lift` makes it run for all seeds at once.
+Everything in `ActorCritic` is written for one agent; `Agents` makes it run for all seeds at once.
 """
 
-# N observations, D observation size, P parameters
+# S seeds, N observations, D observation size, P parameters
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
+import torch
 from torch import Tensor
 
+from telescope.arrays import Array
 from telescope.control.config import OnPolicyConfig
 from telescope.control.distributions import Distribution, distribution
+from telescope.control.lifting import lift
 from telescope.control.networks import Network, mlp
 from telescope.control.population import Layout
 
+Act = Callable[..., np.ndarray]
+"""act(observations [S, N, D], noise [S, N, …], masks) → actions [S, N, …], all of them NumPy arrays"""
+
 
 class ActorCritic(NamedTuple):
-    """π(a|s) and V(s) of one agent, whose parameters `layout` finds in a vector [P]."""
+    """π(a|s) and V(s) of one agent, whose parameters `layout` finds in a vector [P].
+
+    Where the network broadcasts, the same functions take all agents at once: [S, P] and [S, N, D], NumPy too.
+    """
 
     network: Network
     distribution: Distribution
     layout: Layout
 
-    def act(self, vector: Tensor, observations: Tensor, noise: Tensor, masks: Tensor | None) -> Tensor:
-        """Actions sampled with `noise`."""
-        return self.distribution.sample(self._policy(vector, observations), noise, masks)
+    def act(self, vector: Array, observations: Array, noise: Array | None, masks: Array | None) -> Array:
+        """Actions sampled with `noise`; without it the most probable ones."""
+        return self.choose(self.policy(self.layout.unflatten(vector), observations), noise, masks)
 
-    def mode(self, vector: Tensor, observations: Tensor, masks: Tensor | None) -> Tensor:
-        """The most probable actions."""
-        return self.distribution.mode(self._policy(vector, observations), masks)
+    def choose(self, outputs: Array, noise: Array | None, masks: Array | None) -> Array:
+        """The same from the policy outputs."""
+        if noise is None:
+            return self.distribution.mode(outputs, masks)
+        return self.distribution.sample(outputs, noise, masks)
 
     def evaluate(
         self, vector: Tensor, observations: Tensor, actions: Tensor, masks: Tensor | None
@@ -44,11 +57,57 @@ class ActorCritic(NamedTuple):
         """V(s) [N]."""
         return self.network.apply(self.layout.unflatten(vector), observations)[1]
 
-    def _policy(self, vector: Tensor, observations: Tensor) -> Tensor:
-        parameters = self.layout.unflatten(vector)
+    def policy(self, parameters: dict[str, Array], observations: Array) -> Array:
+        """The policy outputs [N, K]."""
         if self.network.policy is not None:
             return self.network.policy(parameters, observations)
         return self.network.apply(parameters, observations)[0]
+
+
+class Agents:
+    """An `ActorCritic` for the whole population: directly where its network broadcasts, else lifted by vmap."""
+
+    def __init__(self, agent: ActorCritic, *, compiled: bool = False) -> None:
+        self.agent = agent
+        self._broadcasts = agent.network.broadcasts
+        self._evaluate = self._for_all(agent.evaluate, (0, 0, 0, 0))
+        self._value = self._for_all(agent.value, (0, 0))
+        self._act = self._for_all(agent.act, (0, 0, 0, 0), compiled)
+
+    def _for_all(self, function: Any, in_dims: tuple[int, ...], compiled: bool = False) -> Any:
+        return function if self._broadcasts else lift(function, in_dims, compiled=compiled)
+
+    @torch.no_grad()
+    def evaluate(
+        self, parameters: Tensor, observations: Tensor, actions: Tensor, masks: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """log π(a|s) and V(s) [S, N], without gradient."""
+        log_probs, _, values = self._evaluate(parameters, observations, actions, masks)
+        return log_probs, values
+
+    @torch.no_grad()
+    def value(self, parameters: Tensor, observations: Tensor) -> Tensor:
+        """V(s) [S, N], without gradient."""
+        return self._value(parameters, observations)  # type: ignore[no-any-return]
+
+    def actor(self, parameters: Tensor) -> Act:
+        """The policies with these parameters [S, P], read once, as a function of NumPy arrays.
+
+        A perceptron's arithmetic takes a few microseconds, so where the network broadcasts it is NumPy's on the CPU,
+        wherever the parameters live: a tensor library spends several times as long on finding its kernels.
+        """
+        if self._broadcasts:
+            named = self.agent.layout.unflatten(parameters.cpu().numpy())
+            return lambda observations, noise, masks: self.agent.choose(
+                self.agent.policy(named, observations), noise, masks
+            )
+
+        @torch.no_grad()
+        def act(*inputs: np.ndarray | None) -> np.ndarray:
+            tensors = [None if x is None else torch.tensor(x).to(parameters.device) for x in inputs]
+            return self._act(parameters, *tensors).cpu().numpy()  # type: ignore[no-any-return]
+
+        return act
 
 
 def default_network(config: OnPolicyConfig, observation_size: int, action_space: gym.Space) -> Network:

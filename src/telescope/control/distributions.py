@@ -7,6 +7,7 @@ before, so a rollout draws its noise once per seed. What an environment's bounds
 # [..., K] policy outputs, [..., A] or [...] actions
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Masks = Tensor | None
+from telescope import arrays
+from telescope.arrays import Array
+
+Masks = Array | None
 FORBIDDEN = -1e9
 """The logit of a masked action: exp underflows to exactly 0, and 0 · FORBIDDEN is still 0 (−inf would give NaN)."""
 
@@ -33,9 +37,9 @@ class Distribution(NamedTuple):
     noise: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
     """`noise(rng, shape)` → float32 [*shape, …], all the randomness of one sample per element of shape."""
     sample: Callable[..., Tensor]
-    """`sample(outputs, noise, masks=None)` → actions."""
+    """`sample(outputs, noise, masks=None)` → actions, of tensors or NumPy arrays."""
     mode: Callable[..., Tensor]
-    """`mode(outputs, masks=None)` → the most probable actions."""
+    """`mode(outputs, masks=None)` → the most probable actions, likewise."""
     log_prob: Callable[..., Tensor]
     """`log_prob(outputs, actions, masks=None)` → log π(a|s), summed over the components of an action."""
     entropy: Callable[..., Tensor]
@@ -68,8 +72,8 @@ def categorical(n: int) -> Distribution:
         action_shape=(),
         action_dtype=torch.int64,
         noise=lambda rng, shape: _race(rng, (*shape, n)),
-        sample=lambda logits, noise, masks=None: torch.argmax(_allowed(logits, masks) + noise, dim=-1),
-        mode=lambda logits, masks=None: torch.argmax(_allowed(logits, masks), dim=-1),
+        sample=lambda logits, noise, masks=None: (_allowed(logits, masks) + noise).argmax(-1),
+        mode=lambda logits, masks=None: _allowed(logits, masks).argmax(-1),
         log_prob=log_prob,
         entropy=lambda logits, masks=None: _entropy(_allowed(logits, masks)),
     )
@@ -79,17 +83,19 @@ def multi_categorical(nvec: tuple[int, ...], shape: tuple[int, ...]) -> Distribu
     """Independent categoricals (MultiDiscrete); their logits stand one after the other, as do their masks."""
     parts = [categorical(n) for n in nvec]
 
-    def split(x: Tensor | None) -> list:
-        return [None] * len(nvec) if x is None else list(torch.split(x, list(nvec), dim=-1))
+    ends = list(itertools.accumulate(nvec, initial=0))
 
-    def stack(actions: list[Tensor]) -> Tensor:
-        return _shaped(torch.stack(actions, dim=-1), shape)
+    def split(x: Array | None) -> list:
+        return [None if x is None else x[..., start:end] for start, end in itertools.pairwise(ends)]
 
-    def sample(logits: Tensor, noise: Tensor, masks: Masks = None) -> Tensor:
+    def stack(actions: list[Array]) -> Array:
+        return _shaped(arrays.library("actions", actions[0]).stack(actions, -1), shape)
+
+    def sample(logits: Array, noise: Array, masks: Masks = None) -> Array:
         rows = zip(parts, split(logits), split(noise), split(masks), strict=True)
         return stack([part.sample(x, e, m) for part, x, e, m in rows])
 
-    def mode(logits: Tensor, masks: Masks = None) -> Tensor:
+    def mode(logits: Array, masks: Masks = None) -> Array:
         return stack([part.mode(x, m) for part, x, m in zip(parts, split(logits), split(masks), strict=True)])
 
     def log_prob(logits: Tensor, actions: Tensor, masks: Masks = None) -> Tensor:
@@ -136,8 +142,8 @@ def bernoulli(shape: tuple[int, ...]) -> Distribution:
         action_shape=shape,
         action_dtype=torch.int64,
         noise=noise,
-        sample=lambda logits, noise, masks=None: _shaped((logits + noise > 0).long(), shape),
-        mode=lambda logits, masks=None: _shaped((logits > 0).long(), shape),
+        sample=lambda logits, noise, masks=None: _shaped(_whole(logits + noise > 0), shape),
+        mode=lambda logits, masks=None: _shaped(_whole(logits > 0), shape),
         log_prob=log_prob,
         entropy=entropy,
     )
@@ -147,9 +153,9 @@ def diagonal_gaussian(shape: tuple[int, ...]) -> Distribution:
     """Independent normals (Box): outputs are [mean, log σ]. Unbounded: whoever steps the environment clips."""
     size = math.prod(shape)
 
-    def sample(outputs: Tensor, noise: Tensor, masks: Masks = None) -> Tensor:
-        mean, log_std = outputs.split(size, dim=-1)
-        return _shaped(mean + torch.exp(log_std) * noise, shape)
+    def sample(outputs: Array, noise: Array, masks: Masks = None) -> Array:
+        std = arrays.library("outputs", outputs).exp(outputs[..., size:])
+        return _shaped(outputs[..., :size] + std * noise, shape)
 
     def log_prob(outputs: Tensor, actions: Tensor, masks: Masks = None) -> Tensor:
         mean, log_std = outputs.split(size, dim=-1)
@@ -169,17 +175,23 @@ def diagonal_gaussian(shape: tuple[int, ...]) -> Distribution:
     )
 
 
-def _shaped(columns: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _shaped(columns: Array, shape: tuple[int, ...]) -> Array:
     """[..., A] → [..., *shape]; a scalar space has shape ()."""
-    return columns.unflatten(-1, shape) if shape else columns[..., 0]
+    if len(shape) == 1:
+        return columns
+    return columns.reshape(*columns.shape[:-1], *shape) if shape else columns[..., 0]
+
+
+def _whole(flips: Array) -> Array:
+    return flips.astype(np.int64) if isinstance(flips, np.ndarray) else flips.long()
 
 
 def _columns(actions: Tensor, shape: tuple[int, ...]) -> Tensor:
     return actions.flatten(-len(shape)) if shape else actions[..., None]
 
 
-def _allowed(logits: Tensor, masks: Masks) -> Tensor:
-    return logits if masks is None else torch.where(masks, logits, FORBIDDEN)
+def _allowed(logits: Array, masks: Masks) -> Array:
+    return logits if masks is None else arrays.library("logits", logits).where(masks, logits, FORBIDDEN)
 
 
 def _entropy(logits: Tensor) -> Tensor:

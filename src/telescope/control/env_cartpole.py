@@ -1,8 +1,7 @@
 """Gymnasium's vectorized CartPole for several seeds at once, each with a random generator of its own.
 
-It leaves the physics to Gymnasium: what a seed sees is what it would see alone in a `CartPoleVectorEnv`. But
-one call moves 64 carts nearly as fast as 8, so one array for eight seeds costs little more than an array for
-one.
+What a seed sees is, bit for bit, what it would see alone in a `CartPoleVectorEnv`. But one call moves 64 carts nearly
+as fast as 8, and in one compiled loop instead of forty NumPy operations.
 """
 
 # S seeds, B environments per seed, N = S·B
@@ -55,3 +54,26 @@ class CartPolePopulation(CartPoleVectorEnv):
         if not fresh.any():
             return self.generators[0]  # asked for no numbers at all
         return SeedColumns(self.generators, fresh.reshape(self.num_seeds, -1).sum(1).tolist())
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """As CartPoleVectorEnv with its Euler integrator, for actions 0 and 1; the state is moved in place."""
+        from telescope.control.loops import move_carts  # numba
+
+        state: Any = self.state
+        terminated = np.empty(self.num_envs, bool)
+        move_carts(state, action, np.cos(state[2]), np.sin(state[2]), self._physics, terminated)
+        self.steps += 1
+        truncated = self.steps >= self.max_episode_steps
+        reward = -terminated.astype(np.float32) if self._sutton_barto_reward else np.ones(self.num_envs, np.float32)
+        if self.prev_done.any():  # the carts that ended a step ago start anew: no transition of theirs
+            fresh = self.prev_done
+            state[:, fresh] = self.np_random.uniform(self.low, self.high, (4, int(fresh.sum())))
+            self.steps[fresh], reward[fresh], terminated[fresh], truncated[fresh] = 0, 0.0, False, False
+        self.prev_done = terminated | truncated
+        return state.T.astype(np.float32), reward, terminated, truncated, {}
+
+    @property
+    def _physics(self) -> tuple[float, ...]:
+        lengths = (self.length, self.polemass_length)
+        bounds = (self.x_threshold, self.theta_threshold_radians)
+        return (self.gravity, self.masspole, self.total_mass, *lengths, self.force_mag, self.tau, *bounds)

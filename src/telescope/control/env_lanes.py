@@ -14,10 +14,11 @@ from typing import Any, NamedTuple, cast
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from telescope.control.env_cartpole import ENTRY_POINT, CartPolePopulation
 from telescope.control.env_factory import Factory, explained, unknown_id
+from telescope.control.env_sync import BriefSyncVectorEnv
 from telescope.control.snapshots import copy_state, mask_size, pack, paste_state, uncopyable, unpack
 
 MODES = {
@@ -221,10 +222,10 @@ class PoolLane(Lane):
 
 
 def recorded_lane(factory: Factory, count: int, mode: str, workers: bool) -> Lane:
-    """`count` environments in one SyncVectorEnv, or each in a worker process."""
+    """`count` environments stepped one after the other, or each in a worker process."""
     factories = [factory] * count
     if not workers:
-        return RecordedLane(SyncVectorEnv(factories, copy=False, autoreset_mode=MODES[mode]))
+        return RecordedLane(BriefSyncVectorEnv(factories, copy=False, autoreset_mode=MODES[mode]))
     # Not fork: torch and numba have threads in this process, and a forked child that inherits their locks can
     # hang (Python 3.12 warns of it). A fork server starts out clean, so its children are safe and still start
     # fast.

@@ -148,13 +148,16 @@ class Environments:
         return Step(seen, successors, *map(self._by_seed, outcome))
 
     def _by_seed(self, parts: Sequence[Any]) -> Any:
-        """The lanes' rows `[n, ...]` as one new array `[S, B, ...]`; None if they have none."""
+        """The lanes' rows `[n, ...]` as one array `[S, B, ...]`; None if they have none."""
         if parts[0] is None:
             return None
-        return np.concatenate(parts).reshape(len(self.seeds), self.num_envs, *parts[0].shape[1:])
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return joined.reshape(len(self.seeds), self.num_envs, *joined.shape[1:])
 
     def _observed(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        return self._by_seed(parts) - self._observation_start if self._observation_start else self._by_seed(parts)
+        """Observations as a new array: a vector environment may overwrite its own."""
+        rows = np.array(self._by_seed(parts))
+        return rows - self._observation_start if self._observation_start else rows
 
     def _joined(self, resets: Sequence[Reset]) -> Reset:
         observations, masks = zip(*resets, strict=True)

@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from telescope.control.agents import ActorCritic
+from telescope.control.agents import Agents
 from telescope.control.environments import Environments
 from telescope.control.normalisation import ObservationNormaliser
-from telescope.control.population import EVALUATION_ACTIONS, EVALUATION_ENVIRONMENTS, generator, lift
+from telescope.control.population import EVALUATION_ACTIONS, EVALUATION_ENVIRONMENTS, generator
 from telescope.control.rollout import bounded, encoder
 
 MOST_ENVIRONMENTS = 32  # per seed: more would only cost memory
@@ -38,7 +37,7 @@ def evaluation_environments(env: Any, *, seeds: Sequence[int], episodes: int, **
 
 
 def evaluate(
-    agent: ActorCritic,
+    agents: Agents,
     parameters: Tensor,
     normaliser: ObservationNormaliser,
     environments: Environments,
@@ -48,7 +47,7 @@ def evaluate(
     stochastic: bool = False,
 ) -> Evaluation:
     """Run `episodes` whole episodes of every seed, from the environments' first states, by the policy's mode."""
-    choose = _policy(agent, parameters, seeds, stochastic)
+    choose = _policy(agents, parameters, seeds, stochastic)
     encode = encoder(environments.observation_space).encode
     observations, masks = environments.reset()
     shape = observations.shape[:2]
@@ -56,8 +55,8 @@ def evaluate(
     found: list[list[list[tuple[float, int]]]] = [[[] for _ in range(shape[1])] for _ in range(shape[0])]
     returns, lengths, done = np.zeros(shape), np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     while (done < quota).any():
-        inputs = torch.tensor(normaliser(encode(observations)))
-        step = environments.step(bounded(choose(inputs, masks), environments.action_space))
+        chosen = choose(normaliser(encode(observations)), masks)
+        step = environments.step(bounded(chosen, environments.action_space))
         returns, lengths = returns + step.rewards, lengths + step.mask
         for s, b in np.argwhere(step.terminated | step.truncated):
             found[s][b].append((returns[s, b], lengths[s, b]))
@@ -69,21 +68,15 @@ def evaluate(
 
 
 def _policy(
-    agent: ActorCritic, parameters: Tensor, seeds: Sequence[int], stochastic: bool
-) -> Callable[[Tensor, np.ndarray | None], np.ndarray]:
-    mode = lift(agent.mode, (0, 0, 0), compiled=False)
-    act = lift(agent.act, (0, 0, 0, 0), compiled=False)
+    agents: Agents, parameters: Tensor, seeds: Sequence[int], stochastic: bool
+) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
+    act = agents.actor(parameters)
     generators = [generator(seed, EVALUATION_ACTIONS) for seed in seeds]
-    device = parameters.device
 
-    @torch.no_grad()
-    def choose(observations: Tensor, masks: np.ndarray | None) -> np.ndarray:
-        mask = None if masks is None else torch.from_numpy(masks).to(device)
-        if stochastic:
-            draws = [agent.distribution.noise(rng, (observations.shape[1],)) for rng in generators]
-            actions = act(parameters, observations.to(device), torch.tensor(np.stack(draws)).to(device), mask)
-        else:
-            actions = mode(parameters, observations.to(device), mask)
-        return actions.cpu().numpy()
+    def choose(observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+        if not stochastic:
+            return act(observations, None, masks)
+        draws = [agents.agent.distribution.noise(rng, (observations.shape[1],)) for rng in generators]
+        return act(observations, np.stack(draws), masks)
 
     return choose

@@ -13,8 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Parameters = dict[str, Tensor]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+from telescope import arrays
+from telescope.arrays import Array
+
+Parameters = dict[str, Array]
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "tanh": lambda x: arrays.library("x", x).tanh(x),
+    "relu": lambda x: torch.relu(x) if isinstance(x, Tensor) else np.maximum(x, 0.0),
+}
 
 
 class Network(NamedTuple):
@@ -26,6 +32,10 @@ class Network(NamedTuple):
     """`apply(parameters, observations [N, D])` → policy outputs [N, K] and state values [N]."""
     policy: Callable[[Parameters, Tensor], Tensor] | None = None
     """Only the policy outputs, where they can be had for less; acting needs no values."""
+    broadcasts: bool = False
+    """Do `apply` and `policy` also take all agents at once, and NumPy arrays: parameters with a seed axis in front
+    (a vector as [S, 1, n], so that it broadcasts) and observations [S, N, D]? Then a policy call is a few
+    microseconds of NumPy."""
 
 
 def mlp(
@@ -58,26 +68,27 @@ def mlp(
             parameters["policy.log_std"] = torch.full((heads,), log_std)
         return parameters
 
-    def features(parameters: Parameters, trunk: str, x: Tensor) -> Tensor:
+    def features(parameters: Parameters, trunk: str, x: Array) -> Array:
         for layer in range(len(hidden)):
             x = act(_affine(parameters, f"{trunk}.{layer}", x))
         return x
 
-    def policy_head(parameters: Parameters, x: Tensor) -> Tensor:
+    def policy_head(parameters: Parameters, x: Array) -> Array:
         outputs = _affine(parameters, "policy.out", x)
         if log_std is None:
             return outputs
-        return torch.cat([outputs, parameters["policy.log_std"].expand_as(outputs)], dim=-1)
+        xp = arrays.library("outputs", outputs)
+        return xp.concatenate([outputs, xp.zeros_like(outputs) + parameters["policy.log_std"]], -1)
 
-    def policy(parameters: Parameters, observations: Tensor) -> Tensor:
+    def policy(parameters: Parameters, observations: Array) -> Array:
         return policy_head(parameters, features(parameters, trunks[0], observations))
 
-    def apply(parameters: Parameters, observations: Tensor) -> tuple[Tensor, Tensor]:
+    def apply(parameters: Parameters, observations: Array) -> tuple[Array, Array]:
         x = features(parameters, trunks[0], observations)
         y = x if shared else features(parameters, trunks[1], observations)
         return policy_head(parameters, x), _affine(parameters, "value.out", y)[..., 0]
 
-    return Network(init, apply, policy)
+    return Network(init, apply, policy, broadcasts=True)
 
 
 def from_module(build: Callable[[], nn.Module]) -> Network:
@@ -119,5 +130,5 @@ def _orthogonal(rows: int, columns: int, gain: float, rng: np.random.Generator) 
     return np.ascontiguousarray(gain * (q if rows >= columns else q.T), dtype=np.float32)
 
 
-def _affine(parameters: Parameters, name: str, x: Tensor) -> Tensor:
+def _affine(parameters: Parameters, name: str, x: Array) -> Array:
     return x @ parameters[f"{name}.weight"] + parameters[f"{name}.bias"]

@@ -1,21 +1,21 @@
 """Many independent agents in one process: an agent is a flat vector, a population is a leading seed axis.
 
-Updates are written for one agent as pure functions and lifted over the population by `lift`, the one place where
-vmap and torch.compile are applied. Which loss is minimised is the algorithm's business.
+Updates are written for one agent as pure functions and lifted over the population by `lifting.lift`. Which loss is
+minimised is the algorithm's business.
 """
 
 # S seeds, P parameters of one agent
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from telescope.arrays import Array
 from telescope.control.networks import Network, Parameters
 
 # Streams of random numbers. With the seed's value (never its position) and the iteration they key a fresh generator
@@ -38,10 +38,14 @@ class Layout(NamedTuple):
     def sizes(self) -> list[int]:
         return [math.prod(shape) for shape in self.shapes]
 
-    def unflatten(self, vector: Tensor) -> Parameters:
-        """[P] → the dictionary of parameters, as views."""
-        pieces = torch.split(vector, self.sizes)
-        return {name: piece.view(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)}
+    def unflatten(self, vectors: Array) -> Parameters:
+        """[P] → the dictionary of parameters, as views; [S, P] → those of all agents, vectors as [S, 1, n]."""
+        lead, parameters, start = tuple(vectors.shape[:-1]), {}, 0
+        for name, shape, size in zip(self.names, self.shapes, self.sizes, strict=True):
+            broadcast = (1,) * (len(lead) * (len(shape) == 1))
+            parameters[name] = vectors[..., start : start + size].reshape(*lead, *broadcast, *shape)
+            start += size
+        return parameters
 
 
 class Agent(NamedTuple):
@@ -90,20 +94,3 @@ def adam(
 def where(condition: Tensor, new: Any, old: Any) -> Any:
     """Choose between two NamedTuples of tensors by a 0-d condition, field by field."""
     return type(new)(*(torch.where(condition, a, b) for a, b in zip(new, old, strict=True)))
-
-
-def lift(function: Callable[..., Any], in_dims: tuple[int | None, ...], *, compiled: bool) -> Callable[..., Any]:
-    """`function` of one agent → the same for all agents; `in_dims` as in torch.vmap.
-
-    Compiled code uses static shapes and no timing-based choices, so the same machine always runs the same kernels.
-    """
-
-    def lifted(*arguments: Any) -> Any:
-        # vmap wants to be told of what is no tensor (an absent action mask) that it has no seed axis
-        dims = [
-            tree_map(lambda leaf, dim=dim: dim if isinstance(leaf, Tensor) else None, argument)
-            for argument, dim in zip(arguments, in_dims, strict=True)
-        ]
-        return torch.func.vmap(function, in_dims=tuple(dims))(*arguments)
-
-    return torch.compile(lifted, dynamic=False, fullgraph=True) if compiled else lifted

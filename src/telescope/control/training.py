@@ -11,7 +11,7 @@ import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from telescope.control import population
-from telescope.control.agents import ActorCritic, default_network
+from telescope.control.agents import ActorCritic, Agents, default_network
 from telescope.control.config import OnPolicyConfig
 from telescope.control.distributions import distribution
 from telescope.control.environments import Environments
 from telescope.control.evaluate import evaluate, evaluation_environments
+from telescope.control.lifting import lift
 from telescope.control.networks import Network
 from telescope.control.normalisation import ObservationNormaliser, RewardScaler
 from telescope.control.population import TRAINING_ENVIRONMENTS, Agent
@@ -95,9 +96,7 @@ class Session:
         agents, layout = population.create(network, config.seed_values, config.device)
         self.population: Agent = agents
         self.agent = ActorCritic(network, self.rollouts.distribution, layout)
-        self._act = population.lift(self.agent.act, (0, 0, 0, 0), compiled=self.compiled)
-        self._evaluate_actions = population.lift(self.agent.evaluate, (0, 0, 0, 0), compiled=False)
-        self._value = population.lift(self.agent.value, (0, 0), compiled=False)
+        self.agents = Agents(self.agent, compiled=self.execution["compiled"])
         if not environments.exact_resume:
             self.notes.append(environments.resume_note)
         if resume:
@@ -105,9 +104,10 @@ class Session:
         else:
             self.rollouts.reset()
 
-    @property
-    def compiled(self) -> bool:
-        return bool(self.execution["compiled"])
+    def lift(self, update: Callable[..., Any], in_dims: tuple[int | None, ...]) -> Callable[..., Any]:
+        """An update of one agent as one of all, executed in the way that was decided for this run."""
+        compiled, cuda_graph = self.execution["compiled"], self.execution["cuda_graph"]
+        return lift(update, in_dims, compiled=compiled, cuda_graph=cuda_graph)
 
     @property
     def step(self) -> int:
@@ -126,21 +126,18 @@ class Session:
 
     def collect(self) -> Rollout:
         """The next rollout, by the current policies."""
-        rollout, self._episodes = self.rollouts.collect(self._act, self.population.parameters, self.iteration)
+        act = self.agents.actor(self.population.parameters)
+        rollout, self._episodes = self.rollouts.collect(act, self.iteration)
         self._collected = time.perf_counter()
         return rollout
 
     def value(self, observations: Tensor) -> Tensor:
         """V of observations [S, N, D] by the current critics, without gradient: [S, N]."""
-        with torch.no_grad():
-            return self._value(self.population.parameters, observations.to(self.config.device))  # type: ignore[no-any-return]
+        return self.agents.value(self.population.parameters, observations.to(self.config.device))
 
     def evaluate(self, observations: Tensor, actions: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
         """log π(a|s) and V(s) of samples [S, N, …] by the current agents, without gradient: [S, N]."""
-        with torch.no_grad():
-            inputs = self.to_device((observations, actions, masks))
-            log_probs, _, values = self._evaluate_actions(self.population.parameters, *inputs)
-        return log_probs, values
+        return self.agents.evaluate(self.population.parameters, *self.to_device((observations, actions, masks)))
 
     def to_device(self, samples: Any) -> Any:
         """A structure of tensors (or None) on the device where the networks live."""
@@ -193,7 +190,7 @@ class Session:
                 vectorization=self.config.vectorization,
             )
         result = evaluate(
-            self.agent,
+            self.agents,
             self.population.parameters,
             self.rollouts.normaliser,
             self._evaluation,
@@ -272,6 +269,7 @@ def execution(config: OnPolicyConfig) -> dict[str, Any]:
         raise ValueError(f"compile is 'on', but {missing}; install it, or train with compile 'off'")
     return {
         "compiled": config.compile == "on" or (config.compile == "auto" and pays and not missing),
+        "cuda_graph": config.compile != "off" and config.device.startswith("cuda"),
         "threads": config.threads,
         "device": config.device,
         "backend": config.backend,
@@ -326,7 +324,6 @@ def _rollouts(config: OnPolicyConfig) -> Rollouts:
             enabled=config.normalise_rewards,
             clip=config.clip_rewards,
         ),
-        device=config.device,
     )
 
 

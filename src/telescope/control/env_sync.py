@@ -22,7 +22,7 @@ class BriefSyncVectorEnv(SyncVectorEnv):
             if self._autoreset_envs[i] and self.autoreset_mode == AutoresetMode.NEXT_STEP:
                 (observation, info), outcome = env.reset(), (0.0, False, False)
             else:
-                observation, *outcome, info = env.step(action)
+                observation, *outcome, info = env.step(action)  # type: ignore[assignment]
             reward, terminated, truncated = outcome
             if (terminated or truncated) and self.autoreset_mode == AutoresetMode.SAME_STEP:
                 finals.setdefault("final_obs", np.full(self.num_envs, None, object))[i] = observation

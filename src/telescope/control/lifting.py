@@ -89,7 +89,7 @@ def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Program:
     examples = [fake.from_tensor(x, static_shapes=True) for x in inputs]
     # On a GPU it would otherwise time variants of a kernel, which need not add in the same order.
     options = {"deterministic": True} if inputs[0].device.type == "cuda" else {}
-    return torch._inductor.compile(graph, examples, options=options)  # type: ignore[no-any-return]
+    return torch._inductor.compile(graph, list(examples), options=options)  # type: ignore[arg-type,return-value]
 
 
 def _without_gradient(program: Program) -> Program:

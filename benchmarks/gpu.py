@@ -49,7 +49,7 @@ rewards, values, next values, two flags, advantages and returns.
 """
 
 
-def sections(rounds: int) -> dict[str, list[Row]]:
+def sections(rounds: int, shapes: Sequence[tuple[int, int]] = SHAPES) -> dict[str, list[Row]]:
     """The tables of this machine's GPU; none where there is no GPU, or no torch to ask."""
     try:
         import torch
@@ -59,7 +59,7 @@ def sections(rounds: int) -> dict[str, list[Row]]:
         return {}
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX takes what the others need
     found: dict[str, list[Row]] = {}
-    for columns, steps in SHAPES:
+    for columns, steps in shapes:
         title = f"{columns} × {steps}"
         found[f"GPU, {title}"], found[f"GPU, {title}, in a CUDA graph"] = compared(columns, steps, rounds)
         print("\n\n".join(f"{name}\n{report.table(rows)}" for name, rows in list(found.items())[-2:]), flush=True)
@@ -258,6 +258,8 @@ def contestants(columns: int, steps: int) -> dict[str, Callable[[Problem, str], 
         "Triton, one thread per row": thread_per_row,
         "JAX associative_scan": jax_associative,
     }
+    if columns * steps > 1 << 20:
+        every.pop("torch.compile of a doubling scan, CUDA graphs")  # nothing to gain where the device is busy anyway
     if steps > 65_536:
         every = {name: prepare for name, prepare in every.items() if "telescope" in name or "JAX" in name}
     return every
@@ -306,8 +308,7 @@ def overview(found: dict[str, list[Row]]) -> str:
             continue
         queue, device = medians(rows), medians(found[f"{title}, in a CUDA graph"])
         copied = device["copy, out="]
-        inside, outside = (both(times, "telescope, {}, out=") for times in (device, queue))
-        outside = both(queue, "telescope, {}")
+        inside, outside = both(device, "telescope, {}, out="), both(queue, "telescope, {}")
         cells = [title.removeprefix("GPU, "), slashed(inside), " / ".join(f"{copied / time:.0%}" for time in inside)]
         cells += rival(device, inside)
         cells += [slashed(outside), *rival(queue, outside)]
@@ -340,8 +341,8 @@ def page(facts: dict[str, str], found: dict[str, list[Row]], errors: list[dict[s
         ends=ENDS, tolerance=TOLERANCE, queued=QUEUED, slow=report.duration(SLOW), in_graph=IN_GRAPH
     )  # fmt: skip
     head = HEAD.format(**facts) + rules + "\n" + "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
-    names = list(errors[0])
-    lines = [" | ".join(names), "|".join("---" for _ in names)]
+    names = list(errors[0]) if errors else []
+    lines = [" | ".join(names), " | ".join("---" for _ in names)]
     lines += [" | ".join(f"{cell:.2e}" if 0 < _number(cell) < 0.1 else str(cell) for cell in row.values())
               for row in errors]  # fmt: skip
     sums = "Largest absolute error of the advantages of standard normal numbers, without flags, against float64; "
@@ -360,21 +361,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=31, help="samples of each contestant (default 31)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the page goes")
     chosen = parser.parse_args(arguments)
-    found = sections(chosen.rounds)
-    if not found:
-        parser.error("no CUDA device that torch can see")
-    errors = precision()
-    command = f"python -m benchmarks.gpu --rounds {chosen.rounds}"
-    facts = machine.facts() | {"command": command}
-    name = machine.accelerator().lower().replace(" ", "-")
+    facts = machine.facts() | {"command": f"python -m benchmarks.gpu --rounds {chosen.rounds}"}
+    found: dict[str, list[Row]] = {}
+    for shape in SHAPES:  # written anew with each, for a machine that may be taken away
+        found |= sections(chosen.rounds, [shape])
+        if not found:
+            parser.error("no CUDA device that torch can see")
+        write(chosen.folder, facts, found, [])
+    print(write(chosen.folder, facts, found, precision()).read_text(encoding="utf-8"))
+    return any(row.ours and row.note for rows in found.values() for row in rows)
+
+
+def write(folder: Path, facts: dict[str, str], found: dict[str, list[Row]], errors: list[dict[str, Any]]) -> Path:
+    """The page and the JSON file beside it; returns the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{machine.accelerator().lower().replace(' ', '-')}.md"
     plain = {title: [{**row._asdict(), "times": row.times and row.times._asdict()} for row in rows]
              for title, rows in found.items()}  # fmt: skip
-    chosen.folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**facts, "sections": plain, "errors": errors}, indent=1)
-    (chosen.folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    (chosen.folder / f"{name}.md").write_text(page(facts, found, errors), encoding="utf-8")
-    print(page(facts, found, errors))
-    return any(row.ours and row.note for rows in found.values() for row in rows)
+    target.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    target.write_text(page(facts, found, errors), encoding="utf-8")
+    return target
 
 
 if __name__ == "__main__":

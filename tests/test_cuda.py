@@ -178,7 +178,7 @@ def test_a_mistake_is_told_also_behind_a_call_without() -> None:
     for name in given:
         for wrong in (given[name].cpu(), given[name][1:], None):
             if wrong is not None or name not in ENDS:
-                with pytest.raises(ValueError, match="next_values|rewards|values|terminated|truncated"):
+                with pytest.raises(ValueError, match=r"next_values|rewards|values|terminated|truncated"):
                     telescope.gae(**given | {name: wrong}, gamma=0.97, lam=0.9)
     close(telescope.gae(**given | {"terminated": given["terminated"].double()}, gamma=0.97, lam=0.9), expected)
 

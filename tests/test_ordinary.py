@@ -156,7 +156,12 @@ def test_tensors_that_ask_for_gradients_or_are_not_plain_go_through_the_door() -
 def test_the_cuda_kernel_gets_tensors_as_they_are(axis: int, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked without a GPU: tensors of the CPU stand in, and the kernel notes what it is handed."""
     handed: list[Any] = []
-    monkeypatch.setattr(on_tensors, "gae", lambda floats, flags, _, out: handed.extend((*floats, *flags, *out)) is None)
+
+    def kernel(floats: Any, flags: Any, discounts: Any, out: Any, along: int, *, fresh: bool) -> bool:
+        handed[:] = (*floats, *flags, *out, along, fresh)
+        return True
+
+    monkeypatch.setattr(on_tensors, "gae_on_cuda", kernel)
     given = as_tensors(steps((6, 4)))
     names = "rewards", "values", "next_values", "terminated", "truncated", "mask"
     tensors = [given[name] for name in names]
@@ -164,13 +169,13 @@ def test_the_cuda_kernel_gets_tensors_as_they_are(axis: int, dtype: Any, monkeyp
     tensors[1:3] = [tensor.to(dtype) for tensor in tensors[1:3]]
     out = ordinary._on_cuda(torch, tuple(tensors), (0.9, 0.8, 0.8), axis)
     wide = torch.float64 if dtype is torch.float64 else torch.float32
-    for one, other in zip(handed, (*tensors, *out), strict=True):
-        assert one.data_ptr() == other.data_ptr()
-        assert one.dtype is other.dtype
-        assert one.shape == (other.t() if axis else other).shape
+    for one, other in zip(handed[:-2], (*tensors, *out), strict=True):
+        assert one is other
+    assert handed[-2:] == [axis, True]
     assert [array.dtype for array in out] == [wide, wide]
     buffer = torch.zeros(5, 6, 4, dtype=wide)
     assert ordinary._on_cuda(torch, (*tensors, buffer[0], buffer[1]), (0.9, 0.8, 0.8), axis)[0] is not None
+    assert handed[-2:] == [axis, False]
     for bad in (
         (*tensors, buffer[0], buffer[0]),
         (*tensors, buffer.flatten()[:24].view(6, 4), buffer.flatten()[4:28].view(6, 4)),
@@ -181,5 +186,7 @@ def test_the_cuda_kernel_gets_tensors_as_they_are(axis: int, dtype: Any, monkeyp
         (*tensors[:3], tensors[3].to(torch.uint8), *tensors[4:]),
         (tensors[0] + 0j, *tensors[1:]),
         (tensors[0][:3], *tensors[1:]),
+        (None, *tensors[1:]),
+        (*tensors[:2], None, *tensors[3:]),
     ):
         assert ordinary._on_cuda(torch, bad, (0.9, 0.8, 0.8), axis) is None

@@ -97,6 +97,10 @@ def _apart(one: np.ndarray, other: np.ndarray) -> bool:
 def _on_tensors(torch: Any, floats: Three, flags: Three, decays: Three, axis: int, out: Pair | None) -> Pair | None:
     """Dense tensors on one device; on the CPU they are the arrays that NumPy sees, on CUDA they stay what they are."""
     values = floats[1]
+    if values.is_cuda and out is None:
+        found = _recurrence().gae_again(floats, flags, decays, axis)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
     if not (values.is_cuda or (values.is_cpu and values.dtype in (torch.float32, torch.float64))):
         return None
     device, tensors = values.device, (*floats, *flags, *(out or ()))
@@ -120,6 +124,8 @@ def _on_tensors(torch: Any, floats: Three, flags: Three, decays: Three, axis: in
 def _on_cuda(torch: Any, tensors: tuple[Any, ...], decays: Three, axis: int) -> Pair | None:
     """The kernel reads every layout and every real dtype: no number is looked at, converted or waited for here."""
     rewards, values, next_values, *flags = tensors[:6]
+    if rewards is None or next_values is None:
+        return None
     shape, dtype = values.shape, values.dtype
     wide = torch.float32 if dtype is torch.float16 or dtype is torch.bfloat16 else dtype
     if not (_fits(axis, len(shape)) and (wide is torch.float32 or wide is torch.float64)):
@@ -132,10 +138,8 @@ def _on_cuda(torch: Any, tensors: tuple[Any, ...], decays: Three, axis: int) -> 
     out = tensors[6:] or (torch.empty_like(values, dtype=wide), torch.empty_like(values, dtype=wide))
     if tensors[6:] and not _ranges_apart(out, tensors, shape, wide):
         return None
-    planes: Any = (*tensors[:6], *out)
-    if axis == 1:
-        planes = [None if array is None else array.t() for array in planes]
-    return out if _recurrence().gae(planes[:3], planes[3:6], decays, planes[6:]) else None
+    fresh = not tensors[6:]
+    return out if _recurrence().gae_on_cuda(tensors[:3], tensors[3:6], decays, out, axis, fresh=fresh) else None
 
 
 @cache

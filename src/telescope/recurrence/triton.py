@@ -17,7 +17,7 @@ the stretch counts as 0 if it is 0, and as infinite otherwise.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -27,10 +27,6 @@ from torch import Tensor
 from telescope.recurrence import triton_kernels as kernels
 
 ROWS = kernels.ROWS.value
-# (shape, strides, dtype) on the current device: how torch's own compiled code makes tensors, in half the time.
-EMPTY = getattr(getattr(getattr(torch._C, "_dynamo", None), "guards", None), "_empty_strided_cuda", None) or (
-    lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device="cuda")
-)
 ALONE = torch.cuda.device_count() <= 1  # then the current device is the arrays'
 REMEMBERED = 1024  # ways in which arrays lie, at most; then anew
 
@@ -79,7 +75,7 @@ def gae(
     )  # fmt: skip
     launch = _launch(kernels.gae, key, (*floats, *flags, *out), pointers, discounts, split, axis)
     if fresh and launch is not None:
-        _remember(_KNOWN, signature, (launch, advantages.shape, advantages.stride()))
+        _remember(_KNOWN, signature, (launch, _empty(), tuple(advantages.shape), advantages.stride()))
     return True
 
 
@@ -94,10 +90,10 @@ def again(
     known = _KNOWN.get(signature)
     if known is None:
         return None
-    launch, shape, strides = known
+    launch, empty, shape, strides = known
     if not (ALONE or launch.device == torch.cuda.current_device()):
         return None
-    advantages, returns = EMPTY(shape, strides, launch.dtype), EMPTY(shape, strides, launch.dtype)
+    advantages, returns = empty(shape, strides, launch.dtype), empty(shape, strides, launch.dtype)
     launch((*pointers, advantages.data_ptr(), returns.data_ptr()), discounts)
     return advantages, returns
 
@@ -187,7 +183,19 @@ class Launch(NamedTuple):
 
 
 _LAUNCHES: dict[Any, Launch] = {}
-_KNOWN: dict[Any, tuple[Launch, torch.Size, tuple[int, ...]]] = {}
+_KNOWN: dict[Any, tuple[Launch, Callable[..., Tensor], tuple[int, ...], tuple[int, ...]]] = {}
+
+
+@cache
+def _empty() -> Callable[..., Tensor]:
+    """(shape, strides, dtype) on the current device: as torch's compiled code makes tensors, which halves the time."""
+    try:
+        quick: Callable[..., Tensor] = torch._C._dynamo.guards._empty_strided_cuda  # type: ignore[attr-defined]
+        if quick((2, 3), (3, 1), torch.float32).is_cuda:
+            return quick
+    except Exception:  # it is torch's own affair, and may change or go
+        pass
+    return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device="cuda")
 
 
 def _prepare(

@@ -68,14 +68,15 @@ class _Lifted:
 
         from torch.fx.experimental.proxy_tensor import make_fx  # takes half a second, which short runs never need
 
+        captured = self.graph and all(x.device.type == "cuda" for x in inputs)
+        if captured:  # from here on the graph's own inputs, which need not lie as the caller's do
+            inputs = [x.clone(memory_format=torch.contiguous_format) for x in inputs]
         with torch.no_grad():
             graph = make_fx(flat)(*inputs)
             graph.graph.eliminate_dead_code()
             graph.recompile()
             program = _compiled(graph, inputs) if self.compiled else graph
-            if self.graph and all(x.device.type == "cuda" for x in inputs):
-                return _Captured(program, inputs)
-        return _without_gradient(program)
+            return _Captured(program, inputs) if captured else _without_gradient(program)
 
 
 def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Program:
@@ -104,8 +105,8 @@ class _Captured:
     """A program as a CUDA graph: inputs are copied to where the graph reads, results out of where it writes."""
 
     def __init__(self, program: Program, inputs: list[Tensor]) -> None:
-        self.inputs = [x.clone() for x in inputs]
-        self.seen = list(inputs)
+        self.inputs = inputs
+        self.seen: list[Tensor | None] = [None] * len(inputs)
         side = torch.cuda.Stream(inputs[0].device)
         side.wait_stream(torch.cuda.current_stream(inputs[0].device))
         with torch.cuda.stream(side):

@@ -34,7 +34,7 @@ def gae(floats: Three, flags: Three, discounts: Three, axis: Any, out: Any) -> P
     if type(floats[1]) is np.ndarray:
         return _on_arrays(floats, flags, decays, axis, out)
     torch = sys.modules.get("torch")
-    if torch is None or type(floats[1]) is not torch.Tensor or torch.compiler.is_compiling() or arrays.transforming():
+    if torch is None or type(floats[1]) is not torch.Tensor or torch.compiler.is_compiling():
         return None
     return _on_tensors(torch, floats, flags, decays, axis, out)
 
@@ -101,7 +101,7 @@ def _on_tensors(torch: Any, floats: Three, flags: Three, decays: Three, axis: in
         found = _recurrence().gae_again(floats, flags, decays, axis)
         if found is not None:
             return found  # type: ignore[no-any-return]
-    if not (values.is_cuda or (values.is_cpu and values.dtype in (torch.float32, torch.float64))):
+    if arrays.transforming() or not (values.is_cuda or (values.is_cpu and values.dtype in (torch.float32, torch.float64))):
         return None
     device, tensors = values.device, (*floats, *flags, *(out or ()))
     for array in tensors:

@@ -101,7 +101,8 @@ def _on_tensors(torch: Any, floats: Three, flags: Three, decays: Three, axis: in
         found = _recurrence().gae_again(floats, flags, decays, axis)
         if found is not None:
             return found  # type: ignore[no-any-return]
-    if arrays.transforming() or not (values.is_cuda or (values.is_cpu and values.dtype in (torch.float32, torch.float64))):
+    known = values.is_cuda or (values.is_cpu and values.dtype in (torch.float32, torch.float64))
+    if not known or arrays.transforming():
         return None
     device, tensors = values.device, (*floats, *flags, *(out or ()))
     for array in tensors:

@@ -12,7 +12,7 @@ import torch
 
 import telescope
 from telescope.algorithms import ppo
-from telescope.algorithms.ppo import PPO, minibatch_indices, samples, train, update_agent, with_advantages
+from telescope.algorithms.ppo import PPO, minibatch_indices, minibatches, samples, train, update_agent, with_advantages
 from telescope.control.lifting import lift
 from telescope.control.normalisation import ObservationNormaliser
 from telescope.control.population import generator
@@ -231,9 +231,10 @@ def test_an_update_is_the_objective_of_the_paper_on_the_live_samples(
     (gradient,) = torch.autograd.grad(total, vector)
     norm = gradient.norm()
     gradient = gradient * min(1.0, max_grad_norm / float(norm))
-    update = lift(update_agent(config, run.agent), (0, 0, 0, 0, None, None), compiled=False)
+    update = lift(update_agent(config, run.agent), (0, 0, 0, None, None), compiled=False)
     before, schedule = run.population._replace(parameters=vector.detach()[None]), torch.tensor([1e-2, clip])
-    after, _, row = update(before, torch.ones(1, dtype=torch.bool), batch, indices[None], *schedule)
+    (minibatch,) = minibatches(batch, indices[None, None])
+    after, _, row = update(before, torch.ones(1, dtype=torch.bool), minibatch, *schedule)
     torch.testing.assert_close(row[0, :-1], torch.stack([*statistics, norm]).detach(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(after.first_moment[0], 0.1 * gradient, rtol=1e-3, atol=1e-6)
     step = 1e-2 * gradient / (gradient.abs() + config.adam_eps)  # Adam's first one

@@ -12,7 +12,16 @@ import pytest
 import torch
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv, CartPoleVectorEnv
 
-from telescope.algorithms.ppo import PPO, minibatch_indices, preset, samples, train, update_agent, with_advantages
+from telescope.algorithms.ppo import (
+    PPO,
+    minibatch_indices,
+    minibatches,
+    preset,
+    samples,
+    train,
+    update_agent,
+    with_advantages,
+)
 from telescope.control.agents import Agents
 from telescope.control.evaluate import evaluate, evaluation_environments
 from telescope.control.lifting import lift
@@ -154,11 +163,12 @@ def test_empty_slots_and_masked_rows_leave_no_trace_in_an_update():
     session = Session(config, None, network=None)
     rollout = session.collect()
     batch = with_advantages(config, session, rollout, samples(session, rollout))
-    update = lift(update_agent(config, session.agent), (0, 0, 0, 0, None, None), compiled=False)
+    update = lift(update_agent(config, session.agent), (0, 0, 0, None, None), compiled=False)
 
     def updated(batch, indices):
         schedule = torch.tensor([1e-3, 0.2])
-        agent, updating, row = update(session.population, torch.ones(1, dtype=torch.bool), batch, indices, *schedule)
+        (minibatch,) = minibatches(batch, indices[:, None])
+        agent, updating, row = update(session.population, torch.ones(1, dtype=torch.bool), minibatch, *schedule)
         assert updating.all(), "a dead minibatch is no reason to stop"
         return agent.parameters, row
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from telescope import gae, next_values, whiten
 from telescope.control import config as check
@@ -165,11 +164,11 @@ def train(config: PPO, resume: dict[str, Any] | None = None, *, network: Network
     `network` replaces the built-in perceptrons by any pure (init, apply) pair, see `telescope.control.networks`.
     """
     session = Session(config, resume, network=network)
-    update = session.lift(update_agent(config, session.agent), (0, 0, 0, 0, None, None))
+    update = session.lift(update_agent(config, session.agent), (0, 0, 0, None, None))
     for iteration in session.iterations():
         learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
         clip = config.clip * (session.remaining if config.anneal_clip else 1.0)
-        schedule = torch.tensor([learning_rate, clip], device=config.device)
+        schedule = torch.tensor([learning_rate, clip], device=config.device).unbind()
         updating = torch.ones(config.seeds, dtype=torch.bool, device=config.device)
         rollout, statistics = session.collect(), []
         batch = samples(session, rollout)
@@ -178,10 +177,8 @@ def train(config: PPO, resume: dict[str, Any] | None = None, *, network: Network
                 batch = batch._replace(values=session.value(batch.observations))
             if epoch == 0 or config.recompute_advantages:
                 batch = with_advantages(config, session, rollout, batch)
-            for minibatch in indices.to(config.device).unbind(1):
-                session.population, updating, row = update(
-                    session.population, updating, batch, minibatch, schedule[0], schedule[1]
-                )
+            for minibatch in minibatches(batch, indices.to(config.device)):
+                session.population, updating, row = update(session.population, updating, minibatch, *schedule)
                 statistics.append(row)
         yield session.finish(summary(config, statistics, batch, learning_rate))
 
@@ -212,11 +209,11 @@ def with_advantages(config: PPO, session: Session, rollout: Rollout, batch: Batc
 def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Agent, Tensor, Tensor]]:
     """One gradient step of one agent on one minibatch, as a pure function."""
 
-    def loss(vector: Tensor, batch: Batch, live: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(vector: Tensor, batch: Batch, clip: Tensor) -> tuple[Tensor, Tensor]:
         log_probs, entropy, values = agent.evaluate(vector, batch.observations, batch.actions, batch.action_masks)
         ratio = importance_ratio(log_probs, batch.log_probs)
-        advantages = whiten(batch.advantages, mask=live) if config.normalise_advantages else batch.advantages
-        weights = live / live.sum().clamp(min=1)
+        advantages = whiten(batch.advantages, mask=batch.live) if config.normalise_advantages else batch.advantages
+        weights = batch.live / batch.live.sum().clamp(min=1)
         policy = (weights * ppo_clip(ratio, advantages, clip)).sum()
         value = (weights * value_loss(config, values, batch)).sum()
         bonus = (weights * entropy).sum()
@@ -226,16 +223,14 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Agent, 
         return total, torch.stack([policy, value, bonus, kl, clipped]).detach()
 
     def update(
-        old: Agent, updating: Tensor, samples: Batch, indices: Tensor, learning_rate: Tensor, clip: Tensor
+        old: Agent, updating: Tensor, batch: Batch, learning_rate: Tensor, clip: Tensor
     ) -> tuple[Agent, Tensor, Tensor]:
-        batch = tree_map(lambda x: None if x is None else x[indices.clamp(min=0)], samples)
-        live = batch.live & (indices >= 0)
-        gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch, live, clip)
+        gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch, clip)
         gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
         new = adam(old, gradient, learning_rate, eps=config.adam_eps)
         if config.target_kl is not None:
             updating = updating & (statistics[3] <= config.target_kl)
-        steps = updating & live.any()  # a minibatch of nothing but reset rows has nothing to say
+        steps = updating & batch.live.any()  # a minibatch of nothing but reset rows has nothing to say
         return where(steps, new, old), updating, torch.cat([statistics, norm[None], steps[None]])
 
     return update
@@ -255,6 +250,15 @@ def minibatch_indices(config: PPO, iteration: int) -> Iterator[Tensor]:
     for _ in range(config.epochs):
         shuffled = [np.pad(rng.permutation(config.batch_size), (0, filled), constant_values=-1) for rng in generators]
         yield torch.tensor(np.stack(shuffled)).unflatten(1, (config.minibatches, config.minibatch_size))
+
+
+def minibatches(batch: Batch, indices: Tensor) -> Iterator[Batch]:
+    """The samples in the order of `indices` [S, N/M, M], minibatch by minibatch; where it says −1, none is live."""
+    seeds, rows = torch.arange(len(indices), device=indices.device)[:, None, None], indices.clamp(min=0)
+    shuffled = Batch(*(None if x is None else x[seeds, rows] for x in batch))
+    shuffled = shuffled._replace(live=shuffled.live & (indices >= 0))
+    for k in range(indices.shape[1]):
+        yield Batch(*(None if x is None else x[:, k] for x in shuffled))
 
 
 def summary(config: PPO, statistics: list[Tensor], batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:

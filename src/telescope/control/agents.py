@@ -6,7 +6,7 @@ Everything in `ActorCritic` is written for one agent; `Agents` makes it run for 
 # S seeds, N observations, D observation size, P parameters
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -23,6 +23,10 @@ from telescope.control.population import Layout
 
 Act = Callable[..., np.ndarray]
 """act(observations [S, N, D], noise [S, N, …], masks) → actions [S, N, …], all of them NumPy arrays"""
+
+
+BLOCK = 2048
+"""Samples, of all seeds together, that are evaluated at a time: 64 numbers of each are half a megabyte."""
 
 
 class ActorCritic(NamedTuple):
@@ -82,13 +86,22 @@ class Agents:
         self, parameters: Tensor, observations: Tensor, actions: Tensor, masks: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """log π(a|s) and V(s) [S, N], without gradient."""
-        log_probs, _, values = self._evaluate(parameters, observations, actions, masks)
+        blocks = [self._evaluate(parameters, *block)[::2] for block in self._blocks(observations, actions, masks)]
+        log_probs, values = (torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True))
         return log_probs, values
 
     @torch.no_grad()
     def value(self, parameters: Tensor, observations: Tensor) -> Tensor:
         """V(s) [S, N], without gradient."""
-        return self._value(parameters, observations)  # type: ignore[no-any-return]
+        return torch.cat([self._value(parameters, *block) for block in self._blocks(observations)], dim=1)
+
+    def _blocks(self, *samples: Tensor | None) -> Iterator[list[Tensor | None]]:
+        """The samples [S, N, …] in pieces whose activations fit a CPU's cache; whole where a call costs more."""
+        first: Any = samples[0]
+        seeds, count = first.shape[:2]
+        rows = max(1, BLOCK // seeds) if self._broadcasts and not first.is_cuda else max(count, 1)
+        for start in range(0, max(count, 1), rows):
+            yield [None if x is None else x[:, start : start + rows] for x in samples]
 
     def actor(self, parameters: Tensor) -> Act:
         """The policies with these parameters [S, P], read once, as a function of NumPy arrays.

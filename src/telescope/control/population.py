@@ -7,6 +7,7 @@ minimised is the algorithm's business.
 # S seeds, P parameters of one agent
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -40,12 +41,16 @@ class Layout(NamedTuple):
 
     def unflatten(self, vectors: Array) -> Parameters:
         """[P] → the dictionary of parameters, as views; [S, P] → those of all agents, vectors as [S, 1, n]."""
-        lead, parameters, start = tuple(vectors.shape[:-1]), {}, 0
-        for name, shape, size in zip(self.names, self.shapes, self.sizes, strict=True):
-            broadcast = (1,) * (len(lead) * (len(shape) == 1))
-            parameters[name] = vectors[..., start : start + size].reshape(*lead, *broadcast, *shape)
-            start += size
-        return parameters
+        lead = tuple(vectors.shape[:-1])
+        if isinstance(vectors, Tensor):
+            pieces = torch.split(
+                vectors, self.sizes, -1
+            )  # whose gradient is one concatenation; that of slices is a sum
+        else:
+            pieces = np.split(vectors, list(itertools.accumulate(self.sizes[:-1])), -1)
+        broadcast = [(1,) * (len(lead) * (len(shape) == 1)) for shape in self.shapes]
+        rows = zip(self.names, pieces, broadcast, self.shapes, strict=True)
+        return {name: piece.reshape(*lead, *extra, *shape) for name, piece, extra, shape in rows}
 
 
 class Agent(NamedTuple):

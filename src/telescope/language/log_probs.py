@@ -39,8 +39,8 @@ def token_log_probs(
 ) -> TokenLogProbs:
     """log p(token) and entropy H = −Σ p log p of p = softmax(logits / temperature), logits = hidden · weightᵀ + bias.
 
-    Values and gradients are those of the plain formula, to rounding. Products are taken in the dtype of `hidden` (under
-    autocast too: pass what the model's last layer gave), everything after them in float32.
+    Values and gradients are those of the plain formula, to rounding. Products are taken in the dtype of `hidden`, under
+    autocast too, everything after them in float32.
 
     Args:
         hidden: [..., D], the state that predicts each token: the one before it. float32, float64 or half precision.
@@ -131,7 +131,7 @@ class _LogProbs(torch.autograd.Function):
             else:
                 d_z *= -d_log_probs[rows, None]
             d_z.scatter_add_(-1, tokens[rows, None], d_log_probs[rows, None])
-            d_z = (d_z / temperature).to(hidden.dtype)
+            d_z = d_z.div_(temperature).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[rows] = d_z @ weight
             if d_weight is not None:
@@ -144,7 +144,8 @@ class _LogProbs(torch.autograd.Function):
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, support: Tensor | None, temperature: float) -> Tensor:
     """[n, V] in working precision, divided by the temperature; −∞ outside the support."""
-    z = torch.nn.functional.linear(hidden, weight, bias).to(arrays.working_dtype(hidden))
+    with torch.autocast(hidden.device.type, enabled=False):  # the backward pass would not see it: both do without
+        z = torch.nn.functional.linear(hidden, weight, bias).to(arrays.working_dtype(hidden))
     z /= temperature
     if support is None:
         return z
@@ -184,7 +185,9 @@ def _check(
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; expected more than 0 (greedy sampling has no probabilities)")
     if support is not None:
-        arrays.check_shape("support", support[..., 0], tuple(tokens.shape), "without its last axis it is that of tokens,")
+        arrays.check_shape(
+            "support", support[..., 0], tuple(tokens.shape), "without its last axis it is that of tokens,"
+        )
         drawn = (support == tokens[..., None]).any(-1)
         if arrays.any_true(~drawn if mask is None else ~drawn & mask):
             raise ValueError("support lacks tokens that were drawn; is it that of the state before each token?")

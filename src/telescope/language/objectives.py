@@ -1,13 +1,13 @@
 """The policy-gradient family on language models as a table: each named algorithm is a row of `Objective`.
 
-`AS_IN["trl"]["grpo"]` and its kin are the rows as other frameworks compute them. What the columns do is in
-`language/advantages.py` and `language/policy_loss.py`; docs/objectives.md has the formulas. It leaves out how often
-samples are drawn and used.
+What the columns do is in `language/advantages.py` and `language/policy_loss.py`, the rows as other frameworks compute
+them in `language/frameworks.py`, formulas in docs/objectives.md. It leaves out how often samples are drawn and used.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -104,8 +104,10 @@ class Objective:
                 f'ratio is "{self.ratio}" but credit is "{self.credit}"; one ratio per sequence needs one advantage '
                 f'per sequence; take ratio="sequence_token" for advantages per token'
             )
-        if self.credit != "sequence" and (self.baseline, self.scale) == ("none", "group"):
-            raise ValueError('scale is "group" but baseline is "none"; a group is scaled after it was centred')
+        if self.baseline == "none" and self.scale != "none":
+            raise ValueError(
+                f'scale is "{self.scale}" but baseline is "none"; scores are scaled after they were centred'
+            )
         for name in ("eps", "beta", "gamma", "lam"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number that is not negative")
@@ -137,3 +139,114 @@ REINFORCE_PP = Objective(
     beta=0.01,
 )
 PPO = replace(REINFORCE_PP, name="ppo", credit="gae", lam=0.95, beta=0.05)
+
+ROWS = {row.name: row for row in (REINFORCE, RLOO, REINFORCE_PP, PPO, GRPO, DR_GRPO, DAPO, GSPO, GSPO_TOKEN, CISPO)}
+"""By the name a user types."""
+
+
+def describe(objective: Objective) -> str:
+    """The effective objective, one line for each of its parts: what a run prints before it starts."""
+    lines = [
+        ("advantage", _advantage(objective)),
+        ("per token", _CREDIT[objective.credit] + _WHITEN[objective.whiten]),
+        ("loss", _surrogate(objective)),
+        ("weight", _WEIGHT[objective.weight]),
+        ("reference", _reference(objective)),
+    ]
+    if objective.correction:
+        lines.append(("sampler", _correction(objective.correction)))
+    return "\n".join([objective.name, *(f"  {name:10}{text}".format(**vars(objective)) for name, text in lines)])
+
+
+def cautions(objective: Objective, *, updates: int) -> list[str]:
+    """What is allowed but rarely meant, a sentence each. updates: optimiser steps made from one rollout."""
+    return list(_cautions(objective, updates))
+
+
+def _cautions(objective: Objective, updates: int) -> Iterator[str]:
+    if objective.ratio not in ("sequence", "sequence_token"):
+        return
+    if max(objective.clip) > 0.01:
+        yield (
+            f"clip is {objective.clip}, but the ratio is that of a whole sequence per token, which moves by about "
+            f"0.0005: nothing will be clipped; GSPO's paper has (0.0003, 0.0004)"
+        )
+    if updates == 1:
+        yield (
+            "there is one update per rollout, so the ratio is always 1 and the sequence's ratio and its clip have no "
+            "effect; GSPO's paper makes 4"
+        )
+    if objective.weight != "sequence_mean":
+        yield (
+            f'weight is "{objective.weight}", so a sequence counts by its length; the mean over sequences, which '
+            f'GSPO is, is "sequence_mean"'
+        )
+
+
+_CREDIT = {
+    "sequence": "that of its sequence",
+    "returns": "Σ γ^k r[t+k], γ = {gamma:g}, of rewards per token",
+    "gae": "gae with γ = {gamma:g}, λ = {lam:g}, of rewards per token and a critic",
+}
+_WHITEN = {
+    "none": "",
+    "unbiased": "; whitened over the batch's tokens (variance over n − 1)",
+    "population": "; whitened over the batch's tokens (variance over n)",
+}
+_RATIO = {
+    "token": "ρ = π/π_old of the token",
+    "sequence": "ρ = (π/π_old of the sequence)^(1/length)",
+    "sequence_token": "ρ = (π/π_old of the sequence)^(1/length) with the token's gradient",
+    "sequence_sum": "ρ = π/π_old of the sequence",
+}
+_WEIGHT = {
+    "token_mean": "1 / tokens of the batch",
+    "sequence_mean": "1 / (sequences of the batch · tokens of its own)",
+    "sequence_sum": "1 / sequences of the batch",
+    "constant": "1 / (sequences of the batch · the length limit)",
+}
+_GRADIENT = {"own": "", "k2": ", gradient of k2", "score": ", times π/sg(π)", "ratio": ", times π/π_old"}
+_BASELINE = {"none": "r", "group": "r − mean of the group", "others": "r − mean of the others in the group"}
+
+
+def _advantage(objective: Objective) -> str:
+    text = "A = " + _BASELINE[objective.baseline]
+    if objective.scale != "none":
+        whose = {"group": "of the group", "others": "of the others", "batch": "of the batch"}[objective.scale]
+        text = f"A = ({text[4:]}) / (std {whose}, over n{' − 1' * objective.unbiased}, + {objective.eps:g})"
+    return text + ("; alone in its group: r" if objective.singleton == "score" else "")
+
+
+def _surrogate(objective: Objective) -> str:
+    low, high = 1 - objective.clip[0], 1 + objective.clip[1]
+    clipped = f"clip(ρ, {low:g}, {high:g})"
+    text = {
+        "reinforce": "−A log π",
+        "cispo": f"−sg({clipped}) A log π, {_RATIO[objective.ratio]}",
+        "clip": f"−min({'min(ρ, {ratio_cap:g})' if objective.ratio_cap else 'ρ'} A, {clipped} A)",
+    }[objective.surrogate]
+    if objective.surrogate == "clip":
+        text += (
+            ", at most −{dual_clip:g} A where A < 0" if objective.dual_clip else ""
+        ) + f"; {_RATIO[objective.ratio]}"
+    if objective.log_ratio_bounds:
+        text += ", log ρ within [{:g}, {:g}]".format(*objective.log_ratio_bounds)
+    return text
+
+
+def _reference(objective: Objective) -> str:
+    if objective.beta == 0:
+        return "none (β = 0)"
+    bounds = (
+        ", log-ratio within ±{:g}, estimate within ±{:g}".format(*objective.kl_bounds) if objective.kl_bounds else ""
+    )
+    if objective.kl_place == "reward":
+        return "−{beta:g} {kl} in the reward" + bounds
+    return "+{beta:g} {kl} in the loss" + _GRADIENT[objective.kl_gradient] + bounds
+
+
+def _correction(correction: Correction) -> str:
+    weight = f"times π_old/π_sampler ({correction.weight})"
+    if correction.outside == "clamp":
+        return f"{weight}, within [{correction.low:g}, {correction.high:g}]"
+    return f"{weight}, 0 where that of the {correction.decision} is not in [{correction.low:g}, {correction.high:g}]"

@@ -216,9 +216,7 @@ def _log_ratio(objective: Objective, log_probs: Tensor, old: Tensor, mask: Tenso
     return log_ratio if objective.log_ratio_bounds is None else log_ratio.clamp(*objective.log_ratio_bounds)
 
 
-def _surrogate(
-    objective: Objective, ratio: Tensor, log_probs: Tensor, advantages: Tensor
-) -> tuple[Tensor, Tensor]:
+def _surrogate(objective: Objective, ratio: Tensor, log_probs: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
     """The loss per token, and where the clip was active."""
     low, high = objective.clip
     if objective.surrogate == "reinforce":
@@ -226,8 +224,5 @@ def _surrogate(
     beyond = (ratio.detach() < 1 - low, ratio.detach() > 1 + high)
     if objective.surrogate == "cispo":
         return losses.cispo(ratio, log_probs, advantages, 1 - low, 1 + high), beyond[0] | beyond[1]
-    loss = losses.ppo_clip(
-        ratio, advantages, low, high, dual_clip=objective.dual_clip, ratio_cap=objective.ratio_cap
-    )
+    loss = losses.ppo_clip(ratio, advantages, low, high, dual_clip=objective.dual_clip, ratio_cap=objective.ratio_cap)
     return loss, (beyond[0] & (advantages < 0)) | (beyond[1] & (advantages > 0))
-

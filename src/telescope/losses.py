@@ -93,7 +93,7 @@ def reinforce(log_probs: Tensor, advantages: Tensor) -> Tensor:
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
-    """−log σ(r_chosen − r_rejected − margin), the preference loss of a reward model (Ouyang et al. 2022, equation 1)."""
+    """−log σ(r_chosen − r_rejected − margin), the loss of a reward model (Ouyang et al. 2022, equation 1)."""
     return torch.nn.functional.softplus(rejected - chosen + margin)
 
 

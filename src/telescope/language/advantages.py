@@ -7,7 +7,7 @@ Everything is computed on a whole rollout, before it is cut into batches. It lea
 # P prompts, G completions each, B = P·G completions of T tokens
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def sample_advantages(objective: Objective, scores: Tensor, scored: Tensor | Non
     arrays.check_alike(scores=scores, scored=scored)
     if scores.ndim != 2:
         raise ValueError(f"scores has shape {tuple(scores.shape)}; expected [prompts, completions of each]")
-    live = ~scores.isnan() if scored is None else arrays.to_bool("scored", scored)
+    live: Any = ~scores.isnan() if scored is None else arrays.to_bool("scored", scored)
     numbers = torch.where(live, scores, 0.0)
     if objective.baseline == "none":
         advantages = numbers
@@ -189,7 +189,7 @@ def _episodes(
     live: Tensor,
     terminated: Tensor | None,
     final_values: Tensor | None,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     return conventions.from_response_mask(
         rewards, values, live, terminated=terminated, final_values=final_values, masked=objective.masked
     )

@@ -185,9 +185,7 @@ def _check(
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; expected more than 0 (greedy sampling has no probabilities)")
     if support is not None:
-        arrays.check_shape(
-            "support", support[..., 0], tuple(tokens.shape), "without its last axis it is that of tokens,"
-        )
+        arrays.check_shape("support", support[..., 0], tuple(tokens.shape), "but for its last axis tokens has")
         drawn = (support == tokens[..., None]).any(-1)
         if arrays.any_true(~drawn if mask is None else ~drawn & mask):
             raise ValueError("support lacks tokens that were drawn; is it that of the state before each token?")

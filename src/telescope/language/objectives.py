@@ -147,8 +147,8 @@ ROWS = {row.name: row for row in (REINFORCE, RLOO, REINFORCE_PP, PPO, GRPO, DR_G
 def describe(objective: Objective) -> str:
     """The effective objective, one line for each of its parts: what a run prints before it starts."""
     lines = [
-        ("advantage", _advantage(objective)),
-        ("per token", _CREDIT[objective.credit] + _WHITEN[objective.whiten]),
+        ("score", _score(objective)),
+        ("advantage", _CREDIT[objective.credit] + _WHITEN[objective.whiten]),
         ("loss", _surrogate(objective)),
         ("weight", _WEIGHT[objective.weight]),
         ("reference", _reference(objective)),
@@ -184,9 +184,9 @@ def _cautions(objective: Objective, updates: int) -> Iterator[str]:
 
 
 _CREDIT = {
-    "sequence": "that of its sequence",
-    "returns": "Σ γ^k r[t+k], γ = {gamma:g}, of rewards per token",
-    "gae": "gae with γ = {gamma:g}, λ = {lam:g}, of rewards per token and a critic",
+    "sequence": "of a token: its completion's score",
+    "returns": "of a token: Σ γ^k r[t+k] of rewards per token, γ = {gamma:g}",
+    "gae": "of a token: gae of rewards per token and a critic, γ = {gamma:g}, λ = {lam:g}",
 }
 _WHITEN = {
     "none": "",
@@ -209,11 +209,11 @@ _GRADIENT = {"own": "", "k2": ", gradient of k2", "score": ", times π/sg(π)", 
 _BASELINE = {"none": "r", "group": "r − mean of the group", "others": "r − mean of the others in the group"}
 
 
-def _advantage(objective: Objective) -> str:
-    text = "A = " + _BASELINE[objective.baseline]
+def _score(objective: Objective) -> str:
+    text = _BASELINE[objective.baseline]
     if objective.scale != "none":
         whose = {"group": "of the group", "others": "of the others", "batch": "of the batch"}[objective.scale]
-        text = f"A = ({text[4:]}) / (std {whose}, over n{' − 1' * objective.unbiased}, + {objective.eps:g})"
+        text = f"({text}) / (std {whose}, over n{' − 1' * objective.unbiased}, + {objective.eps:g})"
     return text + ("; alone in its group: r" if objective.singleton == "score" else "")
 
 
@@ -222,13 +222,13 @@ def _surrogate(objective: Objective) -> str:
     clipped = f"clip(ρ, {low:g}, {high:g})"
     text = {
         "reinforce": "−A log π",
-        "cispo": f"−sg({clipped}) A log π, {_RATIO[objective.ratio]}",
+        "cispo": f"−sg({clipped}) A log π",
         "clip": f"−min({'min(ρ, {ratio_cap:g})' if objective.ratio_cap else 'ρ'} A, {clipped} A)",
     }[objective.surrogate]
-    if objective.surrogate == "clip":
-        text += (
-            ", at most −{dual_clip:g} A where A < 0" if objective.dual_clip else ""
-        ) + f"; {_RATIO[objective.ratio]}"
+    if objective.dual_clip:
+        text += ", at most −{dual_clip:g} A where A < 0"
+    if objective.surrogate != "reinforce":
+        text += f"; {_RATIO[objective.ratio]}"
     if objective.log_ratio_bounds:
         text += ", log ρ within [{:g}, {:g}]".format(*objective.log_ratio_bounds)
     return text
@@ -237,9 +237,8 @@ def _surrogate(objective: Objective) -> str:
 def _reference(objective: Objective) -> str:
     if objective.beta == 0:
         return "none (β = 0)"
-    bounds = (
-        ", log-ratio within ±{:g}, estimate within ±{:g}".format(*objective.kl_bounds) if objective.kl_bounds else ""
-    )
+    bounds = "" if objective.kl_bounds is None else ", of a log-ratio within ±{:g}, within ±{:g}"
+    bounds = bounds.format(*objective.kl_bounds or ())
     if objective.kl_place == "reward":
         return "−{beta:g} {kl} in the reward" + bounds
     return "+{beta:g} {kl} in the loss" + _GRADIENT[objective.kl_gradient] + bounds

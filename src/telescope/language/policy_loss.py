@@ -1,8 +1,8 @@
 """The loss of each token and its weight in the batch, as a row of the table in `objectives.py` says.
 
-The loss of a batch is Σ weights · loss. Weights are made once, from the mask of all that one optimiser step learns from;
-losses from any piece of it. So how it is cut, padded or packed changes neither value nor gradient. It leaves out the
-critic's loss (`telescope.losses`) and where log-probabilities come from (`log_probs.py`).
+The loss of a batch is Σ weights · loss. Weights are made once, from the mask of all that one optimiser step learns
+from; losses from any piece of it. So how it is cut, padded or packed changes neither value nor gradient. It leaves out
+the critic's loss (`telescope.losses`) and where log-probabilities come from (`log_probs.py`).
 """
 
 from __future__ import annotations
@@ -169,10 +169,10 @@ def off_policy_weights(
     *,
     owner: Tensor | None = None,
 ) -> Tensor:
-    """w = π_old / π_sampler within bounds, per token, where another engine has sampled; without gradient, 0 where masked.
+    """w = π_old / π_sampler within bounds, where another engine has sampled; without gradient, 0 where masked.
 
-    "clamp" stops at the bounds (truncated importance sampling, Yao et al. 2025), "drop" gives 0 beyond them. All are
-    of the shape [..., T].
+    "clamp" stops at the bounds (truncated importance sampling, Yao et al. 2025), "drop" gives 0 beyond them. All
+    arguments, and the result, are [..., T].
     """
     arrays.check_alike(old_log_probs=old_log_probs, sampler_log_probs=sampler_log_probs, mask=mask, owner=owner)
 

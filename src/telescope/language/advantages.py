@@ -124,7 +124,8 @@ def token_advantages(
         spread = torch.where(live, advantages[:, None], 0.0)
     else:
         rewards = token_rewards(objective, advantages, mask, kl, beta)
-        ends = _episodes(objective, rewards, torch.zeros_like(rewards), mask, None, None)
+        complete = torch.ones_like(advantages, dtype=torch.bool)  # without a critic nothing is known beyond a cut
+        ends = _episodes(objective, rewards, torch.zeros_like(rewards), mask, complete, None)
         del ends["values"]
         spread = discounted_return(**ends, gamma=objective.gamma)
     return whitened(objective, spread, live)
@@ -169,7 +170,7 @@ def _deviation(objective: Objective, scores: Tensor, live: Tensor) -> Tensor:
         n, squares = n[..., 0], squares[..., 0]
     else:
         n, _, squares = moments(torch, scores, live, axes)
-    return (squares / (n - objective.unbiased).clip(1)).sqrt()
+    return (squares / (n - int(objective.unbiased)).clip(1)).sqrt()
 
 
 def _score_places(objective: Objective, mask: Tensor) -> Tensor:

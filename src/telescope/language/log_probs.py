@@ -8,6 +8,8 @@ leaves out the model that the hidden states come from.
 # N live tokens, D hidden size, V vocabulary, K size of the largest support
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -73,9 +75,13 @@ def sampling_support(logits: Tensor, *, temperature: float = 1.0, top_k: int | N
     top_p keeps the fewest likeliest tokens whose probabilities, among the top k, sum to top_p or more (Holtzman et al.
     2020, arXiv 1904.09751, equation 2). logits: [..., V]; None switches a rule off.
     """
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; expected at least 1, or None for all of the vocabulary")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; expected a probability above 0, or None")
     k = logits.shape[-1] if top_k is None else min(top_k, logits.shape[-1])
     values, ids = (logits.detach().float() / temperature).topk(k)
-    if top_p is None:
+    if top_p is None or top_p == 1:  # which rounding would make a little less of
         return ids
     probabilities = values.softmax(-1)
     kept = probabilities.cumsum(-1) - probabilities < top_p  # the likeliest is always kept
@@ -83,10 +89,22 @@ def sampling_support(logits: Tensor, *, temperature: float = 1.0, top_k: int | N
     return ids[..., : max(1, int(kept.sum(-1).max()))]
 
 
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Forward and backward take their products in one precision, wherever each of them is called."""
+
+    @functools.wraps(function)
+    def plain(ctx: Any, first: Tensor, *others: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return function(ctx, first, *others)
+
+    return plain
+
+
 class _LogProbs(torch.autograd.Function):
     """Rows in chunks: nothing of the size of the vocabulary outlives its chunk."""
 
     @staticmethod
+    @_without_autocast
     def forward(
         ctx: Any,
         hidden: Tensor,
@@ -115,6 +133,7 @@ class _LogProbs(torch.autograd.Function):
         return log_probs, entropy
 
     @staticmethod
+    @_without_autocast
     def backward(ctx: Any, d_log_probs: Tensor, d_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, support, norms, entropy = ctx.saved_tensors
         temperature, size = ctx.settings
@@ -144,8 +163,7 @@ class _LogProbs(torch.autograd.Function):
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, support: Tensor | None, temperature: float) -> Tensor:
     """[n, V] in working precision, divided by the temperature; −∞ outside the support."""
-    with torch.autocast(hidden.device.type, enabled=False):  # the backward pass would not see it: both do without
-        z = torch.nn.functional.linear(hidden, weight, bias).to(arrays.working_dtype(hidden))
+    z = torch.nn.functional.linear(hidden, weight, bias).to(arrays.working_dtype(hidden))
     z /= temperature
     if support is None:
         return z

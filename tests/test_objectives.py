@@ -5,7 +5,7 @@ laws of the loss, which are in tests/test_policy_loss.py.
 """
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from telescope.language.advantages import (
     token_rewards,
     whitened,
 )
-from telescope.language.frameworks import AS_IN
+from telescope.language.frameworks import AS_IN, REINFORCE_PP_BASELINE
 from telescope.language.log_probs import token_log_probs
 from telescope.language.objectives import (
     DAPO,
@@ -453,3 +453,38 @@ def test_cautions(objective, updates, words):
     found = cautions(objective, updates=updates)
     assert len(found) == len(words)
     assert all(word in sentence for word, sentence in zip(words, found, strict=True))
+
+
+# The page
+
+
+def table(heading):
+    """The cells of the table whose header begins so, row by row."""
+    page = (Path(__file__).parents[1] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    lines = page[page.index(f"| {heading} |") :].partition("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in [lines[0], *lines[2:]]]
+
+
+def written(value):
+    """A column's value as the page has it."""
+    if isinstance(value, tuple):
+        return ", ".join(f"{number:g}" for number in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def test_the_page_has_every_row_as_it_is():
+    (_, *columns, _), *rows = table("row")
+    assert [name.strip("`") for name, *_ in rows] == list(ROWS)
+    for name, *cells, paper in rows:
+        assert cells == [written(getattr(ROWS[name.strip("`")], column.strip("`"))) for column in columns]
+        assert paper
+
+
+def test_the_page_has_every_preset_and_all_that_sets_it_apart():
+    _, *rows = table("framework | preset")
+    kin = ROWS | {REINFORCE_PP_BASELINE.name: REINFORCE_PP_BASELINE}
+    assert [(framework, name.strip("`")) for framework, name, _ in rows] == PRESETS
+    for framework, name, stated in rows:
+        ours, theirs = kin[name.strip("`")], AS_IN[framework][name.strip("`")]
+        different = [field.name for field in fields(ours) if getattr(ours, field.name) != getattr(theirs, field.name)]
+        assert stated == ", ".join(f"`{name}={getattr(theirs, name)!r}`" for name in different)

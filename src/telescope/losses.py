@@ -63,9 +63,9 @@ def ppo_clip(
     Args:
         ratio, advantages: of one shape, or such that they broadcast.
         clip: ε; with `clip_high` only that of the lower bound.
-        clip_high: ε of the upper bound where it differs (DAPO's "clip-higher", arXiv 2503.14476, equation 8).
+        clip_high: ε of the upper bound where it differs (DAPO's "clip-higher", arXiv 2503.14476).
         dual_clip: c > 1; where A < 0 the loss is at most −c A, so that a large ratio of a bad action has no gradient
-            (Ye et al. 2020, arXiv 1912.09729, equation 4).
+            (Ye et al. 2020, arXiv 1912.09729).
         ratio_cap: δ; min(ρ, δ) in place of ρ in the unclipped term, the same idea (INTELLECT-2, arXiv 2505.07291).
     """
     # two tensors, not torch.clamp: the bounds may be tensors (an annealed clip) inside a compiled, vmapped update
@@ -81,7 +81,7 @@ def ppo_clip(
 def cispo(ratio: Tensor, log_probs: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
     """−sg(clip(ρ, low, high)) A log π: no token loses its gradient, only its weight is bounded.
 
-    CISPO (MiniMax-M1, arXiv 2506.13585), equation 4; sg stops gradients. The bounds are of the ratio itself: `high` is
+    CISPO (MiniMax-M1, arXiv 2506.13585); sg stops gradients. The bounds are of the ratio itself: `high` is
     5, not 4, for five times. With both bounds 1 it is `reinforce`.
     """
     return -ratio.detach().clamp(low, high) * advantages * log_probs

@@ -109,7 +109,7 @@ def token_advantages(
     """A row's advantages per token [B, T], without a critic, whitened where the row says so.
 
     With `credit` "sequence" each token has its completion's; with "returns" Σ_{s≥t} γ^{s−t} r[s] of `token_rewards`
-    (REINFORCE++, Hu 2025, arXiv 2501.03262, equation 6).
+    (REINFORCE++, Hu 2025, arXiv 2501.03262).
 
     Args:
         advantages: [B], of `sample_advantages`. mask: [B, T], True counts; 0 where masked.

@@ -86,7 +86,16 @@ AS_IN: dict[str, dict[str, Objective]] = {
     "nemo": _NEMO,
     "slime": _all([GRPO, GSPO], eps=1e-6),
     "areal": {
-        "grpo": replace(GRPO, eps=1e-5, singleton="score", weight="token_mean", kl="k1", kl_place="reward", beta=0.1),
+        "grpo": replace(
+            GRPO,
+            eps=1e-5,
+            singleton="score",
+            credit="returns",
+            weight="token_mean",
+            kl="k1",
+            kl_place="reward",
+            beta=0.1,
+        ),
         "gspo": replace(GSPO, eps=1e-5, singleton="score", weight="token_mean"),
     },
     "open_instruct": {

@@ -73,7 +73,7 @@ def sampling_support(logits: Tensor, *, temperature: float = 1.0, top_k: int | N
     """[..., K] ids of the tokens that top-k and then top-p sampling may draw, likeliest first, filled up with −1.
 
     top_p keeps the fewest likeliest tokens whose probabilities, among the top k, sum to top_p or more (Holtzman et al.
-    2020, arXiv 1904.09751, equation 2). logits: [..., V]; None switches a rule off.
+    2020, arXiv 1904.09751). logits: [..., V]; None switches a rule off.
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; expected at least 1, or None for all of the vocabulary")

@@ -22,6 +22,10 @@ TINY = "tiny"
 """The name of the built-in model: about half a million parameters, untrained, characters for tokens."""
 
 
+INITIAL = 0.08
+"""Deviation of its weights, about width^−½: with the usual 0.02 it needs three times the steps to learn addition."""
+
+
 def tiny(seed: int = 0) -> nn.Module:
     """The built-in model with weights by the seed: a Llama of 2 layers and width 128."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -35,6 +39,7 @@ def tiny(seed: int = 0) -> nn.Module:
         num_key_value_heads=4,
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        initializer_range=INITIAL,
         pad_token_id=PAD,
         bos_token_id=None,
         eos_token_id=EOS,
@@ -47,7 +52,9 @@ def tiny(seed: int = 0) -> nn.Module:
 def load(source: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
     """A causal LM and its tokenizer: the built-in one, a run folder, a transformers folder, or a name on the hub."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one of our own is on the terminal
     if source == TINY:
         return tiny(seed).to(dtype), characters()
     place = folder_of(source)

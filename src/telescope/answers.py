@@ -61,7 +61,7 @@ class Answers:
             from telescope.language.rewards import load_function
 
             scoring, metric, name = load_function(self.config.reward), "reward", self.config.reward
-        limits = {"ends": self.ends, "max_tokens": self.config.max_tokens or task.max_tokens}
+        limits: dict[str, Any] = {"ends": self.ends, "max_tokens": self.config.max_tokens or task.max_tokens}
         found = greedy(self.model, self.tokenizer, rows, scoring, name=name, **limits)
         kl = distance(self.model, self._reference(), self.tokenizer, rows, **limits)
         return {

@@ -44,7 +44,9 @@ class GRPO(RolloutConfig):
         if row(self).critic:
             raise ValueError(f"objective is {self.objective!r}, which needs a critic: telescope train ppo {self.task}")
         if self.group < 2 and row(self).baseline != "none":
-            raise ValueError(f"group is {self.group}, but {self.objective} compares completions of one prompt; 2 or more")
+            raise ValueError(
+                f"group is {self.group}, but {self.objective} compares completions of one prompt; 2 or more"
+            )
 
 
 PRESETS = ("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce")
@@ -93,7 +95,7 @@ def train(config: GRPO, resume: dict[str, Any] | None = None) -> Iterator[Iterat
     for _ in session.iterations():
         rollout = session.collect()
         advantages = advantages_of(session, rollout)
-        statistics = []
+        statistics = list[dict[str, float]]()
         with session.timed("update"):
             for epoch in range(config.epochs):
                 for prompts in session.minibatches(epoch):
@@ -132,9 +134,7 @@ def update(
         here, batch = rollout.members(piece), rollout.part(piece)
         mask, old = batch.completions.mask, batch.completions.log_probs
         log_probs = session.log_probs(session.states(batch), batch).log_probs
-        result = policy_loss(
-            objective, log_probs, old, advantages[here], mask, reference_log_probs=batch.reference
-        )
+        result = policy_loss(objective, log_probs, old, advantages[here], mask, reference_log_probs=batch.reference)
         loss = (weights[here] * result.loss).sum()
         loss.backward()
         with torch.no_grad():
@@ -152,7 +152,9 @@ def update(
             sums[name] = combine(sums[name], value.detach()) if name in sums else value.detach()
     norm = session.optimiser.step(session.progress)
     tokens = float(sums.pop("tokens", torch.tensor(1.0)))
-    means = {name: float(sums.get(name, torch.tensor(0.0))) / tokens for name in ("kl", "kl_reference", "clip_fraction")}
+    means = {
+        name: float(sums.get(name, torch.tensor(0.0))) / tokens for name in ("kl", "kl_reference", "clip_fraction")
+    }
     rest = {name: float(sums[name]) for name in ("policy_loss", "ratio_max") if name in sums}
     seen = {"sampler_mismatch": float(sums["sampler_mismatch"])} if first and sums else {}
     return means | rest | seen | {"gradient_norm": norm, "skipped": 1 - len(learning) / len(prompts)}

@@ -1,7 +1,7 @@
 """The reward model of RLHF: a score learned from pairs of completions of which one was preferred.
 
-Bradley & Terry 1952, as in InstructGPT (Ouyang et al. 2022, arXiv 2203.02155, equation 1). The loop is `train`. Rows need
-`prompt`, `chosen` and `rejected`.
+Bradley & Terry 1952, as in InstructGPT (Ouyang et al. 2022, arXiv 2203.02155, equation 1). The loop is `train`.
+Rows need `prompt`, `chosen` and `rejected`.
 """
 
 # B pairs
@@ -48,6 +48,7 @@ STATISTICS = ("accuracy", "loss", "margin", "gradient_norm", "learning_rate")
 def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
     """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""
     task = pairs_of(config.task)
+    assert task.pairs is not None
     session = Session(config, resume, STATISTICS, task)
     model = RewardModel.new(session.policy, session.tokenizer, session.ends[0], config.device)
     session.policy = model.network

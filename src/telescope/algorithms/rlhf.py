@@ -1,7 +1,7 @@
-"""PPO on language models with its four models: policy, value, reward, reference (Ouyang et al. 2022, arXiv 2203.02155).
+"""PPO on language models with its four models: policy, value, reward, reference (Ouyang et al. 2022, 2203.02155).
 
-The loop is `train`; every formula in it is imported. A completion is an episode: its end terminates it, the length limit
-truncates it, and `truncation` says what that means.
+The loop is `train`; every formula in it is imported. A completion is an episode: its end terminates it, the length
+limit truncates it, and `truncation` says what that means.
 """
 
 # N prompts, G completions each, B = N · G completions of T tokens
@@ -164,7 +164,9 @@ class Critic:
     def values_of(self, rollout: Rollout) -> Tensor:
         """[B, T + 1] of a whole rollout, piece by piece."""
         parts = [rollout.part(piece) for piece in self.session.groups(rollout)]
-        return torch.cat([self.values(part, self.session.states(part) if self.shared else part.scores) for part in parts])
+        return torch.cat(
+            [self.values(part, self.session.states(part) if self.shared else part.scores) for part in parts]
+        )
 
 
 def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
@@ -195,7 +197,7 @@ def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
 
 
 def from_bootstraps(objective: Objective, mask: Tensor, ends: Tensor, final: Tensor) -> Credit:
-    """The part of the returns that cut completions take from the critic: `gae` is linear, so it is its own of nothing else."""
+    """What cut completions take from the critic: `gae` is linear, so it is the `gae` of that alone."""
     zeros = torch.zeros(mask.shape, dtype=final.dtype, device=final.device)
     return critic_advantages(objective, zeros, zeros, mask, terminated=ends, final_values=final)
 

@@ -20,7 +20,7 @@ class LanguageConfig:
     task: str = "lm/addition"
     """A built-in task (lm/addition, lm/sort, lm/reverse, lm/taste), or a JSONL file with a row for each prompt."""
     model: str = TINY
-    """The model to start from: tiny (built in, untrained), a run folder, a transformers folder, or a name on the hub."""
+    """Where to start: tiny (built in, untrained), a run folder, a transformers folder, or a name on the hub."""
     digits: int | None = None
     """Digits of the built-in tasks' numbers, or the length of their strings; none: the task's own (2 for addition)."""
     seed: int = 0
@@ -57,9 +57,7 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name and number."""
         positive(self, "total_steps", "learning_rate", "max_grad_norm", "eval_prompts")
-        at_least_zero(
-            self, "seed", "lr_warmup", "weight_decay", "lora_rank", "micro_batch", "eval_every", "threads"
-        )
+        at_least_zero(self, "seed", "lr_warmup", "weight_decay", "lora_rank", "micro_batch", "eval_every", "threads")
         for name in ("digits", "max_tokens"):
             if getattr(self, name) is not None:
                 positive(self, name)
@@ -89,7 +87,7 @@ class RolloutConfig(LanguageConfig):
     top_k: int | None = None
     """Sample from the k likeliest tokens only; log-probabilities are then over the same."""
     top_p: float | None = None
-    """Sample from the likeliest tokens that together have this probability; log-probabilities are then over the same."""
+    """Sample from the likeliest tokens that together have this probability; log-probabilities likewise."""
     warm_start: float = 0.2
     """Alone with the built-in model: train on right answers until this share of held-out prompts is answered."""
     warm_start_steps: int = 2000

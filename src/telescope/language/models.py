@@ -75,7 +75,9 @@ def folder_of(source: str) -> str:
 
 def save(model: nn.Module, tokenizer: Any, path: str | os.PathLike[str]) -> None:
     """An ordinary transformers folder; of a model with an adapter, the merged weights."""
-    plain = copy.deepcopy(model).merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    plain: Any = model
+    if hasattr(model, "merge_and_unload"):
+        plain = copy.deepcopy(plain).merge_and_unload()
     plain.save_pretrained(path)
     tokenizer.save_pretrained(path)
 

@@ -80,4 +80,6 @@ def train_reward_model(model: RewardModel, task: Task, seed: int) -> float:
         adam.zero_grad()
     model.network.requires_grad_(False)
     with torch.no_grad():
-        return float((model.pair_loss(task.pairs(generator(0, PAIRS, STEPS), 1024, held_out=True))[1] > 0).float().mean())
+        return float(
+            (model.pair_loss(task.pairs(generator(0, PAIRS, STEPS), 1024, held_out=True))[1] > 0).float().mean()
+        )

@@ -26,7 +26,8 @@ def load_function(source: str) -> Reward:
     if not Path(path).is_file():
         raise ValueError(f"reward is {source!r}, but there is no file {path}")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

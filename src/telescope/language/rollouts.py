@@ -35,9 +35,9 @@ from telescope.language.training import (
     TOKENS,
     Optimiser,
     Session,
+    everything,
     generator,
     put_back,
-    everything,
     trainable,
 )
 
@@ -60,13 +60,13 @@ class Rollout(NamedTuple):
 
     def part(self, prompts: Tensor) -> Rollout:
         """The groups of some prompts."""
-        members = (prompts[:, None] * self.group + torch.arange(self.group, device=prompts.device)).reshape(-1)
+        members = self.members(prompts)
         chosen = members.tolist()
         return Rollout(
             [self.rows[i] for i in chosen],
             [self.texts[i] for i in chosen],
-            Prompts(*(x[prompts] for x in self.prompts)),
-            Completions(*(None if x is None else x[members] for x in self.completions)),
+            self.prompts.rows(prompts),
+            self.completions.rows(members),
             self.scores[members],
             None if self.reference is None else self.reference[members],
             self.group,
@@ -94,7 +94,9 @@ class RolloutSession(Session):
             self._warm_start()
         elif self.start is not None:
             put_back(self.policy, self.start)
-        self.reference = copy.deepcopy(self.policy).requires_grad_(False) if objective.beta and not config.lora_rank else None
+        self.reference = (
+            copy.deepcopy(self.policy).requires_grad_(False) if objective.beta and not config.lora_rank else None
+        )
         if config.lora_rank:
             self.policy = models.with_lora(self.policy, config.lora_rank, seed=config.seed)
         self.after = False
@@ -125,8 +127,8 @@ class RolloutSession(Session):
             self.reward = self.task.reward
         else:
             raise ValueError(
-                f"{self.task.name} has no answers to check, so it needs a reward: --reward FILE.py:FUNCTION, or the run "
-                "folder of a reward model"
+                f"{self.task.name} has no answers to check, so it needs a reward: --reward FILE.py:FUNCTION, or the "
+                "run folder of a reward model"
             )
 
     def _own_reward_model(self) -> RewardModel:

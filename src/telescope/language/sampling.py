@@ -22,6 +22,10 @@ class Prompts(NamedTuple):
     tokens: Tensor  # [N, P]
     mask: Tensor  # [N, P], True on tokens of the prompt
 
+    def rows(self, index: Tensor | slice) -> Prompts:
+        """Some of them."""
+        return Prompts(self.tokens[index], self.mask[index])
+
 
 class Completions(NamedTuple):
     """B completions, padded on the right; where masked all else is 0."""
@@ -32,6 +36,10 @@ class Completions(NamedTuple):
     entropy: Tensor  # [B, T], of the distribution sampled from
     terminated: Tensor  # [B], True where the end was produced; the others were cut off by the length limit
     support: Tensor | None  # [B, T, K] ids that could have been drawn, where top-k or top-p restricted them
+
+    def rows(self, index: Tensor) -> Completions:
+        """Some of them."""
+        return Completions(*(None if x is None else x[index] for x in self))  # type: ignore[arg-type]
 
 
 def encode(tokenizer: Any, texts: Sequence[str], device: str | torch.device = "cpu") -> Prompts:
@@ -95,7 +103,7 @@ def sample(
     endings = torch.tensor(list(ends), device=mask.device)
     for t in range(max_tokens):
         noise = None if uniforms is None else uniforms[rows, t]
-        tokens, support = completions.add(t, rows, logits, noise, temperature, top_k, top_p)
+        tokens = completions.add(t, rows, logits, noise, temperature, top_k, top_p)
         ended = torch.isin(tokens, endings)
         completions.terminated[rows[ended]] = True
         if t + 1 == max_tokens or bool(ended.all()):
@@ -141,7 +149,7 @@ class _Growing:
         temperature: float,
         top_k: int | None,
         top_p: float | None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Tensor:
         """Draw the t-th token of the rows that still grow."""
         support = None
         if (top_k is not None or top_p is not None) and noise is not None:
@@ -155,7 +163,7 @@ class _Growing:
         self.entropy[rows, t] = -(log_probs.exp() * finite).sum(-1)
         tokens = index if support is None else support.gather(-1, index[:, None])[:, 0]
         self.tokens[rows, t], self.mask[rows, t] = tokens, True
-        return tokens, support
+        return tokens
 
     def finish(self) -> Completions:
         width = int(self.mask.any(0).sum())
@@ -166,8 +174,10 @@ class _Growing:
             for t, (rows, ids) in enumerate(self.supports):
                 support[rows, t, : ids.shape[-1]] = ids
             support = support[:, :width]
-        cut = (x[:, :width] for x in (self.tokens, self.mask, self.log_probs, self.entropy))
-        return Completions(*cut, self.terminated, support)
+        tokens, mask, log_probs, entropy = (
+            x[:, :width] for x in (self.tokens, self.mask, self.log_probs, self.entropy)
+        )
+        return Completions(tokens, mask, log_probs, entropy, self.terminated, support)
 
 
 def _draw(log_probs: Tensor, noise: Tensor) -> Tensor:

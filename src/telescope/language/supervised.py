@@ -27,7 +27,7 @@ class Texts(NamedTuple):
 
     def part(self, rows: slice) -> Texts:
         """Some of them."""
-        return Texts(Prompts(*(x[rows] for x in self.prompts)), self.tokens[rows], self.mask[rows])
+        return Texts(self.prompts.rows(rows), self.tokens[rows], self.mask[rows])
 
 
 def texts(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], end: int, device: str) -> Texts:

@@ -7,6 +7,7 @@ where completions come from and what they are worth to a learned reward model.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -133,7 +134,7 @@ def _taste(name: str, digits: int | None) -> Task:
 
 def taste(word: str) -> float:
     """The hidden reward of `lm/taste`: the share of neighbours of which one is a vowel and one is not, 0 to 1."""
-    changes = [(a in VOWELS) != (b in VOWELS) for a, b in zip(word, word[1:], strict=False)]
+    changes = [(a in VOWELS) != (b in VOWELS) for a, b in itertools.pairwise(word)]
     return sum(changes) / len(changes) if changes and word.isalpha() else 0.0
 
 
@@ -195,7 +196,9 @@ def pairs_of(name: str) -> Task:
     """A task with preference pairs: a built-in one that has them, or a JSONL file of `prompt`, `chosen`, `rejected`."""
     if not name.endswith(".jsonl"):
         if (task := open_task(name)).pairs is None:
-            raise ValueError(f"task is {name!r}, which has no preference pairs; lm/taste has, or a .jsonl file of yours")
+            raise ValueError(
+                f"task is {name!r}, which has no preference pairs; lm/taste has, or a .jsonl file of yours"
+            )
         return task
     rows = read_rows(name, ("prompt", "chosen", "rejected"))
     kept = {held: [row for row in rows if is_held_out(row["prompt"]) == held] for held in (False, True)}

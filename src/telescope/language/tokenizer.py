@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
-CHARACTERS = tuple(map(chr, range(32, 127))) + ("\n",)
+CHARACTERS = (*map(chr, range(32, 127)), "\n")
 VOCABULARY = len(SPECIAL) + len(CHARACTERS)
 PAD, EOS = 0, 1
 

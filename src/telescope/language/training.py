@@ -204,9 +204,7 @@ class Optimiser:
             for name, model in trained.items()
             if (parameters := [p for p in model.parameters() if p.requires_grad])
         ]
-        self.adam = torch.optim.AdamW(
-            self.groups, lr=0.0, betas=BETAS, weight_decay=config.weight_decay, fused=True
-        )
+        self.adam = torch.optim.AdamW(self.groups, lr=0.0, betas=BETAS, weight_decay=config.weight_decay, fused=True)
 
     def step(self, progress: float) -> float:
         """Clip, move, forget the gradients; returns the first model's gradient norm. progress: of the run, 0 to 1."""

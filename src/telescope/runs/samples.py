@@ -19,13 +19,13 @@ class SampleTable:
 
     def __init__(self, path: Path, *, resume_step: int | None) -> None:
         """Start the table anew, or continue it after `resume_step`: later rows are dropped."""
-        self.path, self._file = path, None
-        kept = _rows(path) if resume_step is not None and path.exists() else []
-        kept = [kept[0], *(row for row in kept[1:] if row[0].isdecimal() and int(row[0]) <= resume_step)] if kept else []
-        if kept:
-            write_atomic(path, _csv(kept))
-        elif path.exists():
-            path.unlink()
+        self.path = path
+        header, *rows = _rows(path) if resume_step is not None and path.exists() else [[]]
+        if header:
+            kept = [row for row in rows if row[0].isdecimal() and int(row[0]) <= (resume_step or 0)]
+            write_atomic(path, _csv([header, *kept]))
+        else:
+            path.unlink(missing_ok=True)
 
     def write(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows of one step, all with the same names."""
@@ -45,7 +45,7 @@ def _rows(path: Path) -> list[list[str]]:
     with explained("read", path):
         text = path.read_bytes().decode(errors="replace")
     rows = list(csv.reader(io.StringIO(text, newline="")))
-    return [row for row in rows if row and len(row) == len(rows[0])]
+    return [row for row in rows if len(row) == len(rows[0])] or [[]]  # a crash may have cut the last one short
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> bytes:

@@ -103,7 +103,7 @@ def policy_loss(
         beta: in place of the row's, where a controller moves it.
         owner: which sequence each place belongs to, where several are packed in one row; None: its row.
     """
-    old = log_probs.detach() if old_log_probs is None else old_log_probs
+    old = log_probs if old_log_probs is None else old_log_probs
     arrays.check_alike(
         log_probs=log_probs,
         old_log_probs=old,

@@ -16,8 +16,9 @@ from telescope import algorithms
 from telescope.language import models
 from telescope.language.evaluate import distance, greedy
 from telescope.language.preferences import RewardModel
+from telescope.language.rewards import load_function
 from telescope.language.sampling import decode, encode, sample
-from telescope.language.tasks import open_task, pairs_of
+from telescope.language.tasks import Reward
 from telescope.language.training import PAIRS, generator, put_back
 from telescope.runs.config import from_mapping
 from telescope.runs.files import RunError
@@ -54,23 +55,27 @@ class Answers:
         """On held-out prompts: `exact_match` or `reward` and `length` of greedy answers, `kl` of sampled ones."""
         if self.folder.algorithm == "reward_model":
             return self._ordered(prompts)
-        task = open_task(self.config.task, self.config.digits)
+        task = self.config.open_task()
         rows = task.held_out[:prompts]
-        scoring, metric, name = task.reward, task.metric, f"of {task.name}"
-        if scoring is None:
-            from telescope.language.rewards import load_function
-
-            scoring, metric, name = load_function(self.config.reward), "reward", self.config.reward
+        scoring, name = (task.reward, f"of {task.name}") if task.reward else (self._reward(), self.config.reward)
         limits: dict[str, Any] = {"ends": self.ends, "max_tokens": self.config.max_tokens or task.max_tokens}
         found = greedy(self.model, self.tokenizer, rows, scoring, name=name, **limits)
         kl = distance(self.model, self._reference(), self.tokenizer, rows, **limits)
         return {
-            metric: found["reward"],
+            task.metric: found["reward"],
             "kl": kl,
             "length": found["length"],
             "truncated": found["truncated"],
             "prompts": len(rows),
         }
+
+    def _reward(self) -> Reward:
+        """What the run was rewarded by, a function or a model, as a function."""
+        source = self.config.reward
+        if not os.path.isdir(source):
+            return load_function(source)
+        model = RewardModel.load(source, self.config.device)
+        return lambda prompts, completions, **_: model.scores([{"prompt": p} for p in prompts], completions).tolist()
 
     def _reference(self) -> Any:
         """The model that training began with, after its warm start where it had one."""
@@ -84,7 +89,7 @@ class Answers:
 
     def _ordered(self, pairs: int) -> dict[str, Any]:
         model = RewardModel.load(os.fspath(self.folder), self.config.device)
-        rows = pairs_of(self.config.task).pairs(generator(0, PAIRS, 2**31), pairs, held_out=True)  # type: ignore[misc]
+        rows = self.config.open_task().pairs(generator(0, PAIRS, 2**31), pairs, held_out=True)  # type: ignore[misc]
         with torch.no_grad():
             margin = model.pair_loss(rows)[1]
         return {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean()), "pairs": len(rows)}

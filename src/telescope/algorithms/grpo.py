@@ -55,8 +55,7 @@ PRESETS = ("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce"
 
 def preset(task: str, name: str = "grpo") -> GRPO:
     """The settings for a task and a row of the table."""
-    minibatches = 2 if ROWS[name].ratio == "token" else 4  # GSPO's ratio is 1 in the first of them
-    return GRPO(task=task, objective=name, minibatches=minibatches)
+    return GRPO(task=task, objective=name)
 
 
 def row(config: GRPO) -> Objective:

@@ -15,7 +15,7 @@ import torch
 
 from telescope.language.config import LanguageConfig, positive
 from telescope.language.preferences import RewardModel
-from telescope.language.tasks import pairs_of
+from telescope.language.tasks import Task, pairs_of
 from telescope.language.training import PAIRS, Iteration, Session, generator
 
 
@@ -27,6 +27,8 @@ class RewardModelling(LanguageConfig):
     """A built-in task with preference pairs (lm/taste), or a JSONL file with `prompt`, `chosen`, `rejected`."""
     total_steps: int = 200
     """Steps of training."""
+    learning_rate: float = 1e-3
+    """AdamW's step size."""
     batch_size: int = 256
     """Pairs of each step."""
     weight_decay: float = 0.01
@@ -35,6 +37,9 @@ class RewardModelling(LanguageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "batch_size")
+
+    def open_task(self) -> Task:
+        return pairs_of(self.task)
 
 
 def preset(task: str) -> RewardModelling:
@@ -47,11 +52,11 @@ STATISTICS = ("accuracy", "loss", "margin", "gradient_norm", "learning_rate")
 
 def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
     """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""
-    task = pairs_of(config.task)
+    session = Session(config, resume, STATISTICS)
+    task = session.task
     assert task.pairs is not None
-    session = Session(config, resume, STATISTICS, task)
-    model = RewardModel.new(session.policy, session.tokenizer, session.ends[0], config.device)
-    session.policy = model.network
+    model = RewardModel(session.policy, session.tokenizer, session.ends[0], config.device)
+    session.head = model.network
     session.begin({"reward_model": model.network}, resume)
     held_out = task.pairs(generator(0, PAIRS, 2**31), config.eval_prompts, held_out=True)
     if resume is None:

@@ -30,8 +30,6 @@ from telescope.metrics import explained_variance
 class RLHF(RolloutConfig):
     """Proximal policy optimisation on completions, with a critic and a penalty on the distance from the reference."""
 
-    minibatches: int = 4
-    """Optimiser steps that a rollout is cut into."""
     gamma: float = 1.0
     """Discount γ per token."""
     lam: float = 0.95

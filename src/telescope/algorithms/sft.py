@@ -21,6 +21,8 @@ from telescope.language.training import DEMONSTRATIONS, Iteration, Session
 class SFT(LanguageConfig):
     """Maximum likelihood on demonstrations."""
 
+    learning_rate: float = 1e-3
+    """AdamW's step size."""
     batch_size: int = 256
     """Demonstrations of each step."""
     stop_at: float | None = None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from telescope.language.models import TINY
+from telescope.language.tasks import Task, open_task, require_reward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +26,9 @@ class LanguageConfig:
     """Digits of the built-in tasks' numbers, or the length of their strings; none: the task's own (2 for addition)."""
     seed: int = 0
     """Keys all random numbers."""
-    total_steps: int = 600
+    total_steps: int = 400
     """Steps of training."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """AdamW's step size."""
     lr_warmup: int = 10
     """Steps over which it rises from 0."""
@@ -43,7 +44,7 @@ class LanguageConfig:
     """The length limit of a completion; none: the task's own (64 for files)."""
     micro_batch: int = 0
     """Completions that go through the model at a time while it trains; 0: all of a step's."""
-    eval_every: int = 50
+    eval_every: int = 20
     """Evaluate on held-out prompts every so many steps; 0: only before the first and after the last."""
     eval_prompts: int = 1000
     """Held-out prompts of such an evaluation, at most."""
@@ -67,6 +68,10 @@ class LanguageConfig:
         """Steps in the whole run."""
         return self.total_steps
 
+    def open_task(self) -> Task:
+        """The task; ValueError where it is none that this algorithm can learn from."""
+        return open_task(self.task, self.digits)
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig(LanguageConfig):
@@ -74,11 +79,11 @@ class RolloutConfig(LanguageConfig):
 
     reward: str | None = None
     """What scores a completion: FILE.py:FUNCTION, or the run folder of a reward model; none: the task's own reward."""
-    prompts: int = 64
+    prompts: int = 256
     """Prompts of each rollout."""
     group: int = 8
     """G, completions of each prompt."""
-    minibatches: int = 1
+    minibatches: int = 4
     """Optimiser steps that a rollout is cut into."""
     epochs: int = 1
     """Passes over each rollout."""
@@ -92,10 +97,21 @@ class RolloutConfig(LanguageConfig):
     """Alone with the built-in model: train on right answers until this share of held-out prompts is answered."""
     warm_start_steps: int = 2000
     """Steps of that warm start, at most."""
+    warm_start_learning_rate: float = 1e-3
+    """AdamW's step size in it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "prompts", "group", "minibatches", "epochs", "temperature", "warm_start_steps")
+        positive(
+            self,
+            "prompts",
+            "group",
+            "minibatches",
+            "epochs",
+            "temperature",
+            "warm_start_steps",
+            "warm_start_learning_rate",
+        )
         in_unit_interval(self, "warm_start")
         if self.top_k is not None:
             positive(self, "top_k")
@@ -105,6 +121,11 @@ class RolloutConfig(LanguageConfig):
             raise ValueError(
                 f"prompts is {self.prompts}, which {self.minibatches} minibatches do not divide; groups stay whole"
             )
+
+    def open_task(self) -> Task:
+        task = super().open_task()
+        require_reward(task, self.reward)
+        return task
 
     @property
     def updates(self) -> int:

@@ -62,9 +62,25 @@ def load(source: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> t
         tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model is {source!r}, which transformers cannot load: {reason}") from error
+        raise _not_to_be_had(source, error) from error
     return model, tokenizer
+
+
+def require(source: str) -> None:
+    """ValueError where there is no such model, by a look at its config alone."""
+    from transformers import AutoConfig
+
+    if source == TINY:
+        return
+    try:
+        AutoConfig.from_pretrained(folder_of(source))
+    except (OSError, ValueError) as error:
+        raise _not_to_be_had(source, error) from error
+
+
+def _not_to_be_had(source: str, error: Exception) -> ValueError:
+    reason = str(error).strip().splitlines()[0]
+    return ValueError(f"model is {source!r}, which transformers cannot load: {reason}")
 
 
 def folder_of(source: str) -> str:
@@ -223,7 +239,7 @@ def save_head(network: Scalar, path: str | os.PathLike[str]) -> None:
     """The head's weights beside those of the trunk."""
     from safetensors.torch import save_file
 
-    save_file(network.head.state_dict(), Path(path) / HEAD)
+    save_file({name: tensor.cpu() for name, tensor in network.head.state_dict().items()}, Path(path) / HEAD)
 
 
 def load_head(network: Scalar, path: str | os.PathLike[str]) -> None:

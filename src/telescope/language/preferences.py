@@ -26,13 +26,12 @@ STEPS = 200
 class RewardModel:
     """A trunk, a scalar head read at the last token, and the tokenizer that goes with them."""
 
-    def __init__(self, network: models.Scalar, tokenizer: Any, end: int, device: str) -> None:
-        self.network, self.tokenizer, self.end, self.device = network.to(device), tokenizer, end, device
-
-    @classmethod
-    def new(cls, policy: nn.Module, tokenizer: Any, end: int, device: str) -> RewardModel:
-        """A reward model that begins as a copy of a causal LM's trunk, its head at 0."""
-        return cls(models.Scalar.on(policy), tokenizer, end, device)
+    def __init__(self, policy: nn.Module, tokenizer: Any, end: int, device: str) -> None:
+        """On the trunk of a causal LM, which it takes over; its head is 0."""
+        policy = policy.to(device)
+        trunk, width = models.trunk_of(policy), models.output_of(policy).shape[1]
+        self.network = models.Scalar(width, trunk).to(device, next(policy.parameters()).dtype)
+        self.tokenizer, self.end, self.device = tokenizer, end, device
 
     @classmethod
     def load(cls, folder: str, device: str) -> RewardModel:
@@ -41,9 +40,10 @@ class RewardModel:
         if not (place / models.HEAD).is_file():
             raise ValueError(f"reward is {folder!r}, which holds no reward model ({place / models.HEAD} is missing)")
         policy, tokenizer = models.load(str(place))
-        network = models.Scalar.on(policy)
-        models.load_head(network, place)
-        return cls(network, tokenizer, models.ends_of(policy, tokenizer)[0], device)
+        model = cls(policy.eval(), tokenizer, models.ends_of(policy, tokenizer)[0], device)
+        models.load_head(model.network, place)
+        model.network.requires_grad_(False)
+        return model
 
     def last(self, batch: Texts) -> Tensor:
         """The score of each completion, [B], read at its last token."""

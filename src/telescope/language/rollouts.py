@@ -86,7 +86,9 @@ class RolloutSession(Session):
         self, config: RolloutConfig, objective: Objective, resume: dict[str, Any] | None, columns: tuple[str, ...]
     ) -> None:
         super().__init__(config, resume, columns)
-        self.objective, self.beta = objective, objective.beta
+        self.objective = objective
+        self.beta: float = objective.beta if resume is None else resume["beta"]
+        """The coefficient of the KL; a controller may move it."""
         self.columns = (self.task.metric, *columns)
         self.start: dict[str, Tensor] | None = None if resume is None else resume["start"]
         self._score_by(resume)
@@ -123,18 +125,14 @@ class RolloutSession(Session):
                     f"no reward model was given: trained one on {self.task.name}'s preference pairs, "
                     f"which orders {accuracy:.0%} of held-out pairs as they are"
                 )
-        elif self.task.reward is not None:
-            self.reward = self.task.reward
         else:
-            raise ValueError(
-                f"{self.task.name} has no answers to check, so it needs a reward: --reward FILE.py:FUNCTION, or the "
-                "run folder of a reward model"
-            )
+            assert self.task.reward is not None
+            self.reward = self.task.reward
 
     def _own_reward_model(self) -> RewardModel:
         """An untrained one on another draw of the model's weights; its score is to be no function of the policy's."""
         policy, tokenizer = models.load(self.config.model, seed=self.config.seed + 1)
-        return RewardModel.new(policy, tokenizer, self.ends[0], self.config.device)
+        return RewardModel(policy.eval(), tokenizer, self.ends[0], self.config.device)
 
     def scores(self, rows: list[Row], texts: list[str]) -> Tensor:
         """One score per completion, [B]; NaN where not scored."""
@@ -147,9 +145,12 @@ class RolloutSession(Session):
     def _warm_start(self) -> None:
         """Train on right answers until `warm_start` of the held-out prompts is answered, and say so."""
         config = self.config
-        if config.model != models.TINY or config.warm_start == 0:
+        if config.model != models.TINY or config.warm_start == 0 or not self.task.answers:
             return
-        began, optimiser = time.perf_counter(), Optimiser(config, {"policy": self.policy})
+        began, optimiser = (
+            time.perf_counter(),
+            Optimiser(config, {"policy": self.policy}, config.warm_start_learning_rate),
+        )
         accuracy, step = 0.0, 0
         verifiable = self.task.metric == "exact_match"
         most = config.warm_start_steps if verifiable else min(config.warm_start_steps, 300)
@@ -240,7 +241,9 @@ class RolloutSession(Session):
         return prompts.split(max(1, size))
 
     def table(self, rollout: Rollout) -> list[dict[str, Any]]:
-        """The first completions of the rollout with their scores."""
+        """The first completions of the rollout with their scores, after steps that are evaluated."""
+        if not self.due():
+            return []
         lengths, ended = rollout.completions.mask.sum(1).tolist(), rollout.completions.terminated.tolist()
         scores = rollout.scores.tolist()
         return [

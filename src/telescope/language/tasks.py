@@ -38,6 +38,8 @@ class Task(NamedTuple):
     """What the reward is called when it is measured on held-out prompts: `exact_match` or `reward`."""
     max_tokens: int
     """Tokens that the longest right answer and its end need."""
+    answers: bool = True
+    """Does every row have an `answer` to learn from before RL?"""
     pairs: Callable[..., list[Row]] | None = None
     """Preference pairs (rng, count, held_out=False): rows with `prompt`, `chosen`, `rejected`."""
 
@@ -129,7 +131,7 @@ def _taste(name: str, digits: int | None) -> Task:
         return [taste(completion) for completion in completions]
 
     every = [chr(97 + a) + chr(97 + b) + ":" for a in range(26) for b in range(26)]
-    return Task(name, rows, [{"prompt": p} for p in every if is_held_out(p)], hidden, "reward", 12, pairs)
+    return Task(name, rows, [{"prompt": p} for p in every if is_held_out(p)], hidden, "reward", 12, pairs=pairs)
 
 
 def taste(word: str) -> float:
@@ -188,8 +190,8 @@ def from_file(path: str) -> Task:
     def draw(rng: np.random.Generator, count: int) -> list[Row]:
         return [training[int(i)] for i in rng.integers(len(training), size=count)]
 
-    held_out = held_out[:HELD_OUT] or training[:HELD_OUT]
-    return Task(path, draw, held_out, exact_match if answers else None, "exact_match" if answers else "reward", 64)
+    reward, metric = (exact_match, "exact_match") if answers else (None, "reward")
+    return Task(path, draw, held_out[:HELD_OUT] or training[:HELD_OUT], reward, metric, 64, answers)
 
 
 def pairs_of(name: str) -> Task:
@@ -209,7 +211,16 @@ def pairs_of(name: str) -> Task:
         source = kept[held_out] or kept[False]
         return [source[int(i)] for i in rng.integers(len(source), size=count)]
 
-    return Task(name, lambda rng, count: pairs(rng, count), kept[True], None, "accuracy", 64, pairs)
+    return Task(name, lambda rng, count: pairs(rng, count), kept[True], None, "accuracy", 64, False, pairs)
+
+
+def require_reward(task: Task, reward: str | None) -> None:
+    """ValueError where nothing says what a completion is worth."""
+    if reward is None and task.reward is None and task.pairs is None:
+        raise ValueError(
+            f"{task.name} has no answers to check, so it needs a reward: --reward FILE.py:FUNCTION, or the run folder "
+            "of a reward model"
+        )
 
 
 def read_rows(path: str | os.PathLike[str], fields: Sequence[str]) -> list[Row]:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from telescope.language import models
 from telescope.language.config import LanguageConfig
-from telescope.language.tasks import Task, open_task
+from telescope.language.rewards import load_function
+from telescope.language.tasks import Task
 
 # Streams of random numbers, keyed with the seed and the step: there is no generator state to store.
 PROMPTS, TOKENS, MINIBATCHES, DEMONSTRATIONS, PAIRS, EVALUATION = range(6)
@@ -72,21 +73,21 @@ class Iteration:
 class Session:
     """The parts of one training run; see `algorithms.sft.train` for their use."""
 
-    def __init__(
-        self, config: LanguageConfig, resume: dict[str, Any] | None, columns: Sequence[str], task: Task | None = None
-    ) -> None:
+    def __init__(self, config: LanguageConfig, resume: dict[str, Any] | None, columns: Sequence[str]) -> None:
         self.config, self.columns = config, columns
         self.notes: list[str] = []
         self._warnings: list[str] = []
         self.execution = resume["execution"] if resume else execution(config)
         torch.set_num_threads(self.execution["threads"])
-        self.task = open_task(config.task, config.digits) if task is None else task
+        self.task: Task = config.open_task()
         self.max_tokens = config.max_tokens or self.task.max_tokens
         policy, self.tokenizer = models.load(config.model, seed=config.seed, dtype=getattr(torch, config.dtype))
         self.ends = models.ends_of(policy, self.tokenizer)
         self.policy: nn.Module = policy.to(config.device).eval()  # no dropout: ratios would be noise
         models.check_output(self.policy)
         self.trained: dict[str, nn.Module] = {}
+        self.head: models.Scalar | None = None
+        """What a reward model has besides its trunk, the policy's."""
         self.iteration, self._elapsed = 0, 0.0
         self._marks: dict[str, float] = {}
         self.stopped = bool(resume and resume["stopped"])
@@ -191,16 +192,19 @@ class Session:
 
     def save_model(self, path: str | os.PathLike[str]) -> None:
         models.save(self.policy, self.tokenizer, path)
+        if self.head is not None:
+            models.save_head(self.head, path)
 
 
 class Optimiser:
     """AdamW over several models, each with its own step size and gradient norm."""
 
-    def __init__(self, config: LanguageConfig, trained: dict[str, nn.Module]) -> None:
-        self.config, self.models, self.updates = config, trained, 0
-        rates = {"value": getattr(config, "value_learning_rate", config.learning_rate)}
+    def __init__(self, config: LanguageConfig, trained: dict[str, nn.Module], rate: float | None = None) -> None:
+        self.config, self.updates = config, 0
+        rate = config.learning_rate if rate is None else rate
+        rates = {"value": getattr(config, "value_learning_rate", rate)}
         self.groups = [
-            {"params": parameters, "lr": 0.0, "rate": rates.get(name, config.learning_rate)}
+            {"params": parameters, "lr": 0.0, "rate": rates.get(name, rate)}
             for name, model in trained.items()
             if (parameters := [p for p in model.parameters() if p.requires_grad])
         ]
@@ -279,9 +283,8 @@ def try_out(config: LanguageConfig) -> None:
         torch.empty(0, device=config.device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {config.device!r}, which is not to be had here: {error}") from error
-    open_task(config.task, config.digits)
+    models.require(config.model)
+    config.open_task()
     reward = getattr(config, "reward", None)
     if reward is not None and not Path(reward).is_dir():
-        from telescope.language.rewards import load_function
-
         load_function(reward)

@@ -6,10 +6,12 @@ Leaves out the objectives (`test_language_objectives.py`) and the log-probabilit
 import csv
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ from telescope import answers
 from telescope.algorithms import grpo, reward_model, rlhf, sft
 from telescope.cli import main
 from telescope.language import models
-from telescope.language.sampling import Prompts
+from telescope.language.rollouts import Rollout
+from telescope.language.sampling import Completions, Prompts
 from telescope.runs import RunFolder
 
 QUICK = [
@@ -217,7 +220,7 @@ def test_a_reward_function_that_is_wrong_is_named(files, capsys, function, sente
     assert train("grpo", files / "data.jsonl", files / "run", *flags) != 0
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
-    assert __import__("re").search(sentence, errors), errors
+    assert re.search(sentence, errors), errors
 
 
 def test_a_run_that_a_reward_function_ended_can_be_resumed(files, capsys):
@@ -247,7 +250,7 @@ def test_a_row_that_is_wrong_is_named(files, capsys, lines, sentence):
     (files / "data.jsonl").write_text("\n".join(lines))
     assert train("grpo", files / "data.jsonl", files / "run", "--total-steps", 2) == 2
     errors = capsys.readouterr().err
-    assert __import__("re").search(sentence, errors), errors
+    assert re.search(sentence, errors), errors
     assert not (files / "run").exists()
 
 
@@ -347,3 +350,46 @@ def test_lora_trains_its_adapter_alone_and_its_reference_is_the_model_without(tm
     assert type(merged).__name__ == "LlamaForCausalLM"
     assert not any("lora" in name for name, _ in merged.named_parameters())
     assert first.step == 0
+
+
+# PPO
+
+
+def rollout(scores, lengths, terminated, width=4):
+    """Completions of those lengths with those scores; nothing else of them is read."""
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    zeros = torch.zeros(mask.shape)
+    completions = Completions(zeros.long(), mask, zeros, zeros, torch.tensor(terminated), None)
+    prompts = Prompts(torch.zeros(len(scores), 1).long(), torch.ones(len(scores), 1, dtype=torch.bool))
+    rows = [{"prompt": ""}] * len(scores)
+    return Rollout(rows, [""] * len(scores), prompts, completions, torch.tensor(scores), None, 1)
+
+
+def credit(truncation, values, scores, lengths, terminated):
+    config = rlhf.RLHF(truncation=truncation, beta=0.0, whiten=False, lam=1.0)
+    session = types.SimpleNamespace(config=config, objective=rlhf.row(config), beta=0.0)
+    return rlhf.credit(session, rollout(scores, lengths, terminated), values)
+
+
+@pytest.mark.parametrize("truncation", ["bootstrap", "terminal", "drop", "penalty"])
+@pytest.mark.parametrize("optimism", [-2.0, 0.0, 0.5, 3.0])
+def test_a_policy_that_never_ends_its_completions_gains_nothing(truncation, optimism):
+    """Whatever the critic believes, a cut completion is worth no more than those that ended are on average."""
+    scores, ended = [1.0, 0.0, 0.0, 0.0], [True, True, False, False]
+    found = credit(truncation, torch.full((4, 5), optimism), scores, [2, 3, 4, 4], ended)
+    first = torch.where(found.live[:, 0], found.advantages[:, 0], 0.0)
+    assert first[2:].max() <= first[:2].mean() + 1e-6 or truncation == "drop"
+    assert not found.live[2:].any() or truncation != "drop"
+    none = credit(truncation, torch.full((2, 5), optimism), [0.0, 0.0], [4, 4], [False, False])
+    assert torch.where(none.live, none.returns, 0.0).max() <= 0
+
+
+def test_bootstraps_are_the_part_of_the_returns_that_the_critic_made_up():
+    values = torch.full((2, 5), 0.25)
+    found = credit("bootstrap", values, [1.0, 0.0], [2, 4], [True, False])
+    torch.testing.assert_close(found.bootstraps, torch.tensor([[0.0] * 4, [0.25] * 4]))
+    torch.testing.assert_close(found.returns, torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.25] * 4]))
+    for other in ("terminal", "drop", "penalty"):
+        assert (credit(other, values, [1.0, 0.0], [2, 4], [True, False]).bootstraps == 0).all()
+    cut = credit("penalty", values, [1.0, 0.0], [2, 4], [True, False])
+    torch.testing.assert_close(cut.returns[1], torch.full((4,), -1.0))

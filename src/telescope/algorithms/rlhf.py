@@ -182,7 +182,7 @@ def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
         usable = usable & terminated
     rewards = token_rewards(objective, scores, mask, kl, session.beta)
     ends = terminated if config.truncation == "bootstrap" else torch.ones_like(terminated)
-    final = values.gather(1, mask.sum(1, keepdim=True))[:, 0]
+    final = grounded(values.gather(1, mask.sum(1, keepdim=True))[:, 0], scores, terminated)
     found = critic_advantages(objective, rewards, values[:, :-1], mask, terminated=ends, final_values=final)
     live = mask & usable[:, None]
     return Batch(
@@ -192,6 +192,17 @@ def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
         live,
         from_bootstraps(objective, mask, ends, final).returns,
     )
+
+
+def grounded(final: Tensor, scores: Tensor, terminated: Tensor) -> Tensor:
+    """Values of the states in which completions were cut, [B], never above the mean score of those that ended.
+
+    No regression target of its own holds such a value down: a policy that never ends its completions could live on a
+    critic's optimism. Where none ended the mean of all scores is the bound.
+    """
+    ended = terminated & ~scores.isnan()
+    known = scores[ended] if bool(ended.any()) else scores[~scores.isnan()]
+    return torch.minimum(final, known.mean()) if len(known) else final.clamp(max=0.0)
 
 
 def from_bootstraps(objective: Objective, mask: Tensor, ends: Tensor, final: Tensor) -> Credit:

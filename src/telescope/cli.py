@@ -355,11 +355,8 @@ def evaluate(arguments: list[str]) -> int:
 
 def _evaluate_language(arguments: list[str]) -> int | None:
     """`telescope eval RUN` of a language model; None where the run is not one."""
-    from telescope.algorithms import LANGUAGE
-    from telescope.runs.folder import RunFolder
-
     run_path, flags = _positionals(arguments, AnswerOptions)
-    if len(run_path) != 1 or RunFolder.open(run_path[0]).algorithm not in LANGUAGE:
+    if len(run_path) != 1 or not _is_language(run_path[0]):
         return None
     options: AnswerOptions = _parse(AnswerOptions, flags, "telescope eval RUN", {})
     if options.prompts < 1:
@@ -370,6 +367,15 @@ def _evaluate_language(arguments: list[str]) -> int | None:
     lines = [f"{name:12} {value:,.4g}" for name, value in found.items()]
     print(json.dumps(found) if options.json else "\n".join(lines))
     return 0
+
+
+def _is_language(run: str) -> bool:
+    from telescope.algorithms import LANGUAGE
+    from telescope.runs.folder import RunError, RunFolder
+
+    with contextlib.suppress(RunError):  # said where the options are understood
+        return RunFolder.open(run).algorithm in LANGUAGE
+    return False
 
 
 def _print_table(seeds: list[int], result: Any, summary: dict[str, Any]) -> None:

@@ -72,6 +72,8 @@ def preset(task: str) -> RLHF:
     """The settings for a task."""
     if task == "lm/taste":
         return RLHF(task=task, total_steps=150, beta=0.05, target_kl=6.0)
+    if task.startswith("lm/"):  # a right answer cannot be overdone, so nothing has to hold the policy back
+        return RLHF(task=task, group=4, beta=0.0)
     return RLHF(task=task)
 
 

@@ -26,7 +26,7 @@ class LanguageConfig:
     """Digits of the built-in tasks' numbers, or the length of their strings; none: the task's own (2 for addition)."""
     seed: int = 0
     """Keys all random numbers."""
-    total_steps: int = 400
+    total_steps: int = 600
     """Steps of training."""
     learning_rate: float = 3e-4
     """AdamW's step size."""

@@ -393,3 +393,14 @@ def test_bootstraps_are_the_part_of_the_returns_that_the_critic_made_up():
         assert (credit(other, values, [1.0, 0.0], [2, 4], [True, False]).bootstraps == 0).all()
     cut = credit("penalty", values, [1.0, 0.0], [2, 4], [True, False])
     torch.testing.assert_close(cut.returns[1], torch.full((4,), -1.0))
+
+
+# Learning
+
+
+def test_a_minute_of_grpo_raises_exact_match_on_held_out_prompts():
+    """The short version of what is measured in five minutes: from a warm start of 20 to 60 %, upwards."""
+    config = dataclasses.replace(grpo.preset("lm/addition"), seed=12, total_steps=40, eval_every=0, threads=1)
+    first, *_, last = (iteration.rows[0]["exact_match"] for iteration in grpo.train(config))
+    assert 0.2 <= first <= 0.6
+    assert last >= first + 0.06  # ± 0.013 is the error of one evaluation of 1000 prompts

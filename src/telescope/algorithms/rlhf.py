@@ -73,7 +73,7 @@ def preset(task: str) -> RLHF:
     if task == "lm/taste":
         return RLHF(task=task, total_steps=150, beta=0.05, target_kl=6.0)
     if task.startswith("lm/"):  # a right answer cannot be overdone, so nothing has to hold the policy back
-        return RLHF(task=task, group=4, beta=0.0)
+        return RLHF(task=task, group=4, beta=0.0, value_model="head")
     return RLHF(task=task)
 
 
@@ -122,7 +122,10 @@ def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iterat
     """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""
     session = RolloutSession(config, row(config), resume, STATISTICS)
     session.notes.append(describe(session.objective) + f"\n  cut off   {config.truncation}")
-    session.after, critic = True, Critic(session)
+    session.after = (
+        config.truncation == "bootstrap"
+    )  # nobody else asks what the states behind the last tokens are worth
+    critic = Critic(session)
     session.begin({"policy": session.policy, "value": critic.network}, resume)
     if resume is None:
         yield session.first(held_out(session))
@@ -145,7 +148,7 @@ def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iterat
 
 
 class Critic:
-    """V of the states before each token and behind the last, by a network of its own or a head on the policy's."""
+    """V of the states before each token, by a network of its own or a head on the policy's trunk."""
 
     def __init__(self, session: RolloutSession) -> None:
         self.session, self.shared = session, session.config.value_model == "head"  # type: ignore[attr-defined]
@@ -154,15 +157,15 @@ class Critic:
             self.network.trunk = None
 
     def values(self, rollout: Rollout, states: Tensor) -> Tensor:
-        """[B, T + 1], with gradient."""
+        """[B, T], or [B, T + 1] where the state behind the last token is asked for, with gradient."""
         if self.shared:
             return self.network(states)  # type: ignore[no-any-return]
         completions = (rollout.completions.tokens, rollout.completions.mask)
-        return self.network.along(rollout.prompts, completions, rollout.group)
+        return self.network.along(rollout.prompts, completions, rollout.group, after=self.session.after)
 
     @torch.no_grad()
     def values_of(self, rollout: Rollout) -> Tensor:
-        """[B, T + 1] of a whole rollout, piece by piece."""
+        """Those of a whole rollout, piece by piece."""
         parts = [rollout.part(piece) for piece in self.session.groups(rollout)]
         return torch.cat(
             [self.values(part, self.session.states(part) if self.shared else part.scores) for part in parts]
@@ -183,14 +186,16 @@ def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
     if config.truncation == "drop":
         usable = usable & terminated
     rewards = token_rewards(objective, scores, mask, kl, session.beta)
-    ends = terminated if config.truncation == "bootstrap" else torch.ones_like(terminated)
-    final = grounded(values.gather(1, mask.sum(1, keepdim=True))[:, 0], scores, terminated)
-    found = critic_advantages(objective, rewards, values[:, :-1], mask, terminated=ends, final_values=final)
+    ends, final = torch.ones_like(terminated), torch.zeros_like(scores)
+    if config.truncation == "bootstrap":
+        ends, final = terminated, grounded(values.gather(1, mask.sum(1, keepdim=True))[:, 0], scores, terminated)
+    values = values[:, : mask.shape[1]]
+    found = critic_advantages(objective, rewards, values, mask, terminated=ends, final_values=final)
     live = mask & usable[:, None]
     return Batch(
         whitened(objective, found.advantages, live),
         found.returns,
-        values[:, :-1],
+        values,
         live,
         from_bootstraps(objective, mask, ends, final).returns,
     )
@@ -228,7 +233,7 @@ def update(
         live, old = batch.live[here], part.completions.log_probs
         states = session.states(part)
         log_probs = session.log_probs(states, part).log_probs
-        values = critic.values(part, states)[:, :-1]
+        values = critic.values(part, states)[:, : live.shape[1]]
         result = policy_loss(objective, log_probs, old, batch.advantages[here], live)
         policy = (weights[here] * result.loss).sum()
         value = (weights[here] * value_loss(config, values, batch, here)).sum()

@@ -228,10 +228,12 @@ class Scalar(nn.Module):
         """[..., D] → [...], float32."""
         return self.head(states).squeeze(-1).float()  # type: ignore[no-any-return]
 
-    def along(self, prompts: tuple[Tensor, Tensor], completions: tuple[Tensor, Tensor], group: int = 1) -> Tensor:
-        """Of the states before each token and behind the last, [B, T + 1], by its own trunk."""
+    def along(
+        self, prompts: tuple[Tensor, Tensor], completions: tuple[Tensor, Tensor], group: int = 1, *, after: bool = True
+    ) -> Tensor:
+        """Of the states before each token and, with `after`, behind the last; by its own trunk."""
         assert self.trunk is not None
-        states = completion_states(self.trunk, prompts, completions, group=group, after=True)
+        states = completion_states(self.trunk, prompts, completions, group=group, after=after)
         return self(states)  # type: ignore[no-any-return]
 
 

@@ -62,6 +62,6 @@ $(READY): pyproject.toml constraints.txt
 
 # Triton comes without its own libraries for CUDA here: its interpreter runs our kernels on the CPU.
 $(COMPLETE): $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,envpool,jax,rivals,dev]' \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,envpool,language,lora,jax,rivals,dev]' \
 		'triton; sys_platform == "linux"'
 	@touch $@

@@ -16,6 +16,7 @@ import pytest
 
 import telescope
 from telescope import cli, estimators
+from telescope.algorithms import grpo, reward_model, rlhf, sft
 from telescope.algorithms.ppo import MUJOCO, PPO, PRESETS
 from telescope.control.config import MUJOCO_FAMILY
 from telescope.metrics import summarise
@@ -87,6 +88,15 @@ COMMANDS = [
 ]
 
 
+def check_task(config):
+    """A built-in task is one, a file says of itself that it is not there."""
+    if config.task.endswith(".jsonl"):
+        with pytest.raises(FileNotFoundError):
+            config.open_task()
+    else:
+        config.open_task()
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command, tmp_path, monkeypatch):
     parse = cli._parse
@@ -101,7 +111,7 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
         cli.main(shlex.split(command, comments=True)[1:])
     options = parsed.value.args[0]
     if hasattr(options, "config"):
-        gym.spec(options.config.env)
+        gym.spec(options.config.env) if hasattr(options.config, "env") else check_task(options.config)
 
 
 def test_the_config_file_is_one():
@@ -117,6 +127,12 @@ def test_every_column_of_the_metrics_is_explained(folder):
     header = (folder / "metrics.csv").read_text().partition("\n")[0]
     assert [code_names(name)[0] for name, *_ in table("ppo.md", "Every column of metrics.csv")] == header.split(",")
     assert all(meaning for *_, meaning in table("ppo.md", "Every column of metrics.csv"))
+
+
+@pytest.mark.parametrize("module", [grpo, rlhf, sft, reward_model])
+def test_every_column_of_a_language_run_is_explained(module):
+    explained = {code_names(name)[0] for name, *_ in table("language.md", "Every column of metrics.csv")}
+    assert set(module.STATISTICS) <= explained
 
 
 def test_every_field_is_explained_and_has_its_default():

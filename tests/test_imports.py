@@ -27,8 +27,9 @@ MAY_IMPORT = {  # a new part of the package gets its line here and its box in th
     "runs": {"arrays", "metrics"},
     "algorithms": MATH | DATA,
     "policy": MATH | DATA | {"algorithms"},
+    "answers": MATH | DATA | {"algorithms"},
     "lab": MATH | DATA | {"algorithms", "policy"},
-    "cli": MATH | DATA | {"algorithms", "policy", "lab"},
+    "cli": MATH | DATA | {"algorithms", "policy", "answers", "lab"},
     "__init__": MATH | DATA | {"algorithms", "policy"},
     "__main__": {"cli"},
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
 import signal
 import sys
@@ -19,13 +20,14 @@ from typing import Any
 USAGE = """usage: telescope COMMAND …
 
   telescope train ALGORITHM ENV [flags]     train a population of seeds: telescope train ppo CartPole-v1 --seeds 8
+  telescope train ALGORITHM TASK [flags]    train a language model: telescope train grpo lm/addition
   telescope train --resume RUN [flags]      continue a run where it stopped, bit for bit
   telescope eval RUN [flags]                evaluate the agents of a run
   telescope plot RUN [RUN …] --out FILE     draw learning curves
   telescope --version
 
 Each command explains its flags with --help (telescope train ppo CartPole-v1 --help shows that environment's preset).
-Training needs more packages than the estimators: pip install "telescope-rl[control]"
+Training needs more packages than the estimators: pip install "telescope-rl[control]", or [language]
 """
 
 
@@ -72,17 +74,29 @@ class EvalOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class AnswerOptions:
+    """Evaluate the language model of a run on held-out prompts, greedily."""
+
+    prompts: int = 1000
+    """Held-out prompts, at most."""
+    json: bool = False
+    """Print one JSON object on standard output instead of a table."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PlotOptions:
     """Draw learning curves: interquartile mean over seeds with its 95 % bootstrap interval."""
 
     out: str = "curves.png"
     """The picture to write."""
     metric: str = "auto"
-    """A column of metrics.csv; auto: return_mean."""
+    """A column of metrics.csv; auto: return_mean, or exact_match or reward of a language model."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for a run that failed, 2 for a command that makes no sense."""
+    # before torch is loaded: threads that wait must sleep, or two threads on a busy machine are slower than one
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -126,55 +140,65 @@ def train(arguments: list[str]) -> int:
     """`telescope train ALGORITHM ENV [flags]` or `telescope train --resume RUN`."""
     if any(a == "--resume" or a.startswith("--resume=") for a in arguments):
         return resume(arguments)
-    from telescope.algorithms import CONFIGS
+    from telescope.algorithms import CONFIGS, ROWS
 
     if not arguments or arguments[0].startswith("-"):
-        known = ", ".join(CONFIGS)
+        known = ", ".join((*CONFIGS, *ROWS))
         print(f"usage: telescope train ALGORITHM ENV [flags], where ALGORITHM is one of: {known}\n"
               "       telescope train --resume RUN [--total-steps N] [--allow-inexact]")  # fmt: skip
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    algorithm, rest = arguments[0], arguments[1:]
-    env = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    config, options = _train_arguments(algorithm, env, rest)
+    name, rest = arguments[0], arguments[1:]
+    subject = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    algorithm, config, options = _train_arguments(name, subject, rest)
     return start(algorithm, config, options, ["telescope", "train", *arguments])
 
 
-def _train_arguments(algorithm: str, env: str | None, flags: list[str]) -> tuple[Any, TrainOptions]:
-    """The config: the environment's preset, overridden by --config FILE, overridden by flags."""
-    from telescope.algorithms import config_class, find
+def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tuple[str, Any, TrainOptions]:
+    """Algorithm and config: the preset of the environment or task, overridden by --config FILE, overridden by flags."""
+    from telescope.algorithms import config_class, find, meant
     from telescope.runs.config import from_mapping, read_toml, to_mapping
 
-    cls = config_class(algorithm)
     file = _value_of("--config", flags)
     settings = {} if file is None else read_toml(file)
-    env = _one_environment(env, _value_of("--env", flags)) or settings.get("env")
-    if env is None and not any(flag in flags for flag in ("-h", "--help")):
-        raise ValueError(f"no environment was named; it comes right after the algorithm: train {algorithm} CartPole-v1")
-    if not isinstance(env, str | None):
-        raise ValueError(f"env is {env!r} in {file}; expected an environment id")
-    default = find(algorithm).preset(env) if env else cls()
-    default = from_mapping(cls, to_mapping(default) | settings | ({"env": env} if env else {}), source=str(file))
+    algorithm, preset = meant(name, positional or _value_of("--task", flags) or settings.get("task"))
+    cls = config_class(algorithm)
+    what, field = ("task", "task") if _subject_field(cls) == "task" else ("environment", "env")
+    subject = _one_subject(what, positional, _value_of(f"--{field}", flags)) or settings.get(field)
+    if subject is None and not any(flag in flags for flag in ("-h", "--help")):
+        example = "lm/addition" if field == "task" else "CartPole-v1"
+        raise ValueError(f"no {what} was named; it comes right after the algorithm: train {name} {example}")
+    if not isinstance(subject, str | None):
+        raise ValueError(f"{field} is {subject!r} in {file}; expected a string")
+    default = find(algorithm).preset(subject, **preset) if subject else cls()
+    named = {field: subject} if subject else {}
+    default = from_mapping(cls, to_mapping(default) | settings | named, source=str(file))
     arguments = dataclasses.make_dataclass("Arguments", [("config", cls), ("run", TrainOptions)])
-    title = f"telescope train {algorithm} {env or 'ENV'}"
+    title = f"telescope train {name} {subject or field.upper()}"
     parsed = _parse(arguments, flags, title, {"config": default, "run": TrainOptions()})
-    return parsed.config, parsed.run
+    return algorithm, parsed.config, parsed.run
 
 
-def _one_environment(positional: str | None, flag: str | None) -> str | None:
+def _subject_field(config: Any) -> str:
+    """The field that says what a run is about: `task` of a language model, `env` of everything else."""
+    return "task" if hasattr(config, "task") else "env"
+
+
+def _one_subject(what: str, positional: str | None, flag: str | None) -> str | None:
     if positional is not None and flag is not None and positional != flag:
-        raise ValueError(f"two environments were named, {positional} and --env {flag}; name one")
+        raise ValueError(f"two {what}s were named, {positional} and {flag}; name one")
     return positional or flag
 
 
 def start(algorithm: str, config: Any, options: TrainOptions, command: list[str]) -> int:
     """Begin a new run."""
-    from telescope.control.training import execution, try_out
+    from telescope.algorithms import family
     from telescope.runs.folder import RunFolder
 
-    try_out(config)  # what cannot run leaves no folder behind
-    name = f"{algorithm}-{config.env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out = options.out or str(Path("runs") / name)
-    folder = RunFolder.create(out, config, algorithm=algorithm, execution=execution(config), command=command)
+    shared = family(algorithm)
+    shared.try_out(config)  # what cannot run leaves no folder behind
+    subject = getattr(config, _subject_field(config)).removesuffix(".jsonl").strip("/").replace("/", "-")
+    out = options.out or str(Path("runs") / f"{command[2]}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = RunFolder.create(out, config, algorithm=algorithm, execution=shared.execution(config), command=command)
     with folder.lock():
         return run(folder, config, None, options.checkpoint_seconds)
 
@@ -190,9 +214,9 @@ def resume(arguments: list[str]) -> int:
 
 
 def _resume_locked(folder: Any, options: ResumeOptions) -> int:
-    from telescope.algorithms import config_class
-    from telescope.control.training import execution
+    from telescope.algorithms import config_class, family
 
+    execution = family(folder.algorithm).execution
     config = folder.load_config(config_class(folder.algorithm))
     state = folder.load_checkpoint()
     if options.total_steps is not None and options.total_steps != config.total_steps:
@@ -201,7 +225,7 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
     if state is None:
         print(f"{options.resume} has no checkpoint yet: starting from its config", file=sys.stderr)
         folder.set_execution(execution(config))
-    elif state["iteration"] >= config.iterations:
+    elif state["iteration"] >= config.iterations or state.get("stopped"):
         done = f"{state['step']:,} steps done, total_steps is {config.total_steps:,}"
         print(f"{options.resume} is finished: {done}; a larger --total-steps extends it")
         return 0
@@ -212,33 +236,46 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
 
 def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_seconds: float) -> int:
     """The loop around `train`, under the folder's lock: log, keep the best, checkpoint, stop if asked, draw."""
-    from telescope.algorithms import find
-    from telescope.policy import keep_best
+    from telescope.algorithms import LANGUAGE, find
     from telescope.runs.display import Display
+    from telescope.runs.files import replace_folder
     from telescope.runs.log import MetricsLog
+    from telescope.runs.samples import SampleTable
 
+    language = folder.algorithm in LANGUAGE
+    if not language:
+        from telescope.policy import keep_best
     first_step, best = (0, None) if state is None else (state["step"], state["best"])
     log, saved = None, time.monotonic()
     with _signals() as stop, Display(config.total_steps, first_step=first_step) as display:
         folder.save_config(config)
         folder.save_best(best)  # the checkpoint's: what evaluated better after it is about to be trained anew
         folder.set_status("running")
-        display.note(f"training {folder.algorithm} on {config.env}, seeds {_range(config.seed_values)}: {folder.path}")
+        subject = getattr(config, _subject_field(config))
+        display.note(f"training {folder.algorithm} on {subject}, seeds {_range(folder.seeds)}: {folder.path}")
         try:
             for metrics in find(folder.algorithm).train(config, state):
                 if log is None:
-                    log = MetricsLog(folder, columns=list(metrics.rows[0]), resume_step=first_step if state else None)
+                    resumed = first_step if state else None
+                    log = MetricsLog(folder, columns=list(metrics.rows[0]), resume_step=resumed)
+                    table = SampleTable(folder.samples_path, resume_step=resumed)
                     for sentence in metrics.notes:
                         display.note(sentence)
                 log.write(metrics.rows)
                 display.show(metrics.rows)
-                improved = keep_best(best, metrics.policy, metrics.rows)
-                if improved is not None:
+                if language:
+                    table.write(metrics.step, metrics.table)
+                    for sentence in metrics.warnings:
+                        display.note(f"step {metrics.step}: {sentence}")
+                elif (improved := keep_best(best, metrics.policy, metrics.rows)) is not None:
                     best = improved
                     folder.save_best(best)
-                if stop or metrics.finished or time.monotonic() - saved >= checkpoint_seconds:
+                started = language and metrics.step == 0  # a warm start is not to be made twice
+                if stop or started or metrics.finished or time.monotonic() - saved >= checkpoint_seconds:
                     log.sync()
                     folder.save_checkpoint({**metrics.state, "best": best})
+                    if language:
+                        replace_folder(folder.model_path, metrics.save_model)
                     saved = time.monotonic()
                 if stop:
                     break
@@ -292,6 +329,8 @@ def _signals() -> Iterator[list[int]]:
 
 def evaluate(arguments: list[str]) -> int:
     """`telescope eval RUN`."""
+    if (status := _evaluate_language(arguments)) is not None:
+        return status
     run_path, flags = _positionals(arguments, EvalOptions)
     options: EvalOptions = _parse(EvalOptions, flags, "telescope eval RUN", {})
     if len(run_path) != 1:
@@ -315,6 +354,31 @@ def evaluate(arguments: list[str]) -> int:
     else:
         _print_table(policy.seeds, result, summary)
     return 0
+
+
+def _evaluate_language(arguments: list[str]) -> int | None:
+    """`telescope eval RUN` of a language model; None where the run is not one."""
+    run_path, flags = _positionals(arguments, AnswerOptions)
+    if len(run_path) != 1 or not _is_language(run_path[0]):
+        return None
+    options: AnswerOptions = _parse(AnswerOptions, flags, "telescope eval RUN", {})
+    if options.prompts < 1:
+        raise ValueError(f"prompts is {options.prompts}; expected at least 1")
+    from telescope.answers import load
+
+    found = load(run_path[0]).evaluate(options.prompts)
+    lines = [f"{name:12} {value:,.4g}" for name, value in found.items()]
+    print(json.dumps(found) if options.json else "\n".join(lines))
+    return 0
+
+
+def _is_language(run: str) -> bool:
+    from telescope.algorithms import LANGUAGE
+    from telescope.runs.folder import RunError, RunFolder
+
+    with contextlib.suppress(RunError):  # said where the options are understood
+        return RunFolder.open(run).algorithm in LANGUAGE
+    return False
 
 
 def _print_table(seeds: list[int], result: Any, summary: dict[str, Any]) -> None:

@@ -15,15 +15,86 @@ def importance_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     return torch.exp(log_probs - old_log_probs)
 
 
-def ppo_clip(ratio: Tensor, advantages: Tensor, clip: Tensor | float) -> Tensor:
+def sequence_log_ratio(
+    log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, *, average: bool = True, owner: Tensor | None = None
+) -> Tensor:
+    """log s = (1/|y|) Σ_t (log π − log π_old) over the live tokens of a sequence, repeated at each of its tokens.
+
+    GSPO (Zheng et al. 2025, arXiv 2507.18071), equation 7. Without `average` it is the plain sum, whose exponential is
+    the likelihood ratio of the whole completion (RLOO). With one live token it is the logarithm of `importance_ratio`.
+
+    Args:
+        log_probs, old_log_probs: [..., T].
+        mask: of the same shape, True counts. Masked places give 0 and, NaN or not, are not read.
+        average: divide by the number of live tokens |y|.
+        owner: integers of the same shape, which sequence each place belongs to, where several are packed into one
+            row. None: each row along the last axis is one.
+    """
+    difference = torch.where(mask, log_probs - old_log_probs, 0.0)
+    total = per_sequence(difference, owner)
+    if average:
+        total = total / per_sequence(mask.to(difference.dtype), owner).clamp(min=1)
+    return torch.where(mask, total, 0.0)
+
+
+def anchored(log_sequence_ratio: Tensor, log_probs: Tensor) -> Tensor:
+    """log s_t = sg(log s) + log π_t − sg(log π_t): the sequence's ratio, but each token has a gradient of its own.
+
+    GSPO-token (Zheng et al. 2025), equation 14; sg stops gradients. Where the advantage is constant in a sequence and
+    tokens weigh 1/|y|, value and gradient are those of `sequence_log_ratio`; where it is not, this one is meant.
+    """
+    return log_sequence_ratio.detach() + log_probs - log_probs.detach()
+
+
+def ppo_clip(
+    ratio: Tensor,
+    advantages: Tensor,
+    clip: Tensor | float,
+    clip_high: Tensor | float | None = None,
+    *,
+    dual_clip: float | None = None,
+    ratio_cap: float | None = None,
+) -> Tensor:
     """The clipped surrogate −min(ρ A, clip(ρ, 1−ε, 1+ε) A), PPO (arXiv 1707.06347), equation 7.
 
     With A > 0 the gain stops growing at ρ = 1+ε, with A < 0 at ρ = 1−ε; the minimum keeps the gradient where the ratio
     has moved the wrong way. With clip = inf it is the conservative surrogate −ρ A of TRPO.
+
+    Args:
+        ratio, advantages: of one shape, or such that they broadcast.
+        clip: ε; with `clip_high` only that of the lower bound.
+        clip_high: ε of the upper bound where it differs (DAPO's "clip-higher", arXiv 2503.14476).
+        dual_clip: c > 1; where A < 0 the loss is at most −c A, so that a large ratio of a bad action has no gradient
+            (Ye et al. 2020, arXiv 1912.09729).
+        ratio_cap: δ; min(ρ, δ) in place of ρ in the unclipped term, the same idea (INTELLECT-2, arXiv 2505.07291).
     """
     # two tensors, not torch.clamp: the bounds may be tensors (an annealed clip) inside a compiled, vmapped update
-    clipped = torch.minimum(torch.maximum(ratio, 1 - _like(clip, ratio)), 1 + _like(clip, ratio))
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+    high = clip if clip_high is None else clip_high
+    clipped = torch.minimum(torch.maximum(ratio, 1 - _like(clip, ratio)), 1 + _like(high, ratio))
+    capped = ratio if ratio_cap is None else ratio.clamp(max=ratio_cap)
+    loss = -torch.minimum(capped * advantages, clipped * advantages)
+    if dual_clip is None:
+        return loss
+    return torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
+
+
+def cispo(ratio: Tensor, log_probs: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+    """−sg(clip(ρ, low, high)) A log π: no token loses its gradient, only its weight is bounded.
+
+    CISPO (MiniMax-M1, arXiv 2506.13585); sg stops gradients. The bounds are of the ratio itself: `high` is
+    5, not 4, for five times. With both bounds 1 it is `reinforce`.
+    """
+    return -ratio.detach().clamp(low, high) * advantages * log_probs
+
+
+def reinforce(log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """−A log π (Williams 1992). Its gradient is that of −ρ A at ρ = 1."""
+    return -advantages * log_probs
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """−log σ(r_chosen − r_rejected − margin), the loss of a reward model (Ouyang et al. 2022, equation 1)."""
+    return torch.nn.functional.softplus(rejected - chosen + margin)
 
 
 def squared_value_loss(values: Tensor, targets: Tensor) -> Tensor:
@@ -56,6 +127,20 @@ def kl_k3(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     """k3 = (ρ − 1) − log ρ: unbiased for KL(π_old ‖ π) under samples of π_old and never negative. Schulman 2020."""
     log_ratio = log_probs - old_log_probs
     return torch.expm1(log_ratio) - log_ratio
+
+
+def value_of(value: Tensor, gradient: Tensor) -> Tensor:
+    """The number of the first, the gradient of the second: sg(value) + gradient − sg(gradient)."""
+    return value.detach() + gradient - gradient.detach()
+
+
+def per_sequence(x: Tensor, owner: Tensor | None = None) -> Tensor:
+    """The sum of x over the sequence that each place belongs to, at that place: over the row, or over its `owner`s."""
+    if owner is None:
+        return x.sum(-1, keepdim=True).expand_as(x)
+    names, places = owner.unique(return_inverse=True)  # a micro-batch keeps the whole batch's numbers
+    sums = torch.zeros(len(names), dtype=x.dtype, device=x.device)
+    return sums.index_add(0, places.flatten(), x.flatten())[places]
 
 
 def _like(bound: Tensor | float, reference: Tensor) -> Tensor:

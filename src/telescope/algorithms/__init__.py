@@ -7,26 +7,51 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-CONFIGS = {"ppo": "PPO"}
+CONFIGS = {"ppo": "PPO", "grpo": "GRPO", "rlhf": "RLHF", "sft": "SFT", "reward_model": "RewardModelling"}
 """Module name → the name of its config class."""
+LANGUAGE = {"grpo", "rlhf", "sft", "reward_model"}
+"""Those that train language models; the others act in environments."""
+ROWS = ("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce")
+"""Presets of `grpo` that have a name of their own on the command line."""
 
 
-def find(name: str) -> ModuleType:
+def meant(name: str, subject: str | None) -> tuple[str, dict[str, str]]:
+    """The module that a name on the command line means, and what its `preset` is told besides.
+
+    `gspo` is a row of `grpo`; `ppo` on a language task (`lm/…`, or a .jsonl file) is `rlhf`.
+    """
+    if name in ROWS:
+        return "grpo", {"name": name}
+    if name == "ppo" and subject is not None and (subject.startswith("lm/") or subject.endswith(".jsonl")):
+        return "rlhf", {}
+    find(name, known=(*CONFIGS, *ROWS))
+    return name, {}
+
+
+def find(name: str, known: Sequence[str] = ()) -> ModuleType:
     """The module of an algorithm: `.train(config, resume=None)`, `.preset(env)` and its config class."""
     if name not in CONFIGS:
-        close = difflib.get_close_matches(name, CONFIGS, n=1)
+        known = known or tuple(CONFIGS)
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"algorithm is {name!r}; expected one of {', '.join(CONFIGS)}{hint}")
+        raise ValueError(f"algorithm is {name!r}; expected one of {', '.join(known)}{hint}")
     try:
         return importlib.import_module(f"telescope.algorithms.{name}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "telescope":
             raise
-        message = f'{name} needs {error.name}: pip install "telescope-rl[control]"'
+        extra = "language" if name in LANGUAGE else "control"
+        message = f'{name} needs {error.name}: pip install "telescope-rl[{extra}]"'
         raise ImportError(message, name=error.name) from error
+
+
+def family(name: str) -> ModuleType:
+    """What its algorithms share: `.execution(config)` and `.try_out(config)`."""
+    return importlib.import_module(f"telescope.{'language' if name in LANGUAGE else 'control'}.training")
 
 
 def config_class(name: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from telescope import gae, next_values, whiten
 from telescope.control import config as check
@@ -255,10 +256,10 @@ def minibatch_indices(config: PPO, iteration: int) -> Iterator[Tensor]:
 def minibatches(batch: Batch, indices: Tensor) -> Iterator[Batch]:
     """The samples in the order of `indices` [S, N/M, M], minibatch by minibatch; where it says −1, none is live."""
     seeds, rows = torch.arange(len(indices), device=indices.device)[:, None, None], indices.clamp(min=0)
-    shuffled = Batch(*(None if x is None else x[seeds, rows] for x in batch))
+    shuffled = tree_map(lambda x: None if x is None else x[seeds, rows], batch)
     shuffled = shuffled._replace(live=shuffled.live & (indices >= 0))
     for k in range(indices.shape[1]):
-        yield Batch(*(None if x is None else x[:, k] for x in shuffled))
+        yield tree_map(lambda x, k=k: None if x is None else x[:, k], shuffled)
 
 
 def summary(config: PPO, statistics: list[Tensor], batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:

@@ -42,10 +42,10 @@ class Layout(NamedTuple):
     def unflatten(self, vectors: Array) -> Parameters:
         """[P] → the dictionary of parameters, as views; [S, P] → those of all agents, vectors as [S, 1, n]."""
         lead = tuple(vectors.shape[:-1])
+        pieces: Any
         if isinstance(vectors, Tensor):
-            pieces = torch.split(
-                vectors, self.sizes, -1
-            )  # whose gradient is one concatenation; that of slices is a sum
+            # not slices: the gradient of this is one concatenation, theirs a sum of vectors filled up with zeros
+            pieces = torch.split(vectors, self.sizes, -1)
         else:
             pieces = np.split(vectors, list(itertools.accumulate(self.sizes[:-1])), -1)
         broadcast = [(1,) * (len(lead) * (len(shape) == 1)) for shape in self.shapes]

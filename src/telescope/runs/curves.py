@@ -25,6 +25,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")  # a run beyond the sixth has a colour again, but another line
 POINTS = 300  # more than the eye tells apart at this width
 INK, GRID = "#333333", "#e6e6e6"
+AUTO = ("return_mean", "eval_return_mean", "exact_match", "reward", "accuracy")
 LABELS = {"return_mean": "episode return", "eval_return_mean": "evaluation return"}
 
 Array = npt.NDArray[Any]
@@ -105,7 +106,7 @@ def _figure(curves: Sequence[Curve], labels: Sequence[str], label: str, title: s
     for i, (one, name) in enumerate(zip(curves, labels, strict=True)):
         _draw(axes, one, name, PALETTE[i % len(PALETTE)], DASHES[i // len(PALETTE) % len(DASHES)])
     axes.set_title(title, fontsize=10, color=INK, loc="left", fontweight="bold")
-    axes.set_xlabel("environment steps per seed", fontsize=9, color=INK)
+    axes.set_xlabel("environment steps per seed" if "return" in label else "steps", fontsize=9, color=INK)
     axes.set_ylabel(label, fontsize=9, color=INK)
     axes.xaxis.set_major_formatter(require("matplotlib.ticker").FuncFormatter(_thousands))
     axes.set_xlim(0, max(one.steps[-1] for one in curves) or 1)
@@ -137,7 +138,7 @@ def _draw(axes: Any, one: Curve, name: str, colour: str, dashes: str) -> None:
 
 def _chosen(tables: Sequence[dict[str, Array]]) -> str:
     """The metric of `auto`: the same for all runs, or their curves could not be compared."""
-    for name in ("return_mean", "eval_return_mean"):
+    for name in AUTO:
         if all(np.isfinite(table.get(name, np.nan)).any() for table in tables):
             return name
     return "return_mean"  # the one to be missed in the message
@@ -163,7 +164,8 @@ def _title(folders: Sequence[RunFolder]) -> str:
 
 
 def _environment(folder: RunFolder) -> str:
-    return str(folder.config_mapping().get("env", "default environment"))
+    settings = folder.config_mapping()
+    return str(settings.get("env") or settings.get("task", "default environment"))
 
 
 def _thousands(steps: float, _: int | None = None) -> str:

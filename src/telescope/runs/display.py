@@ -12,8 +12,15 @@ from typing import Any, TextIO
 
 from telescope.metrics import iqm
 
-SCORES = {"return": "return_mean", "eval": "eval_return_mean"}
-PARTS = ("env", "policy", "update", "other")
+SCORES = {
+    "return": "return_mean",
+    "eval": "eval_return_mean",
+    "score": "score",
+    "exact match": "exact_match",
+    "reward": "reward",
+    "accuracy": "accuracy",
+}
+PARTS = ("env", "policy", "sample", "reward", "update", "other")
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -53,6 +60,8 @@ class Display:
         step = int(rows[0]["step"])
         self._shares = _shares(rows[0])
         for label, name in SCORES.items():
+            if name not in rows[0]:
+                continue
             found = [row.get(name) for row in rows]  # None where no episode of a seed ended: its last one still stands
             previous = self._scores.get(label, found)
             self._scores[label] = [old if new is None else new for old, new in zip(previous, found, strict=True)]
@@ -60,8 +69,8 @@ class Display:
         if self._live is not None:
             self._live.update(self._live.task_ids[0], completed=step, text=self._text(rate, "\n"))
             return
-        left = (self.total_steps - step) * len(rows) / max(rate, 1e-9)
-        self._line = f"step {step:,} of {self.total_steps:,}  {self._text(rate)}  {_clock(left)} left"
+        left = f"{_clock((self.total_steps - step) * len(rows) / rate)} left" if rate else ""
+        self._line = f"step {step:,} of {self.total_steps:,}  {self._text(rate)}  {left}".rstrip()
         if now - self._printed >= SECONDS_BETWEEN_LINES:
             self._print_line()
 
@@ -70,9 +79,9 @@ class Display:
         self._line, self._printed = "", time.perf_counter()
 
     def _text(self, rate: float, gap: str = "  ") -> str:
-        shares = " ".join(f"{part} {self._shares.get(part, 0):.0%}" for part in PARTS)
+        shares = " ".join(f"{part} {share:.0%}" for part, share in self._shares.items())
         known = {label: [x for x in scores if x is not None] for label, scores in self._scores.items()}
-        text = "  ".join(f"{label} {iqm(scores):,.1f}" for label, scores in known.items() if scores)
+        text = "  ".join(f"{label} {_number(iqm(scores))}" for label, scores in known.items() if scores)
         return f"{text or 'return –'}  {rate:,.0f} steps/s{gap}({shares})"
 
     def _bar(self, total: int, completed: int) -> Any:
@@ -89,9 +98,14 @@ class Display:
 
 def _shares(row: dict[str, Any]) -> dict[str, float]:
     """The shares of the iteration's time."""
-    seconds = {part: row.get(f"time_{part}", 0.0) for part in PARTS}
+    seconds = {part: row[f"time_{part}"] for part in PARTS if f"time_{part}" in row}
     total = sum(seconds.values()) or 1.0
     return {part: value / total for part, value in seconds.items()}
+
+
+def _number(score: float) -> str:
+    """Returns with one digit behind the point; scores below 2, shares among them, with three."""
+    return f"{score:,.1f}" if abs(score) >= 2 else f"{score:.3f}"
 
 
 def _clock(seconds: float) -> str:

@@ -10,7 +10,8 @@ import errno
 import importlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +59,39 @@ def write_atomic(path: str | os.PathLike[str], *chunks: Buffer) -> None:
                 file.write(*chunks)
                 file.sync()
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            _sync(path.parent)
         finally:
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 temporary.unlink(missing_ok=True)
+
+
+def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a new folder, then put it where the old one was.
+
+    A crash between the two renames leaves none; what it should hold is then still in the checkpoint.
+    """
+    new, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}") for _ in range(2))
+    with explained("write", path):
+        new.mkdir()
+        write(new)
+        for file in new.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(new, path)
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files that a killed writer left in the folder; only for whoever holds its lock."""
     for leftover in folder.glob(f".*{TEMPORARY}"):
         with explained("remove", leftover):
-            leftover.unlink(missing_ok=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 class Appender:
@@ -119,9 +142,9 @@ def join(parts: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk only once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Return once a file is on the disk, or a folder: a rename is there only once its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -4,6 +4,7 @@ Leaves out the formats (`checkpoint.py`, `config.py`, `log.py`, `curves.py`) and
 caller).
 
     run.json config.toml metrics.csv checkpoint.safetensors best.safetensors curves.png tensorboard/ .lock
+    of a language model: model/ samples.csv
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from telescope.runs.lock import LOCK, locked
 from telescope.runs.log import METRICS, TENSORBOARD
 
 FORMAT = 1
-PACKAGES = ("numpy", "numba", "torch", "gymnasium", "mujoco", "envpool")
+PACKAGES = ("numpy", "numba", "torch", "gymnasium", "mujoco", "envpool", "transformers", "tokenizers", "peft")
 
 Status = Literal["running", "finished", "stopped"]
 
@@ -221,6 +222,16 @@ class RunFolder:
     def metrics_path(self) -> Path:
         """metrics.csv, one row per iteration and seed."""
         return self.path / METRICS
+
+    @property
+    def samples_path(self) -> Path:
+        """samples.csv, some completions of a language model with their scores."""
+        return self.path / "samples.csv"
+
+    @property
+    def model_path(self) -> Path:
+        """The folder of a language model as `from_pretrained` loads it."""
+        return self.path / "model"
 
     @property
     def curves_path(self) -> Path:

@@ -1,0 +1,169 @@
+"""Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300) and its family on language models.
+
+GSPO, Dr. GRPO, DAPO, CISPO, RLOO, REINFORCE are rows of `telescope.language.objectives` over the same loop, which is
+`train`; every formula in it is imported.
+"""
+
+# N prompts, G completions each, B = N · G completions of T tokens
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from telescope.language.advantages import penalised_scores, sample_advantages, token_advantages
+from telescope.language.config import RolloutConfig, at_least_zero
+from telescope.language.evaluate import held_out
+from telescope.language.frameworks import AS_IN
+from telescope.language.objectives import ROWS, Objective, cautions, describe
+from telescope.language.policy_loss import kl_penalty, mismatch, policy_loss, token_weights
+from telescope.language.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, rollout_statistics
+from telescope.language.training import Iteration
+from telescope.losses import kl_k3
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPO(RolloutConfig):
+    """A policy gradient whose baseline is the other completions of the same prompt."""
+
+    objective: str = "grpo"
+    """A row of the table (grpo, dr_grpo, dapo, gspo, gspo_token, rloo, cispo, reinforce, reinforce++), or as a
+    framework has it: trl/grpo, verl/gspo, …"""
+    clip: tuple[float, float] | None = None
+    """How far the ratio may fall below and rise above 1, in place of the row's."""
+    beta: float | None = None
+    """Coefficient of the KL to the reference, in place of the row's; 0 needs no reference."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta is not None:
+            at_least_zero(self, "beta")
+        if row(self).critic:
+            raise ValueError(f"objective is {self.objective!r}, which needs a critic: telescope train ppo {self.task}")
+        if self.group < 2 and row(self).baseline != "none":
+            raise ValueError(
+                f"group is {self.group}, but {self.objective} compares completions of one prompt; 2 or more"
+            )
+
+
+PRESETS = ("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce")
+"""Objectives that have a name of their own on the command line."""
+
+
+def preset(task: str, name: str = "grpo") -> GRPO:
+    """The settings for a task and a row of the table."""
+    return GRPO(task=task, objective=name)
+
+
+def row(config: GRPO) -> Objective:
+    """The effective objective: the row that is named, with what the config puts in its place."""
+    framework, _, name = config.objective.rpartition("/")
+    table = AS_IN.get(framework, {}) if framework else ROWS
+    if name not in table:
+        known = ", ".join(table) or "none; frameworks are " + ", ".join(AS_IN)
+        raise ValueError(f"objective is {config.objective!r}; expected one of {known}")
+    changes = {key: getattr(config, key) for key in ("clip", "beta") if getattr(config, key) is not None}
+    return dataclasses.replace(table[name], **changes)
+
+
+STATISTICS = (
+    *ROLLOUT_STATISTICS,
+    "policy_loss",
+    "kl",
+    "kl_reference",
+    "clip_fraction",
+    "ratio_max",
+    "gradient_norm",
+    "sampler_mismatch",
+    "skipped",
+    "learning_rate",
+)
+
+
+def train(config: GRPO, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
+    """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""
+    objective = row(config)
+    session = RolloutSession(config, objective, resume, STATISTICS)
+    session.notes += [describe(objective), *cautions(objective, updates=config.updates)]
+    session.begin({"policy": session.policy}, resume)
+    if resume is None:
+        yield session.first(held_out(session))
+    for _ in session.iterations():
+        rollout = session.collect()
+        advantages = advantages_of(session, rollout)
+        statistics = list[dict[str, float]]()
+        with session.timed("update"):
+            for epoch in range(config.epochs):
+                for prompts in session.minibatches(epoch):
+                    statistics.append(update(session, rollout, advantages, prompts, first=not statistics))
+        session.iteration += 1
+        evaluation = held_out(session) if session.due() else {}
+        yield session.finish(summary(session, rollout, statistics), evaluation, session.table(rollout))
+
+
+def advantages_of(session: RolloutSession, rollout: Rollout) -> Tensor:
+    """Advantages per token [B, T], from the scores of the whole rollout."""
+    objective, mask = session.objective, rollout.completions.mask
+    kl = None
+    if rollout.reference is not None and objective.kl_place == "reward":
+        kl = kl_penalty(objective, rollout.completions.log_probs, rollout.reference, mask)
+    scores = penalised_scores(objective, rollout.scores, kl, mask)
+    grouped = scores.view(-1, rollout.group)
+    advantages = sample_advantages(objective, grouped).view(-1)
+    return token_advantages(objective, advantages, mask, kl, usable=~scores.isnan())
+
+
+def update(
+    session: RolloutSession, rollout: Rollout, advantages: Tensor, prompts: Tensor, *, first: bool
+) -> dict[str, float]:
+    """One optimiser step on the groups of some prompts, piece by piece; weights are those of the whole minibatch."""
+    objective = session.objective
+    members = rollout.members(prompts)
+    weights = torch.zeros_like(advantages)
+    weights[members] = token_weights(objective, rollout.completions.mask[members], max_tokens=session.max_tokens)
+    learning = prompts
+    if not (objective.beta and objective.kl_place == "loss"):  # a group without advantages has no gradient
+        some = advantages.view(-1, rollout.group, advantages.shape[1]).ne(0).any(2).any(1)
+        learning = prompts[some[prompts]]
+    sums: dict[str, Tensor] = {}
+    for piece in session.groups(rollout, learning) if len(learning) else ():
+        here, batch = rollout.members(piece), rollout.part(piece)
+        mask, old = batch.completions.mask, batch.completions.log_probs
+        log_probs = session.log_probs(session.states(batch), batch).log_probs
+        result = policy_loss(objective, log_probs, old, advantages[here], mask, reference_log_probs=batch.reference)
+        loss = (weights[here] * result.loss).sum()
+        loss.backward()
+        with torch.no_grad():
+            found = {
+                "policy_loss": loss,
+                "tokens": mask.sum(),
+                "kl": (kl_k3(log_probs, old) * mask).sum(),
+                "kl_reference": result.kl.sum(),
+                "clip_fraction": result.clipped.sum(),
+                "ratio_max": result.ratio.max(),
+                "sampler_mismatch": mismatch(log_probs, old, mask)["max_difference"],
+            }
+        for name, value in found.items():
+            combine = torch.maximum if name in ("ratio_max", "sampler_mismatch") else torch.add
+            sums[name] = combine(sums[name], value.detach()) if name in sums else value.detach()
+    norm = session.optimiser.step(session.progress)
+    tokens = float(sums.pop("tokens", torch.tensor(1.0)))
+    means = {
+        name: float(sums.get(name, torch.tensor(0.0))) / tokens for name in ("kl", "kl_reference", "clip_fraction")
+    }
+    rest = {name: float(sums[name]) for name in ("policy_loss", "ratio_max") if name in sums}
+    seen = {"sampler_mismatch": float(sums["sampler_mismatch"])} if first and sums else {}
+    return means | rest | seen | {"gradient_norm": norm, "skipped": 1 - len(learning) / len(prompts)}
+
+
+def summary(session: RolloutSession, rollout: Rollout, statistics: list[dict[str, float]]) -> dict[str, float]:
+    """The step's metrics by name; of its updates the mean, or the largest."""
+    found = rollout_statistics(rollout)
+    for name in STATISTICS:
+        values = [one[name] for one in statistics if name in one]
+        if values:
+            found[name] = max(values) if name == "ratio_max" else sum(values) / len(values)
+    return found | {"learning_rate": session.optimiser.learning_rate}

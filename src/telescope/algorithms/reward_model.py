@@ -1,0 +1,82 @@
+"""The reward model of RLHF: a score learned from pairs of completions of which one was preferred.
+
+Bradley & Terry 1952, as in InstructGPT (Ouyang et al. 2022, arXiv 2203.02155, equation 1). The loop is `train`.
+Rows need `prompt`, `chosen` and `rejected`.
+"""
+
+# B pairs
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from telescope.language.config import LanguageConfig, positive
+from telescope.language.preferences import RewardModel
+from telescope.language.tasks import Task, pairs_of
+from telescope.language.training import PAIRS, Iteration, Session, generator
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModelling(LanguageConfig):
+    """Maximum likelihood of preferences."""
+
+    task: str = "lm/taste"
+    """A built-in task with preference pairs (lm/taste), or a JSONL file with `prompt`, `chosen`, `rejected`."""
+    total_steps: int = 200
+    """Steps of training."""
+    learning_rate: float = 1e-3
+    """AdamW's step size."""
+    batch_size: int = 256
+    """Pairs of each step."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "batch_size")
+
+    def open_task(self) -> Task:
+        return pairs_of(self.task)
+
+
+def preset(task: str) -> RewardModelling:
+    """The settings for a task."""
+    return RewardModelling(task=task)
+
+
+STATISTICS = ("accuracy", "loss", "margin", "gradient_norm", "learning_rate")
+
+
+def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
+    """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""
+    session = Session(config, resume, STATISTICS)
+    task = session.task
+    assert task.pairs is not None
+    model = RewardModel(session.policy, session.tokenizer, session.ends[0], config.device)
+    session.head = model.network
+    session.begin({"reward_model": model.network}, resume)
+    held_out = task.pairs(generator(0, PAIRS, 2**31), config.eval_prompts, held_out=True)
+    if resume is None:
+        yield session.first(evaluate(model, held_out))
+    for _ in session.iterations():
+        rows = task.pairs(session.generator(PAIRS), config.batch_size)
+        with session.timed("update"):
+            statistics = {"loss": 0.0, "margin": 0.0}
+            for piece in session.pieces(len(rows)):
+                loss, margin = model.pair_loss(rows[piece])
+                (loss.sum() / len(rows)).backward()
+                statistics["loss"] += float(loss.detach().sum()) / len(rows)
+                statistics["margin"] += float(margin.sum()) / len(rows)
+            statistics["gradient_norm"] = session.optimiser.step(session.progress)
+        session.iteration += 1
+        evaluation = evaluate(model, held_out) if session.due() else {}
+        yield session.finish(statistics | {"learning_rate": session.optimiser.learning_rate}, evaluation)
+
+
+@torch.no_grad()
+def evaluate(model: RewardModel, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The share of held-out pairs that the model orders as they are."""
+    return {"accuracy": float((model.pair_loss(rows)[1] > 0).float().mean())}

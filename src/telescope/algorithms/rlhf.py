@@ -1,0 +1,280 @@
+"""PPO on language models with its four models: policy, value, reward, reference (Ouyang et al. 2022, 2203.02155).
+
+The loop is `train`; every formula in it is imported. A completion is an episode: its end terminates it, the length
+limit truncates it, and `truncation` says what that means.
+"""
+
+# N prompts, G completions each, B = N · G completions of T tokens
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from telescope.language.advantages import Credit, critic_advantages, token_rewards, whitened
+from telescope.language.config import RolloutConfig, at_least_zero, in_unit_interval, positive
+from telescope.language.evaluate import held_out
+from telescope.language.models import Scalar
+from telescope.language.objectives import PPO, Objective, describe
+from telescope.language.policy_loss import adaptive_kl, kl_penalty, mismatch, policy_loss, token_weights
+from telescope.language.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, rollout_statistics
+from telescope.language.training import Iteration
+from telescope.losses import clipped_value_loss, kl_k3, squared_value_loss
+from telescope.metrics import explained_variance
+
+
+@dataclasses.dataclass(frozen=True)
+class RLHF(RolloutConfig):
+    """Proximal policy optimisation on completions, with a critic and a penalty on the distance from the reference."""
+
+    gamma: float = 1.0
+    """Discount γ per token."""
+    lam: float = 0.95
+    """λ of GAE."""
+    clip: float = 0.2
+    """ε of the clipped surrogate."""
+    value_clip: float | None = 0.2
+    """ε of the clipped value loss; none: the plain square."""
+    value_model: Literal["own", "head"] = "own"
+    """The critic: a network of its own, begun as the policy's copy, or a head on the policy's trunk."""
+    value_learning_rate: float = 1e-3
+    """AdamW's step size for the critic."""
+    value_coefficient: float = 0.1
+    """Weight of the value loss in the sum, where the critic is a head on the policy's trunk."""
+    whiten: bool = True
+    """Whiten advantages over all tokens of the rollout."""
+    beta: float = 0.01
+    """Coefficient of the KL to the reference in the reward (k1 per token); where target_kl is set, its first value."""
+    target_kl: float | None = None
+    """Move beta so that the KL of a completion to the reference comes to this (nats; Ziegler et al. 2019)."""
+    truncation: Literal["bootstrap", "terminal", "drop", "penalty"] = "terminal"
+    """A completion that the length limit cut: its value goes on from the critic's (bootstrap), it ends there with its
+    score (terminal), it is not learned from (drop), or its score is reduced by truncation_penalty (penalty)."""
+    truncation_penalty: float = 1.0
+    """What a cut completion loses of its score with truncation = penalty."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "clip", "value_learning_rate")
+        in_unit_interval(self, "gamma", "lam")
+        at_least_zero(self, "value_coefficient", "beta", "truncation_penalty")
+        for name in ("value_clip", "target_kl"):
+            if getattr(self, name) is not None:
+                positive(self, name)
+        if self.target_kl is not None and self.beta == 0:
+            raise ValueError("beta is 0, but target_kl is set; the controller multiplies beta, so begin above 0")
+
+
+def preset(task: str) -> RLHF:
+    """The settings for a task."""
+    if task == "lm/taste":
+        return RLHF(task=task, total_steps=150, beta=0.05, target_kl=6.0)
+    if task.startswith("lm/"):  # a right answer cannot be overdone, so nothing has to hold the policy back
+        return RLHF(task=task, group=4, beta=0.0, value_model="head")
+    return RLHF(task=task)
+
+
+def row(config: RLHF) -> Objective:
+    """The row of the table that the config describes."""
+    return dataclasses.replace(
+        PPO,
+        gamma=config.gamma,
+        lam=config.lam,
+        clip=(config.clip, config.clip),
+        value_clip=config.value_clip,
+        beta=config.beta,
+        whiten="unbiased" if config.whiten else "none",
+    )
+
+
+class Batch(NamedTuple):
+    """What a rollout is learned from, [B, T]; where `live` is False nothing is."""
+
+    advantages: Tensor
+    returns: Tensor
+    values: Tensor
+    live: Tensor
+    bootstraps: Tensor
+    """The part of the returns that comes from the values of cut completions."""
+
+
+STATISTICS = (
+    *ROLLOUT_STATISTICS,
+    "policy_loss",
+    "value_loss",
+    "kl",
+    "kl_reference",
+    "beta",
+    "clip_fraction",
+    "ratio_max",
+    "explained_variance",
+    "bootstrapped",
+    "gradient_norm",
+    "sampler_mismatch",
+    "learning_rate",
+)
+
+
+def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
+    """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""
+    session = RolloutSession(config, row(config), resume, STATISTICS)
+    session.notes.append(describe(session.objective) + f"\n  cut off   {config.truncation}")
+    session.after = (
+        config.truncation == "bootstrap"
+    )  # nobody else asks what the states behind the last tokens are worth
+    critic = Critic(session)
+    session.begin({"policy": session.policy, "value": critic.network}, resume)
+    if resume is None:
+        yield session.first(held_out(session))
+    for _ in session.iterations():
+        rollout = session.collect()
+        with session.timed("update"):
+            batch = credit(session, rollout, critic.values_of(rollout))
+            statistics = [
+                update(session, critic, rollout, batch, prompts)
+                for epoch in range(config.epochs)
+                for prompts in session.minibatches(epoch)
+            ]
+        found = summary(session, rollout, batch, statistics)
+        if config.target_kl is not None:
+            samples = config.prompts * config.group
+            session.beta = adaptive_kl(session.beta, found["kl_reference"], target=config.target_kl, samples=samples)
+        session.iteration += 1
+        evaluation = held_out(session) if session.due() else {}
+        yield session.finish(found, evaluation, session.table(rollout))
+
+
+class Critic:
+    """V of the states before each token, by a network of its own or a head on the policy's trunk."""
+
+    def __init__(self, session: RolloutSession) -> None:
+        self.session, self.shared = session, session.config.value_model == "head"  # type: ignore[attr-defined]
+        self.network = Scalar.on(session.policy)
+        if self.shared:
+            self.network.trunk = None
+
+    def values(self, rollout: Rollout, states: Tensor) -> Tensor:
+        """[B, T], or [B, T + 1] where the state behind the last token is asked for, with gradient."""
+        if self.shared:
+            return self.network(states)  # type: ignore[no-any-return]
+        completions = (rollout.completions.tokens, rollout.completions.mask)
+        return self.network.along(rollout.prompts, completions, rollout.group, after=self.session.after)
+
+    @torch.no_grad()
+    def values_of(self, rollout: Rollout) -> Tensor:
+        """Those of a whole rollout, piece by piece."""
+        parts = [rollout.part(piece) for piece in self.session.groups(rollout)]
+        return torch.cat(
+            [self.values(part, self.session.states(part) if self.shared else part.scores) for part in parts]
+        )
+
+
+def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
+    """Rewards per token, then `gae`; what becomes of cut completions is decided here."""
+    config, objective = session.config, session.objective
+    assert isinstance(config, RLHF)
+    mask, terminated = rollout.completions.mask, rollout.completions.terminated
+    kl = None
+    if rollout.reference is not None:
+        kl = kl_penalty(objective, rollout.completions.log_probs, rollout.reference, mask)
+    scores, usable = rollout.scores, ~rollout.scores.isnan()
+    if config.truncation == "penalty":
+        scores = torch.where(terminated, scores, scores - config.truncation_penalty)
+    if config.truncation == "drop":
+        usable = usable & terminated
+    rewards = token_rewards(objective, scores, mask, kl, session.beta)
+    ends, final = torch.ones_like(terminated), torch.zeros_like(scores)
+    if config.truncation == "bootstrap":
+        ends, final = terminated, grounded(values.gather(1, mask.sum(1, keepdim=True))[:, 0], scores, terminated)
+    values = values[:, : mask.shape[1]]
+    found = critic_advantages(objective, rewards, values, mask, terminated=ends, final_values=final)
+    live = mask & usable[:, None]
+    return Batch(
+        whitened(objective, found.advantages, live),
+        found.returns,
+        values,
+        live,
+        from_bootstraps(objective, mask, ends, final).returns,
+    )
+
+
+def grounded(final: Tensor, scores: Tensor, terminated: Tensor) -> Tensor:
+    """Values of the states in which completions were cut, [B], never above the mean score of those that ended.
+
+    No regression target of its own holds such a value down: a policy that never ends its completions could live on a
+    critic's optimism. Where none ended the mean of all scores is the bound.
+    """
+    ended = terminated & ~scores.isnan()
+    known = scores[ended] if bool(ended.any()) else scores[~scores.isnan()]
+    return torch.minimum(final, known.mean()) if len(known) else final.clamp(max=0.0)
+
+
+def from_bootstraps(objective: Objective, mask: Tensor, ends: Tensor, final: Tensor) -> Credit:
+    """What cut completions take from the critic: `gae` is linear, so it is the `gae` of that alone."""
+    zeros = torch.zeros(mask.shape, dtype=final.dtype, device=final.device)
+    return critic_advantages(objective, zeros, zeros, mask, terminated=ends, final_values=final)
+
+
+def update(
+    session: RolloutSession, critic: Critic, rollout: Rollout, batch: Batch, prompts: Tensor
+) -> dict[str, float]:
+    """One optimiser step of policy and critic on some prompts, piece by piece; weights are of the whole minibatch."""
+    config, objective = session.config, session.objective
+    assert isinstance(config, RLHF)
+    members = rollout.members(prompts)
+    weights = torch.zeros_like(batch.advantages)
+    weights[members] = token_weights(objective, batch.live[members], max_tokens=session.max_tokens)
+    found = dict.fromkeys(("policy_loss", "value_loss", "kl", "clip_fraction", "ratio_max", "mismatch"), 0.0)
+    for piece in session.groups(rollout, prompts):
+        here, part = rollout.members(piece), rollout.part(piece)
+        live, old = batch.live[here], part.completions.log_probs
+        states = session.states(part)
+        log_probs = session.log_probs(states, part).log_probs
+        values = critic.values(part, states)[:, : live.shape[1]]
+        result = policy_loss(objective, log_probs, old, batch.advantages[here], live)
+        policy = (weights[here] * result.loss).sum()
+        value = (weights[here] * value_loss(config, values, batch, here)).sum()
+        (policy + (config.value_coefficient if critic.shared else 1.0) * value).backward()
+        with torch.no_grad():
+            found["policy_loss"] += float(policy)
+            found["value_loss"] += float(value)
+            found["kl"] += float((weights[here] * kl_k3(log_probs, old)).sum())
+            found["clip_fraction"] += float((weights[here] * result.clipped).sum())
+            found["ratio_max"] = max(found["ratio_max"], float(result.ratio.max()))
+            found["mismatch"] = max(found["mismatch"], float(mismatch(log_probs, old, live)["max_difference"]))
+    return found | {"gradient_norm": session.optimiser.step(session.progress)}
+
+
+def value_loss(config: RLHF, values: Tensor, batch: Batch, rows: Tensor) -> Tensor:
+    """The squared error, or the clipped one; per token."""
+    if config.value_clip is None:
+        return squared_value_loss(values, batch.returns[rows])
+    return clipped_value_loss(values, batch.values[rows], batch.returns[rows], config.value_clip)
+
+
+def summary(
+    session: RolloutSession, rollout: Rollout, batch: Batch, statistics: list[dict[str, float]]
+) -> dict[str, float]:
+    """The step's metrics by name; of its updates the mean, or the largest."""
+    found = rollout_statistics(rollout)
+    for name in ("policy_loss", "value_loss", "kl", "clip_fraction", "gradient_norm"):
+        found[name] = sum(one[name] for one in statistics) / len(statistics)
+    live = batch.live
+    other = torch.where(live, batch.returns - batch.bootstraps, 0.0).abs().sum()
+    own = torch.where(live, batch.bootstraps, 0.0).abs().sum()
+    values, returns = (x.flatten().cpu().numpy() for x in (batch.values, batch.returns))
+    explained = explained_variance(values, returns, live.flatten().cpu().numpy())
+    if rollout.reference is not None:
+        distance = (rollout.completions.log_probs - rollout.reference) * rollout.completions.mask
+        found["kl_reference"] = float(distance.sum(1).mean())
+    return found | {
+        "ratio_max": max(one["ratio_max"] for one in statistics),
+        "sampler_mismatch": statistics[0]["mismatch"],
+        "explained_variance": float(explained),
+        "bootstrapped": float(own / (own + other).clamp(min=1e-8)),
+        "beta": session.beta,
+        "learning_rate": session.optimiser.learning_rate,
+    }

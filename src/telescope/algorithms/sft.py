@@ -1,0 +1,70 @@
+"""Supervised fine-tuning: the likelihood of right answers, the step before any reinforcement.
+
+The loop is `train`. Rows need a `prompt` and an `answer`; the built-in tasks have them.
+"""
+
+# B demonstrations of T tokens
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from telescope.language.config import LanguageConfig, positive
+from telescope.language.evaluate import held_out
+from telescope.language.models import with_lora
+from telescope.language.supervised import cross_entropy, demonstrations
+from telescope.language.training import DEMONSTRATIONS, Iteration, Session
+
+
+@dataclasses.dataclass(frozen=True)
+class SFT(LanguageConfig):
+    """Maximum likelihood on demonstrations."""
+
+    learning_rate: float = 1e-3
+    """AdamW's step size."""
+    batch_size: int = 256
+    """Demonstrations of each step."""
+    stop_at: float | None = None
+    """End at the first evaluation in which this share of held-out prompts is answered."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "batch_size")
+        if self.stop_at is not None:
+            positive(self, "stop_at")
+
+
+def preset(task: str) -> SFT:
+    """The settings for a task."""
+    return SFT(task=task)
+
+
+STATISTICS = ("loss", "gradient_norm", "learning_rate")
+
+
+def train(config: SFT, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
+    """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""
+    session = Session(config, resume, STATISTICS)
+    session.columns = (session.task.metric, *STATISTICS)
+    policy = with_lora(session.policy, config.lora_rank, seed=config.seed) if config.lora_rank else session.policy
+    session.policy = policy
+    session.begin({"policy": policy}, resume)
+    if resume is None:
+        yield session.first(held_out(session))
+    for _ in session.iterations():
+        rows = session.task.draw(session.generator(DEMONSTRATIONS), config.batch_size)
+        batch = demonstrations(session.tokenizer, rows, session.ends[0], config.device)
+        with session.timed("update"):
+            weights, total = batch.mask / batch.mask.sum(), 0.0
+            for piece in session.pieces(len(rows)):
+                loss = (weights[piece] * cross_entropy(policy, batch.part(piece))).sum()
+                loss.backward()
+                total += float(loss.detach())
+            norm = session.optimiser.step(session.progress)
+        session.iteration += 1
+        evaluation = held_out(session) if session.due() else {}
+        if config.stop_at is not None and evaluation.get("exact_match", 0.0) >= config.stop_at:
+            session.stop()
+        statistics = {"loss": total, "gradient_norm": norm, "learning_rate": session.optimiser.learning_rate}
+        yield session.finish(statistics, evaluation)

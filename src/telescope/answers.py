@@ -1,0 +1,103 @@
+"""Trained language models back from a run folder: complete prompts, evaluate on those that were held out.
+
+Training is elsewhere. The model alone is an ordinary transformers folder, `RUN/model`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from telescope import algorithms
+from telescope.language import models
+from telescope.language.evaluate import distance, greedy
+from telescope.language.preferences import RewardModel
+from telescope.language.rewards import load_function
+from telescope.language.sampling import decode, encode, sample
+from telescope.language.tasks import Reward
+from telescope.language.training import PAIRS, generator, put_back
+from telescope.runs.config import from_mapping
+from telescope.runs.files import RunError
+from telescope.runs.folder import RunFolder
+
+
+class Answers:
+    """The language model of a run as it stands in its folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        cls = algorithms.config_class(folder.algorithm)
+        self.config: Any = from_mapping(cls, folder.config_mapping(), source=os.fspath(folder))
+        if not folder.model_path.is_dir():
+            raise RunError(f"{os.fspath(folder)} has no model yet; `telescope train --resume` continues the run")
+        dtype = getattr(torch, self.config.dtype)
+        self.model, self.tokenizer = models.load(str(folder.model_path), dtype=dtype)
+        self.model = self.model.to(self.config.device).eval()
+        self.ends = models.ends_of(self.model, self.tokenizer)
+
+    def complete(
+        self, prompts: Sequence[str], *, max_tokens: int = 64, temperature: float = 1.0, rng: Any = None
+    ) -> list[str]:
+        """A completion of each prompt: the likeliest tokens, or with `rng` (a NumPy generator) a sample."""
+        asked = encode(self.tokenizer, prompts, self.config.device)
+        noise = None if rng is None else rng.random((len(prompts), max_tokens), dtype=np.float32)
+        uniforms = None if noise is None else torch.from_numpy(noise).to(self.config.device)
+        found = sample(
+            self.model, asked, ends=self.ends, max_tokens=max_tokens, uniforms=uniforms, temperature=temperature
+        )
+        return decode(self.tokenizer, found, self.ends)
+
+    def evaluate(self, prompts: int = 1000) -> dict[str, Any]:
+        """On held-out prompts: `exact_match` or `reward` and `length` of greedy answers, `kl` of sampled ones."""
+        if self.folder.algorithm == "reward_model":
+            return self._ordered(prompts)
+        task = self.config.open_task()
+        rows = task.held_out[:prompts]
+        scoring, name = (task.reward, f"of {task.name}") if task.reward else (self._reward(), self.config.reward)
+        limits: dict[str, Any] = {"ends": self.ends, "max_tokens": self.config.max_tokens or task.max_tokens}
+        found = greedy(self.model, self.tokenizer, rows, scoring, name=name, **limits)
+        kl = distance(self.model, self._reference(), self.tokenizer, rows, **limits)
+        return {
+            task.metric: found["reward"],
+            "kl": kl,
+            "length": found["length"],
+            "truncated": found["truncated"],
+            "prompts": len(rows),
+        }
+
+    def _reward(self) -> Reward:
+        """What the run was rewarded by, a function or a model, as a function."""
+        source = self.config.reward
+        if not os.path.isdir(source):
+            return load_function(source)
+        model = RewardModel.load(source, self.config.device)
+        return lambda prompts, completions, **_: model.scores([{"prompt": p} for p in prompts], completions).tolist()
+
+    def _reference(self) -> Any:
+        """The model that training began with, after its warm start where it had one."""
+        config = self.config
+        dtype = getattr(torch, config.dtype)
+        reference = models.load(config.model, seed=config.seed, dtype=dtype)[0].to(config.device).eval()
+        state = self.folder.load_checkpoint()
+        if state is not None and state.get("start"):
+            put_back(reference, state["start"])
+        return reference
+
+    def _ordered(self, pairs: int) -> dict[str, Any]:
+        model = RewardModel.load(os.fspath(self.folder), self.config.device)
+        rows = self.config.open_task().pairs(generator(0, PAIRS, 2**31), pairs, held_out=True)  # type: ignore[misc]
+        with torch.no_grad():
+            margin = model.pair_loss(rows)[1]
+        return {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean()), "pairs": len(rows)}
+
+
+def load(run: str | os.PathLike[str]) -> Answers:
+    """The language model in a run folder: `telescope.answers.load("runs/grpo").complete(["37+58="])`."""
+    folder = RunFolder.open(run)
+    if folder.algorithm not in algorithms.LANGUAGE:
+        raise ValueError(f"{os.fspath(run)} is a run of {folder.algorithm}; telescope.load has its agents")
+    return Answers(folder)

@@ -1,0 +1,152 @@
+"""What every algorithm on language models is told: the task, the model, the amount of work, the machine.
+
+Frozen dataclasses with a docstring under each field; an algorithm's own settings extend `LanguageConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from telescope.language.models import TINY
+from telescope.language.tasks import Task, open_task, require_reward
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageConfig:
+    """The settings that all algorithms on language models share."""
+
+    task: str = "lm/addition"
+    """A built-in task (lm/addition, lm/sort, lm/reverse, lm/taste), or a JSONL file with a row for each prompt."""
+    model: str = TINY
+    """Where to start: tiny (built in, untrained), a run folder, a transformers folder, or a name on the hub."""
+    digits: int | None = None
+    """Digits of the built-in tasks' numbers, or the length of their strings; none: the task's own (2 for addition)."""
+    seed: int = 0
+    """Keys all random numbers."""
+    total_steps: int = 600
+    """Steps of training."""
+    learning_rate: float = 3e-4
+    """AdamW's step size."""
+    lr_warmup: int = 10
+    """Steps over which it rises from 0."""
+    anneal_learning_rate: bool = True
+    """Let it fall linearly to a tenth over the run."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Global norm to which a model's gradient is clipped."""
+    lora_rank: int = 0
+    """Train a LoRA adapter of this rank instead of all weights (needs peft); 0: all weights."""
+    max_tokens: int | None = None
+    """The length limit of a completion; none: the task's own (64 for files)."""
+    micro_batch: int = 0
+    """Completions that go through the model at a time while it trains; 0: all of a step's."""
+    eval_every: int = 20
+    """Evaluate on held-out prompts every so many steps; 0: only before the first and after the last."""
+    eval_prompts: int = 1000
+    """Held-out prompts of such an evaluation, at most."""
+    device: str = "cpu"
+    """Where the models live: cpu, cuda, cuda:1, …"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and arithmetic."""
+    threads: int = 0
+    """CPU threads of the arithmetic; 0: one for each core, decided once for the run."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, by name and number."""
+        positive(self, "total_steps", "learning_rate", "max_grad_norm", "eval_prompts")
+        at_least_zero(self, "seed", "lr_warmup", "weight_decay", "lora_rank", "micro_batch", "eval_every", "threads")
+        for name in ("digits", "max_tokens"):
+            if getattr(self, name) is not None:
+                positive(self, name)
+
+    @property
+    def iterations(self) -> int:
+        """Steps in the whole run."""
+        return self.total_steps
+
+    def open_task(self) -> Task:
+        """The task; ValueError where it is none that this algorithm can learn from."""
+        return open_task(self.task, self.digits)
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig(LanguageConfig):
+    """The settings that algorithms on sampled completions share."""
+
+    reward: str | None = None
+    """What scores a completion: FILE.py:FUNCTION, or the run folder of a reward model; none: the task's own reward."""
+    prompts: int = 256
+    """Prompts of each rollout."""
+    group: int = 8
+    """G, completions of each prompt."""
+    minibatches: int = 4
+    """Optimiser steps that a rollout is cut into."""
+    epochs: int = 1
+    """Passes over each rollout."""
+    temperature: float = 1.0
+    """Of sampling; log-probabilities are taken at it too."""
+    top_k: int | None = None
+    """Sample from the k likeliest tokens only; log-probabilities are then over the same."""
+    top_p: float | None = None
+    """Sample from the likeliest tokens that together have this probability; log-probabilities likewise."""
+    warm_start: float = 0.2
+    """Alone with the built-in model: train on right answers until this share of held-out prompts is answered."""
+    warm_start_steps: int = 2000
+    """Steps of that warm start, at most."""
+    warm_start_learning_rate: float = 1e-3
+    """AdamW's step size in it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(
+            self,
+            "prompts",
+            "group",
+            "minibatches",
+            "epochs",
+            "temperature",
+            "warm_start_steps",
+            "warm_start_learning_rate",
+        )
+        in_unit_interval(self, "warm_start")
+        if self.top_k is not None:
+            positive(self, "top_k")
+        if self.top_p is not None:
+            in_unit_interval(self, "top_p")
+        if self.prompts % self.minibatches:
+            raise ValueError(
+                f"prompts is {self.prompts}, which {self.minibatches} minibatches do not divide; groups stay whole"
+            )
+
+    def open_task(self) -> Task:
+        task = super().open_task()
+        require_reward(task, self.reward)
+        return task
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps made from one rollout."""
+        return self.epochs * self.minibatches
+
+
+def positive(config: object, *names: str) -> None:
+    _require(config, names, lambda x: math.isfinite(x) and x > 0, "a number > 0")
+
+
+def at_least_zero(config: object, *names: str) -> None:
+    _require(config, names, lambda x: math.isfinite(x) and x >= 0, "a number >= 0")
+
+
+def in_unit_interval(config: object, *names: str) -> None:
+    _require(config, names, lambda x: 0 <= x <= 1, "a number in [0, 1]")
+
+
+def _require(config: object, names: Iterable[str], holds: Callable[[Any], bool], expected: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
+            raise ValueError(f"{name} is {value!r}; expected {expected}")

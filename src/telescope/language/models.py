@@ -1,0 +1,251 @@
+"""Policies, critics and reward models: transformers causal LMs, their adapters, and the small heads put on them.
+
+Everything is loaded and saved by `from_pretrained` and `save_pretrained`. It leaves out how any of them is trained.
+"""
+
+# B sequences, T tokens, D hidden size
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from telescope.language.tokenizer import EOS, PAD, VOCABULARY, characters
+
+TINY = "tiny"
+"""The name of the built-in model: about half a million parameters, untrained, characters for tokens."""
+
+
+INITIAL = 0.08
+"""Deviation of its weights, about width^−½: with the usual 0.02 it needs three times the steps to learn addition."""
+
+
+def tiny(seed: int = 0) -> nn.Module:
+    """The built-in model with weights by the seed: a Llama of 2 layers and width 128."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=INITIAL,
+        pad_token_id=PAD,
+        bos_token_id=None,
+        eos_token_id=EOS,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def load(source: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
+    """A causal LM and its tokenizer: the built-in one, a run folder, a transformers folder, or a name on the hub."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one of our own is on the terminal
+    if source == TINY:
+        return tiny(seed).to(dtype), characters()
+    place = folder_of(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise _not_to_be_had(source, error) from error
+    return model, tokenizer
+
+
+def require(source: str) -> None:
+    """ValueError where there is no such model, by a look at its config alone."""
+    from transformers import AutoConfig
+
+    if source == TINY:
+        return
+    try:
+        AutoConfig.from_pretrained(folder_of(source))
+    except (OSError, ValueError) as error:
+        raise _not_to_be_had(source, error) from error
+
+
+def _not_to_be_had(source: str, error: Exception) -> ValueError:
+    reason = str(error).strip().splitlines()[0]
+    return ValueError(f"model is {source!r}, which transformers cannot load: {reason}")
+
+
+def folder_of(source: str) -> str:
+    """The transformers folder that a path means: of a run folder, its `model`; anything else as it is."""
+    inner = Path(source) / "model"
+    return str(inner) if (Path(source) / "run.json").is_file() and inner.is_dir() else source
+
+
+def save(model: nn.Module, tokenizer: Any, path: str | os.PathLike[str]) -> None:
+    """An ordinary transformers folder; of a model with an adapter, the merged weights."""
+    plain: Any = model
+    if hasattr(model, "merge_and_unload"):
+        plain = copy.deepcopy(plain).merge_and_unload()
+    plain.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def with_lora(model: nn.Module, rank: int, *, seed: int) -> nn.Module:
+    """The model with a LoRA adapter of that rank on its linear layers (Hu et al. 2021, arXiv 2106.09685), via peft."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError('lora_rank needs peft: pip install "telescope-rl[lora]"', name="peft") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        return get_peft_model(model, config)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """The model as it was before its adapter: the reference that costs no second copy."""
+    with model.disable_adapter():
+        yield
+
+
+def ends_of(model: Any, tokenizer: Any) -> list[int]:
+    """The ids that end a completion."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = tokenizer.eos_token_id if ends is None else ends
+    if ends is None:
+        raise ValueError("the tokenizer has no end token (eos_token), so a completion could never end")
+    return list(ends) if isinstance(ends, list | tuple) else [int(ends)]
+
+
+def trunk_of(model: Any) -> nn.Module:
+    """The part that makes hidden states, without the output matrix."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return plain.base_model if plain.base_model is not plain else plain.get_decoder()  # type: ignore[no-any-return]
+
+
+def output_of(model: Any) -> Tensor:
+    """The output matrix [V, D] from hidden states to logits."""
+    return model.get_output_embeddings().weight  # type: ignore[no-any-return]
+
+
+def check_output(model: Any) -> None:
+    """ValueError where logits are not the plain product of hidden states and `output_of`, by a look at one token."""
+    token = torch.tensor([[int(ends_of(model, None)[0])]], device=output_of(model).device)
+    with torch.no_grad():
+        logits = model(input_ids=token, use_cache=False).logits.float()
+        product = (hidden_states(trunk_of(model), token, token > -1) @ output_of(model).T).float()
+    if not torch.allclose(logits, product, rtol=1e-2, atol=1e-2 * float(logits.abs().max())):
+        raise ValueError(
+            f"the logits of {type(model).__name__} are not hidden states times the output matrix (a bias, a scale or a "
+            "soft cap lies between); such models are not supported"
+        )
+
+
+def hidden_states(trunk: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
+    """The last hidden states [B, T, D] of left- or right-padded tokens; positions count live tokens."""
+    return _run(trunk, tokens, mask, tokens.shape[1])
+
+
+def completion_states(
+    trunk: nn.Module,
+    prompts: tuple[Tensor, Tensor],
+    completions: tuple[Tensor, Tensor],
+    *,
+    group: int = 1,
+    after: bool = False,
+) -> Tensor:
+    """The states that predict each token of the completions [B, T, D]; with `after` also those behind it [B, T + 1, D].
+
+    With `group` > 1 a prompt that several completions share is read once: its keys and values are repeated, and only
+    the completions' own tokens run through the model for each. Values and gradients are the same, to rounding.
+
+    Args:
+        prompts: tokens and mask [N, P], padded on the left. completions: tokens and mask [N · group, T], on the right.
+    """
+    (asked, asked_mask), (tokens, mask) = prompts, completions
+    if not after:
+        tokens, mask = tokens[:, :-1], mask[:, :-1]
+    if group == 1:
+        both, both_mask = torch.cat([asked, tokens], 1), torch.cat([asked_mask, mask], 1)
+        return _run(trunk, both, both_mask, tokens.shape[1] + 1)
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=trunk.config)  # type: ignore[arg-type]
+    first = _run(trunk, asked, asked_mask, 1, cache).repeat_interleave(group, 0)
+    if tokens.shape[1] == 0:
+        return first
+    cache.batch_repeat_interleave(group)
+    both_mask = torch.cat([asked_mask.repeat_interleave(group, 0), mask], 1)
+    return torch.cat([first, _run(trunk, tokens, both_mask, tokens.shape[1], cache)], 1)
+
+
+def _run(trunk: nn.Module, tokens: Tensor, mask: Tensor, last: int, cache: Any = None) -> Tensor:
+    """Hidden states of the last tokens. mask: of all tokens, those already in the cache too."""
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+    out = trunk(
+        input_ids=tokens,
+        attention_mask=None if bool(mask.all()) else mask.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    return out.last_hidden_state[:, -last:]  # type: ignore[no-any-return]
+
+
+HEAD = "head.safetensors"
+
+
+class Scalar(nn.Module):
+    """One number per token from hidden states, V of the state behind it or a score; the output layer begins at 0.
+
+    With a trunk of its own it is a model; without one it is a head on states that are given.
+    """
+
+    def __init__(self, width: int, trunk: nn.Module | None = None) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @classmethod
+    def on(cls, policy: nn.Module) -> Scalar:
+        """A network of its own that begins as a copy of a policy's trunk."""
+        weight = output_of(policy)
+        trunk = copy.deepcopy(trunk_of(policy)).requires_grad_(True).eval()
+        return cls(weight.shape[1], trunk).to(weight.device, weight.dtype)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., D] → [...], float32."""
+        return self.head(states).squeeze(-1).float()  # type: ignore[no-any-return]
+
+    def along(
+        self, prompts: tuple[Tensor, Tensor], completions: tuple[Tensor, Tensor], group: int = 1, *, after: bool = True
+    ) -> Tensor:
+        """Of the states before each token and, with `after`, behind the last; by its own trunk."""
+        assert self.trunk is not None
+        states = completion_states(self.trunk, prompts, completions, group=group, after=after)
+        return self(states)  # type: ignore[no-any-return]
+
+
+def save_head(network: Scalar, path: str | os.PathLike[str]) -> None:
+    """The head's weights beside those of the trunk."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.cpu() for name, tensor in network.head.state_dict().items()}, Path(path) / HEAD)
+
+
+def load_head(network: Scalar, path: str | os.PathLike[str]) -> None:
+    """What `save_head` wrote."""
+    from safetensors.torch import load_file
+
+    network.head.load_state_dict(load_file(Path(path) / HEAD))

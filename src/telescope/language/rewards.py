@@ -1,0 +1,76 @@
+"""Scores of completions: any Python function, checked, or a reward model.
+
+It leaves out what is done with them (`advantages.py`).
+"""
+
+# B completions
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from telescope.language.tasks import Reward, Row
+
+
+def load_function(source: str) -> Reward:
+    """The function that `my_rewards.py:score` names: (prompts, completions, **columns) → list of float or None."""
+    path, _, name = source.rpartition(":")
+    if not path.endswith(".py") or not name:
+        raise ValueError(f"reward is {source!r}; expected FILE.py:FUNCTION, or the folder of a trained reward model")
+    if not Path(path).is_file():
+        raise ValueError(f"reward is {source!r}, but there is no file {path}")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"reward is {source!r}, but {path} has no function {name}")
+    return function  # type: ignore[no-any-return]
+
+
+def score(function: Reward, rows: Sequence[Row], completions: Sequence[str], *, name: str) -> Tensor:
+    """One score per completion, [B] float32; NaN where the function gave None (not scored).
+
+    The function gets the prompts, the completions, and every other column of the rows as a keyword with a list. What
+    it does wrong is a ValueError that names it, and the completion where there is one.
+    """
+    columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
+    prompts = [row["prompt"] for row in rows]
+    try:
+        scores = function(prompts, list(completions), **columns)
+    except Exception as error:
+        raise ValueError(f"the reward function {name} raised {type(error).__name__}: {error}") from error
+    scores = scores.tolist() if hasattr(scores, "tolist") else scores
+    if not isinstance(scores, list | tuple):
+        raise ValueError(f"the reward function {name} returned a {type(scores).__name__}; expected a list of numbers")
+    if len(scores) != len(completions):
+        raise ValueError(
+            f"the reward function {name} returned {len(scores)} scores for {len(completions)} completions; expected "
+            "one for each"
+        )
+    return torch.tensor([_number(value, name, i, prompts[i], completions[i]) for i, value in enumerate(scores)])
+
+
+def _number(value: Any, name: str, index: int, prompt: str, completion: str) -> float:
+    if value is None:
+        return math.nan
+    what = f"the reward function {name} gave {value!r} for completion {index} ({completion!r} to {prompt!r})"
+    if not isinstance(value, bool | int | float):
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{what}; expected a number, or None where it cannot be scored") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{what}; expected a finite number, or None where it cannot be scored")
+    return float(value)

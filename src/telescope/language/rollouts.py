@@ -1,0 +1,282 @@
+"""Experience on language models: prompts, sampled completions, scores, and log-probabilities by policy and reference.
+
+A completion is an episode: its end terminates it, the length limit truncates it. It leaves out advantages and losses.
+"""
+
+# N prompts, G completions each, B = N · G completions of T tokens
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from telescope.language import models
+from telescope.language.config import RolloutConfig
+from telescope.language.evaluate import held_out
+from telescope.language.log_probs import TokenLogProbs, token_log_probs
+from telescope.language.models import completion_states, output_of, trunk_of
+from telescope.language.objectives import Objective
+from telescope.language.preferences import RewardModel, train_reward_model
+from telescope.language.rewards import load_function, score
+from telescope.language.sampling import Completions, Prompts, decode, encode, sample
+from telescope.language.supervised import cross_entropy, demonstrations
+from telescope.language.tasks import Row
+from telescope.language.training import (
+    DEMONSTRATIONS,
+    MINIBATCHES,
+    PROMPTS,
+    TOKENS,
+    Optimiser,
+    Session,
+    everything,
+    generator,
+    put_back,
+    trainable,
+)
+
+WARM_START_EVERY = 10
+"""Steps between two looks at how good the warm start has become."""
+SHOWN = 16
+"""Completions of a step that go to the table of samples."""
+
+
+class Rollout(NamedTuple):
+    """N · G completions with everything known about them before the update."""
+
+    rows: list[Row]  # [B]
+    texts: list[str]  # [B]
+    prompts: Prompts  # [N]
+    completions: Completions  # [B]
+    scores: Tensor  # [B], NaN where not scored
+    reference: Tensor | None  # [B, T] log-probabilities by the reference
+    group: int
+
+    def part(self, prompts: Tensor) -> Rollout:
+        """The groups of some prompts."""
+        members = self.members(prompts)
+        chosen = members.tolist()
+        return Rollout(
+            [self.rows[i] for i in chosen],
+            [self.texts[i] for i in chosen],
+            self.prompts.rows(prompts),
+            self.completions.rows(members),
+            self.scores[members],
+            None if self.reference is None else self.reference[members],
+            self.group,
+        )
+
+    def members(self, prompts: Tensor) -> Tensor:
+        """Where the groups of some prompts stand."""
+        return (prompts[:, None] * self.group + torch.arange(self.group, device=prompts.device)).reshape(-1)
+
+
+class RolloutSession(Session):
+    """A session that samples and scores; see `algorithms.grpo.train` for its use."""
+
+    config: RolloutConfig
+
+    def __init__(
+        self, config: RolloutConfig, objective: Objective, resume: dict[str, Any] | None, columns: tuple[str, ...]
+    ) -> None:
+        super().__init__(config, resume, columns)
+        self.objective = objective
+        self.beta: float = objective.beta if resume is None else resume["beta"]
+        """The coefficient of the KL; a controller may move it."""
+        self.columns = (self.task.metric, *columns)
+        self.start: dict[str, Tensor] | None = None if resume is None else resume["start"]
+        self._score_by(resume)
+        if resume is None:
+            self._warm_start()
+        elif self.start is not None:
+            put_back(self.policy, self.start)
+        self.reference = (
+            copy.deepcopy(self.policy).requires_grad_(False) if objective.beta and not config.lora_rank else None
+        )
+        if config.lora_rank:
+            self.policy = models.with_lora(self.policy, config.lora_rank, seed=config.seed)
+        self.after = False
+        """Are the states behind the last tokens needed too, by a critic?"""
+
+    # Scores
+
+    def _score_by(self, resume: dict[str, Any] | None) -> None:
+        source = self.config.reward
+        self.reward_model: RewardModel | None = None
+        self.reward_name = source or f"of {self.task.name}"
+        if source is not None and not Path(source).is_dir():
+            self.reward = load_function(source)
+        elif source is not None:
+            self.reward_model = RewardModel.load(source, self.config.device)
+        elif self.task.pairs is not None:
+            self.reward_model = self._own_reward_model()
+            if resume is not None:
+                put_back(self.reward_model.network, resume["reward_model"])
+                self.reward_model.network.requires_grad_(False)
+            else:
+                accuracy = train_reward_model(self.reward_model, self.task, self.config.seed)
+                self.notes.append(
+                    f"no reward model was given: trained one on {self.task.name}'s preference pairs, "
+                    f"which orders {accuracy:.0%} of held-out pairs as they are"
+                )
+        else:
+            assert self.task.reward is not None
+            self.reward = self.task.reward
+
+    def _own_reward_model(self) -> RewardModel:
+        """An untrained one on another draw of the model's weights; its score is to be no function of the policy's."""
+        policy, tokenizer = models.load(self.config.model, seed=self.config.seed + 1)
+        return RewardModel(policy.eval(), tokenizer, self.ends[0], self.config.device)
+
+    def scores(self, rows: list[Row], texts: list[str]) -> Tensor:
+        """One score per completion, [B]; NaN where not scored."""
+        if self.reward_model is not None:
+            return self.reward_model.scores(rows, texts)
+        return score(self.reward, rows, texts, name=self.reward_name).to(self.config.device)
+
+    # The warm start
+
+    def _warm_start(self) -> None:
+        """Train on right answers until `warm_start` of the held-out prompts is answered, and say so."""
+        config = self.config
+        if config.model != models.TINY or config.warm_start == 0 or not self.task.answers:
+            return
+        began, optimiser = (
+            time.perf_counter(),
+            Optimiser(config, {"policy": self.policy}, config.warm_start_learning_rate),
+        )
+        accuracy, step = 0.0, 0
+        verifiable = self.task.metric == "exact_match"
+        most = config.warm_start_steps if verifiable else min(config.warm_start_steps, 300)
+        while step < most and not (verifiable and accuracy >= config.warm_start):
+            rows = self.task.draw(generator(config.seed, DEMONSTRATIONS, step), 256)
+            batch = demonstrations(self.tokenizer, rows, self.ends[0], config.device)
+            (cross_entropy(self.policy, batch).sum() / batch.mask.sum()).backward()
+            optimiser.step(0.0)
+            step += 1
+            if verifiable and step % WARM_START_EVERY == 0:
+                accuracy = held_out(self)["exact_match"]
+        self.start = trainable(self.policy)
+        seconds = time.perf_counter() - began
+        reached = f", to {accuracy:.1%} exact match on held-out prompts" if verifiable else ""
+        self.notes.append(
+            f"the built-in model is untrained: warm start of {step} steps on right answers{reached} ({seconds:.0f} s)"
+        )
+
+    # One step
+
+    def collect(self) -> Rollout:
+        """The next rollout: prompts, their completions by the policy as it stands, scores, reference."""
+        with self.timed("sample"):
+            rows = self.task.draw(self.generator(PROMPTS), self.config.prompts)
+            prompts = encode(self.tokenizer, [row["prompt"] for row in rows], self.config.device)
+            completions = self.sample(prompts)
+            rows = [row for row in rows for _ in range(self.config.group)]
+            texts = decode(self.tokenizer, completions, self.ends)
+        with self.timed("reward"):
+            rollout = Rollout(rows, texts, prompts, completions, self.scores(rows, texts), None, self.config.group)
+            if self.beta:
+                rollout = rollout._replace(reference=self.reference_log_probs(rollout))
+        return rollout
+
+    def sample(self, prompts: Prompts) -> Completions:
+        """`group` completions of each prompt, by this step's random numbers."""
+        config = self.config
+        noise = self.generator(TOKENS).random((config.prompts * config.group, self.max_tokens), dtype=np.float32)
+        return sample(
+            self.policy,
+            prompts,
+            ends=self.ends,
+            max_tokens=self.max_tokens,
+            uniforms=torch.from_numpy(noise).to(config.device),
+            group=config.group,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )
+
+    def states(self, rollout: Rollout, policy: nn.Module | None = None) -> Tensor:
+        """The hidden states before each token and behind the last [B, T + 1, D], by the policy or another model."""
+        tokens, mask = rollout.completions.tokens, rollout.completions.mask
+        trunk = trunk_of(self.policy if policy is None else policy)
+        return completion_states(trunk, rollout.prompts, (tokens, mask), group=rollout.group, after=self.after)
+
+    def log_probs(self, states: Tensor, rollout: Rollout, policy: nn.Module | None = None) -> TokenLogProbs:
+        """Log-probabilities and entropy [B, T] of the tokens from the states before them."""
+        completions = rollout.completions
+        return token_log_probs(
+            states[:, : completions.tokens.shape[1]],
+            output_of(self.policy if policy is None else policy),
+            completions.tokens,
+            mask=completions.mask,
+            temperature=self.config.temperature,
+            support=completions.support,
+        )
+
+    @torch.no_grad()
+    def reference_log_probs(self, rollout: Rollout) -> Tensor:
+        """The same by the reference: the frozen copy, or the policy without its adapter."""
+        model = self.policy if self.reference is None else self.reference
+        parts = [rollout.part(piece) for piece in self.groups(rollout)]
+        with contextlib.nullcontext() if self.reference is not None else models.adapter_off(self.policy):
+            return torch.cat([self.log_probs(self.states(part, model), part, model).log_probs for part in parts])
+
+    def minibatches(self, epoch: int) -> Iterator[Tensor]:
+        """A shuffle of the prompts, cut into minibatches; groups stay whole."""
+        rng = generator(self.config.seed, MINIBATCHES, self.iteration * self.config.epochs + epoch)
+        order = torch.from_numpy(rng.permutation(self.config.prompts))
+        yield from order.to(self.config.device).chunk(self.config.minibatches)
+
+    def groups(self, rollout: Rollout, prompts: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Prompts in micro-batches that go through the model at a time."""
+        if prompts is None:
+            prompts = torch.arange(len(rollout.prompts.tokens), device=rollout.prompts.tokens.device)
+        size = self.config.micro_batch // rollout.group or (1 if self.config.micro_batch else len(prompts))
+        return prompts.split(max(1, size))
+
+    def table(self, rollout: Rollout) -> list[dict[str, Any]]:
+        """The first completions of the rollout with their scores, after steps that are evaluated."""
+        if not self.due():
+            return []
+        lengths, ended = rollout.completions.mask.sum(1).tolist(), rollout.completions.terminated.tolist()
+        scores = rollout.scores.tolist()
+        return [
+            {
+                "prompt": rollout.rows[i]["prompt"],
+                "completion": rollout.texts[i],
+                "score": scores[i],
+                "length": lengths[i],
+                "terminated": ended[i],
+            }
+            for i in range(min(SHOWN, len(scores)))
+        ]
+
+    def state(self) -> dict[str, Any]:
+        reward_model = None
+        if self.reward_model is not None and self.config.reward is None:
+            reward_model = everything(self.reward_model.network)
+        return super().state() | {"start": self.start, "beta": self.beta, "reward_model": reward_model}
+
+
+def rollout_statistics(rollout: Rollout) -> dict[str, float]:
+    """What is to be seen of a rollout before anything is learned from it."""
+    mask, scores = rollout.completions.mask, rollout.scores.view(-1, rollout.group)
+    scored = ~scores.isnan()
+    spread = torch.where(scored, scores, scores.nanmean(1, keepdim=True)).nan_to_num(0.0)
+    return {
+        "score": float(scores.nanmean()),
+        "score_std": float(spread.std(1, correction=0).mean()),
+        "equal_groups": float((spread.amax(1) == spread.amin(1)).float().mean()),
+        "length": float(mask.sum(1).float().mean()),
+        "truncated": float((~rollout.completions.terminated).float().mean()),
+        "entropy": float(rollout.completions.entropy.sum() / mask.sum().clamp(min=1)),
+    }
+
+
+ROLLOUT_STATISTICS = ("score", "score_std", "equal_groups", "length", "truncated", "entropy")

@@ -1,0 +1,188 @@
+"""Batched sampling with a key–value cache: each prompt is read once, then all of its completions grow together.
+
+Random numbers are an argument, so that what is drawn for one completion depends on nothing else; rows that have ended
+leave the batch. It leaves out what a completion is worth.
+"""
+
+# N prompts, B = N · group completions, P prompt width, T completion width, K size of the sampling support
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from telescope.language.log_probs import sampling_support
+
+
+class Prompts(NamedTuple):
+    """N prompts, padded on the left."""
+
+    tokens: Tensor  # [N, P]
+    mask: Tensor  # [N, P], True on tokens of the prompt
+
+    def rows(self, index: Tensor | slice) -> Prompts:
+        """Some of them."""
+        return Prompts(self.tokens[index], self.mask[index])
+
+
+class Completions(NamedTuple):
+    """B completions, padded on the right; where masked all else is 0."""
+
+    tokens: Tensor  # [B, T]
+    mask: Tensor  # [B, T], True on tokens that the policy produced, the end included
+    log_probs: Tensor  # [B, T], as sampled from
+    entropy: Tensor  # [B, T], of the distribution sampled from
+    terminated: Tensor  # [B], True where the end was produced; the others were cut off by the length limit
+    support: Tensor | None  # [B, T, K] ids that could have been drawn, where top-k or top-p restricted them
+
+    def rows(self, index: Tensor) -> Completions:
+        """Some of them."""
+        return Completions(*(None if x is None else x[index] for x in self))  # type: ignore[arg-type]
+
+
+def encode(tokenizer: Any, texts: Sequence[str], device: str | torch.device = "cpu") -> Prompts:
+    """Texts as left-padded tokens. The mask is made from lengths, so that PAD may be a token of the text."""
+    ids = tokenizer(list(texts))["input_ids"]
+    empty = [i for i, one in enumerate(ids) if not one]
+    if empty:
+        raise ValueError(f"prompt {empty[0]} ({texts[empty[0]]!r}) has no tokens; an empty prompt asks for nothing")
+    width = max(map(len, ids))
+    tokens, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
+    for i, one in enumerate(ids):
+        tokens[i, width - len(one) :] = torch.tensor(one)
+        mask[i, width - len(one) :] = True
+    return Prompts(tokens.to(device), mask.to(device))
+
+
+def decode(tokenizer: Any, completions: Completions, ends: Sequence[int]) -> list[str]:
+    """The texts of completions, without the token that ended them."""
+    texts = []
+    for tokens, mask in zip(completions.tokens.tolist(), completions.mask.tolist(), strict=True):
+        live = [token for token, here in zip(tokens, mask, strict=True) if here]
+        texts.append(live[:-1] if live and live[-1] in ends else live)
+    return list(tokenizer.batch_decode(texts))
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    prompts: Prompts,
+    *,
+    ends: Sequence[int],
+    max_tokens: int,
+    uniforms: Tensor | None = None,
+    group: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Completions:
+    """`group` completions of each prompt, one behind the other, from any transformers causal LM.
+
+    Args:
+        model: gives logits and a cache, as transformers models do.
+        ends: ids of tokens that end a completion.
+        max_tokens: the length limit.
+        uniforms: [B, max_tokens] in [0, 1), the random numbers of each token; None: the likeliest token.
+        temperature, top_k, top_p: what is drawn from; `support` then has the tokens that could be drawn.
+    """
+    n = len(prompts.tokens) * group
+    completions = _Growing(n, max_tokens, prompts.tokens.device)
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    mask = prompts.mask
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    logits = _step(model, prompts.tokens, mask, positions, cache)
+    if group > 1:
+        cache.batch_repeat_interleave(group)
+        logits, mask = (x.repeat_interleave(group, 0) for x in (logits, mask))
+    rows = torch.arange(n, device=mask.device)
+    position = mask.sum(1)
+    endings = torch.tensor(list(ends), device=mask.device)
+    for t in range(max_tokens):
+        noise = None if uniforms is None else uniforms[rows, t]
+        tokens = completions.add(t, rows, logits, noise, temperature, top_k, top_p)
+        ended = torch.isin(tokens, endings)
+        completions.terminated[rows[ended]] = True
+        if t + 1 == max_tokens or bool(ended.all()):
+            break
+        if bool(ended.any()):
+            kept = (~ended).nonzero()[:, 0]
+            cache.batch_select_indices(kept)
+            rows, tokens, mask, position = (x[kept] for x in (rows, tokens, mask, position))
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        logits = _step(model, tokens[:, None], mask, (position + t)[:, None], cache)
+    return completions.finish()
+
+
+def _step(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    """Logits after the last token, in float32."""
+    out = model(
+        input_ids=tokens,
+        attention_mask=None if bool(mask.all()) else mask.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return out.logits[:, -1].float()  # type: ignore[no-any-return]
+
+
+class _Growing:
+    """Completions while they are made."""
+
+    def __init__(self, n: int, max_tokens: int, device: torch.device) -> None:
+        self.tokens = torch.zeros(n, max_tokens, dtype=torch.long, device=device)
+        self.mask = torch.zeros(n, max_tokens, dtype=torch.bool, device=device)
+        self.log_probs, self.entropy = (torch.zeros(n, max_tokens, device=device) for _ in range(2))
+        self.terminated = torch.zeros(n, dtype=torch.bool, device=device)
+        self.supports: list[tuple[Tensor, Tensor]] = []
+
+    def add(
+        self,
+        t: int,
+        rows: Tensor,
+        logits: Tensor,
+        noise: Tensor | None,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+    ) -> Tensor:
+        """Draw the t-th token of the rows that still grow."""
+        support = None
+        if (top_k is not None or top_p is not None) and noise is not None:
+            support = sampling_support(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+            logits = logits.gather(-1, support.clamp(min=0)).masked_fill(support < 0, -torch.inf)
+            self.supports.append((rows, support))
+        log_probs = (logits / temperature).log_softmax(-1)
+        index = log_probs.argmax(-1) if noise is None else _draw(log_probs, noise)
+        self.log_probs[rows, t] = log_probs.gather(-1, index[:, None])[:, 0]
+        finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+        self.entropy[rows, t] = -(log_probs.exp() * finite).sum(-1)
+        tokens = index if support is None else support.gather(-1, index[:, None])[:, 0]
+        self.tokens[rows, t], self.mask[rows, t] = tokens, True
+        return tokens
+
+    def finish(self) -> Completions:
+        width = int(self.mask.any(0).sum())
+        support = None
+        if self.supports:
+            size = max(ids.shape[-1] for _, ids in self.supports)
+            support = self.tokens.new_full((*self.tokens.shape, size), -1)
+            for t, (rows, ids) in enumerate(self.supports):
+                support[rows, t, : ids.shape[-1]] = ids
+            support = support[:, :width]
+        tokens, mask, log_probs, entropy = (
+            x[:, :width] for x in (self.tokens, self.mask, self.log_probs, self.entropy)
+        )
+        return Completions(tokens, mask, log_probs, entropy, self.terminated, support)
+
+
+def _draw(log_probs: Tensor, noise: Tensor) -> Tensor:
+    """The first index whose cumulative probability exceeds the uniform number, [B]."""
+    cumulative = log_probs.exp().cumsum(-1)
+    # a hair below the total, so that rounding never chooses what is impossible
+    threshold = noise * cumulative[:, -1] * (1 - 1e-6)
+    return (cumulative <= threshold[:, None]).sum(-1).clamp(max=log_probs.shape[-1] - 1)

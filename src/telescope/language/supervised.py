@@ -1,0 +1,54 @@
+"""Learning from right answers: batches of demonstrations, their cross-entropy, and the warm start before RL.
+
+It leaves out the loop of a whole supervised run (`algorithms/sft.py`).
+"""
+
+# B demonstrations, P prompt width, T answer width
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from telescope.language.log_probs import token_log_probs
+from telescope.language.models import completion_states, output_of, trunk_of
+from telescope.language.sampling import Prompts, encode
+from telescope.language.tasks import Row
+
+
+class Texts(NamedTuple):
+    """Prompts and what follows them."""
+
+    prompts: Prompts
+    tokens: Tensor  # [B, T], padded on the right
+    mask: Tensor  # [B, T], True on tokens of the answer and its end
+
+    def part(self, rows: slice) -> Texts:
+        """Some of them."""
+        return Texts(self.prompts.rows(rows), self.tokens[rows], self.mask[rows])
+
+
+def texts(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], end: int, device: str) -> Texts:
+    """Prompts and answers as tokens; every answer ends with `end`."""
+    ids = [[*one, end] for one in tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
+    width = max(map(len, ids))
+    tokens, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
+    for i, one in enumerate(ids):
+        tokens[i, : len(one)], mask[i, : len(one)] = torch.tensor(one), True
+    return Texts(encode(tokenizer, prompts, device), tokens.to(device), mask.to(device))
+
+
+def demonstrations(tokenizer: Any, rows: Sequence[Row], end: int, device: str) -> Texts:
+    """Rows with a `prompt` and its right `answer` as tokens."""
+    lacking = [row for row in rows if not isinstance(row.get("answer"), str)]
+    if lacking:
+        raise ValueError(f"the row with prompt {lacking[0]['prompt']!r} has no answer; SFT learns from right answers")
+    return texts(tokenizer, [row["prompt"] for row in rows], [row["answer"] for row in rows], end, device)
+
+
+def cross_entropy(policy: nn.Module, batch: Texts) -> Tensor:
+    """−log π of each token of the answers [B, T]; 0 where masked."""
+    states = completion_states(trunk_of(policy), batch.prompts, (batch.tokens, batch.mask))
+    return -token_log_probs(states, output_of(policy), batch.tokens, mask=batch.mask).log_probs

@@ -1,0 +1,290 @@
+"""What all algorithms on language models set up and book alike: models, optimiser, clock, evaluation, metrics rows.
+
+The training loop itself stands in each algorithm's own file; nothing here decides what an update is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from telescope.language import models
+from telescope.language.config import LanguageConfig
+from telescope.language.rewards import load_function
+from telescope.language.tasks import Task
+
+# Streams of random numbers, keyed with the seed and the step: there is no generator state to store.
+PROMPTS, TOKENS, MINIBATCHES, DEMONSTRATIONS, PAIRS, EVALUATION = range(6)
+BETAS = (0.9, 0.95)
+
+
+def generator(seed: int, stream: int, iteration: int = 0) -> np.random.Generator:
+    """The random numbers of a run for one purpose in one step."""
+    return np.random.default_rng([seed, stream, iteration])
+
+
+class Iteration:
+    """What `train` yields: metrics of the step just finished, and everything needed to continue from here."""
+
+    def __init__(self, session: Session, row: dict[str, Any], table: list[dict[str, Any]]) -> None:
+        self._session, self._iteration = session, session.iteration
+        self.rows = [row]
+        """One dictionary; the keys are the columns of metrics.csv."""
+        self.table = table
+        """Some of the completions of this step, with their scores."""
+        self.step = session.iteration
+        self.total_steps = session.config.total_steps
+        self.finished = session.stopped or session.iteration == session.config.iterations
+        self.notes = session.notes
+        """Sentences about this run that its user should see."""
+        self.warnings = session.take_warnings()
+        """Sentences about what looks wrong in this step."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """A nested dictionary of arrays and plain values; `train(config, resume=state)` continues bit for bit.
+
+        Taken when asked for, so ask before the loop goes on.
+        """
+        self._require_current()
+        return self._session.state()
+
+    def save_model(self, path: str | os.PathLike[str]) -> None:
+        """Write the model as it stands as an ordinary transformers folder."""
+        self._require_current()
+        self._session.save_model(path)
+
+    def _require_current(self) -> None:
+        if self._session.iteration != self._iteration:
+            raise RuntimeError(
+                f"the state after step {self._iteration} is gone: training has reached step "
+                f"{self._session.iteration}; read `.state` before asking for the next metrics"
+            )
+
+
+class Session:
+    """The parts of one training run; see `algorithms.sft.train` for their use."""
+
+    def __init__(self, config: LanguageConfig, resume: dict[str, Any] | None, columns: Sequence[str]) -> None:
+        self.config, self.columns = config, columns
+        self.notes: list[str] = []
+        self._warnings: list[str] = []
+        self.execution = resume["execution"] if resume else execution(config)
+        torch.set_num_threads(self.execution["threads"])
+        self.task: Task = config.open_task()
+        self.max_tokens = config.max_tokens or self.task.max_tokens
+        policy, self.tokenizer = models.load(config.model, seed=config.seed, dtype=getattr(torch, config.dtype))
+        self.ends = models.ends_of(policy, self.tokenizer)
+        self.policy: nn.Module = policy.to(config.device).eval()  # no dropout: ratios would be noise
+        models.check_output(self.policy)
+        self.trained: dict[str, nn.Module] = {}
+        self.head: models.Scalar | None = None
+        """What a reward model has besides its trunk, the policy's."""
+        self.iteration, self._elapsed = 0, 0.0
+        self._marks: dict[str, float] = {}
+        self.stopped = bool(resume and resume["stopped"])
+
+    def begin(self, trained: dict[str, nn.Module], resume: dict[str, Any] | None) -> None:
+        """Name the models that the optimiser changes, and bring them back from a state."""
+        self.trained = trained
+        self.optimiser = Optimiser(self.config, trained)
+        if resume:
+            self._restore(resume)
+        self._started = time.perf_counter()
+
+    def iterations(self) -> Iterator[int]:
+        """The steps still to do, by number; keeps the clock."""
+        while self.iteration < self.config.iterations and not self.stopped:
+            self._started, self._marks = time.perf_counter(), {}
+            yield self.iteration
+
+    def generator(self, stream: int) -> np.random.Generator:
+        """This step's random numbers for one purpose."""
+        return generator(self.config.seed, stream, self.iteration)
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Book the seconds of a block under a part of the step: sample, reward, update."""
+        began = time.perf_counter()
+        yield
+        self._marks[part] = self._marks.get(part, 0.0) + time.perf_counter() - began
+
+    def warn(self, sentence: str) -> None:
+        """Say something about this step to whoever watches."""
+        self._warnings.append(sentence)
+
+    def take_warnings(self) -> list[str]:
+        taken, self._warnings = self._warnings, []
+        return taken
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, 0 to 1; what schedules go by."""
+        return self.iteration / self.config.iterations
+
+    def pieces(self, n: int) -> list[slice]:
+        """n rows in micro-batches that go through the model at a time."""
+        size = self.config.micro_batch or n
+        return [slice(start, start + size) for start in range(0, n, size)]
+
+    def stop(self) -> None:
+        """End the run with this step."""
+        self.stopped = True
+
+    def due(self) -> bool:
+        """Is the step that ends now one to evaluate after?"""
+        every = self.config.eval_every
+        return self.iteration == self.config.iterations or bool(every and self.iteration % every == 0)
+
+    def first(self, evaluation: dict[str, float]) -> Iteration:
+        """The row of step 0: the model before it was trained."""
+        return Iteration(self, self._row(evaluation), [])
+
+    def finish(
+        self,
+        statistics: dict[str, float],
+        evaluation: dict[str, float],
+        table: list[dict[str, Any]] | None = None,
+    ) -> Iteration:
+        """Close a step and make its row."""
+        return Iteration(self, self._row(statistics | evaluation), table or [])
+
+    def _row(self, numbers: dict[str, float]) -> dict[str, Any]:
+        now = time.perf_counter()
+        spent = now - self._started if self.iteration else 0.0
+        self._elapsed += spent
+        self._started = now
+        known = {name: self._marks.get(name, 0.0) for name in ("sample", "reward", "update")}
+        times = {**known, "other": max(0.0, spent - sum(known.values())), "total": self._elapsed}
+        return {
+            "step": self.iteration,
+            "iteration": self.iteration,
+            "seed": self.config.seed,
+            **{name: numbers.get(name) for name in self.columns},
+            **{f"time_{name}": value for name, value in times.items()},
+        }
+
+    def state(self) -> dict[str, Any]:
+        """See `Iteration.state`."""
+        return {
+            "iteration": self.iteration,
+            "step": self.iteration,
+            "elapsed": self._elapsed,
+            "stopped": self.stopped,
+            "execution": dict(self.execution),
+            "models": {name: trainable(model) for name, model in self.trained.items()},
+            "optimiser": self.optimiser.state(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for name, model in self.trained.items():
+            put_back(model, state["models"][name])
+        self.optimiser.restore(state["optimiser"])
+        self.iteration, self._elapsed = state["iteration"], state["elapsed"]
+
+    def save_model(self, path: str | os.PathLike[str]) -> None:
+        models.save(self.policy, self.tokenizer, path)
+        if self.head is not None:
+            models.save_head(self.head, path)
+
+
+class Optimiser:
+    """AdamW over several models, each with its own step size and gradient norm."""
+
+    def __init__(self, config: LanguageConfig, trained: dict[str, nn.Module], rate: float | None = None) -> None:
+        self.config, self.updates = config, 0
+        rate = config.learning_rate if rate is None else rate
+        rates = {"value": getattr(config, "value_learning_rate", rate)}
+        self.groups = [
+            {"params": parameters, "lr": 0.0, "rate": rates.get(name, rate)}
+            for name, model in trained.items()
+            if (parameters := [p for p in model.parameters() if p.requires_grad])
+        ]
+        self.adam = torch.optim.AdamW(self.groups, lr=0.0, betas=BETAS, weight_decay=config.weight_decay, fused=True)
+
+    def step(self, progress: float) -> float:
+        """Clip, move, forget the gradients; returns the first model's gradient norm. progress: of the run, 0 to 1."""
+        norms = []
+        factor = min(1.0, (self.updates + 1) / max(1, self.config.lr_warmup))
+        factor *= 1 - 0.9 * progress if self.config.anneal_learning_rate else 1.0
+        for group in self.adam.param_groups:
+            norms.append(float(nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)))
+            group["lr"] = group["rate"] * factor
+        if not all(np.isfinite(norms)):
+            raise FloatingPointError(
+                f"the gradient is no longer finite at optimiser step {self.updates + 1}; a lower learning_rate or "
+                "max_grad_norm usually helps"
+            )
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        self.updates += 1
+        return norms[0]
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.adam.param_groups[0]["lr"])
+
+    def state(self) -> dict[str, Any]:
+        parameters = [p for group in self.adam.param_groups for p in group["params"]]
+        moments = [self.adam.state.get(p, {}) for p in parameters]
+        return {
+            "updates": self.updates,
+            "moments": [{name: tensor.detach().clone() for name, tensor in one.items()} for one in moments],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.updates = state["updates"]
+        parameters = [p for group in self.adam.param_groups for p in group["params"]]
+        for parameter, moments in zip(parameters, state["moments"], strict=True):
+            # cloned on the parameter's device: torch's allocator also keeps the alignment
+            self.adam.state[parameter] = {
+                name: tensor.clone() if name == "step" else tensor.to(parameter.device).clone()
+                for name, tensor in moments.items()
+            }
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes in a model, by name: all of it, or its adapter; copies on the CPU."""
+    return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def everything(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters of a model by name, trained or not; copies on the CPU."""
+    return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
+
+
+def put_back(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Write saved parameters into a model of the same shape."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                if name not in saved or saved[name].shape != parameter.shape:
+                    raise ValueError(f"resume has no parameter {name} of shape {tuple(parameter.shape)}")
+                parameter.copy_(saved[name])
+
+
+def execution(config: LanguageConfig) -> dict[str, Any]:
+    """What must stay the same for a resumed run to be bit-exact; decided once."""
+    threads = config.threads or len(os.sched_getaffinity(0))
+    return {"threads": threads, "device": config.device, "dtype": config.dtype}
+
+
+def try_out(config: LanguageConfig) -> None:
+    """ValueError if there is no such device, task, reward or model."""
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {config.device!r}, which is not to be had here: {error}") from error
+    models.require(config.model)
+    config.open_task()
+    reward = getattr(config, "reward", None)
+    if reward is not None and not Path(reward).is_dir():
+        load_function(reward)

@@ -51,8 +51,8 @@ class ControlConfig:
     """When sync and async environments reset (Gymnasium's three modes); advantages do not depend on it."""
     device: str = "cpu"
     """Where networks live: cpu, cuda, cuda:1, …"""
-    threads: int = 1
-    """CPU threads of the network arithmetic; small networks gain nothing from more."""
+    threads: int = 0
+    """CPU threads of the network arithmetic; 0: one, or up to 4 where a gradient step is worth sharing."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for update and policy; auto compiles when the whole run has enough updates to pay for it."""
     eval_every: int = 0
@@ -62,8 +62,8 @@ class ControlConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name and number."""
-        positive(self, "seeds", "total_steps", "num_envs", "threads", "eval_episodes")
-        at_least_zero(self, "seed", "eval_every")
+        positive(self, "seeds", "total_steps", "num_envs", "eval_episodes")
+        at_least_zero(self, "seed", "eval_every", "threads")
         if self.seed + self.seeds > 2**63:
             raise ValueError(f"seed is {self.seed}; expected seeds below 2**63")
 

@@ -40,7 +40,7 @@ wheel: $(READY)  ## build the wheel and try it in a clean venv, without extras
 	$(CLEAN)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	$(CLEAN)/bin/python -I tools/check_wheel.py
 
-mutants: $(COMPLETE)  ## break the source in 200 small ways; each must fail the tests (ARGS="ppo" selects)
+mutants: $(COMPLETE)  ## break the source in 300 small ways; each must fail the tests (ARGS="ppo" selects)
 	$(BIN)/python tools/mutants.py $(ARGS)
 
 bench: $(COMPLETE)  ## GAE against its rivals on this machine: docs/benchmarks

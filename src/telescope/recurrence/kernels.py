@@ -33,7 +33,7 @@ from telescope.recurrence.cpu import PAGE, SHORT
 
 REGISTER = 64  # bytes of a vector: 16 lanes of float32; narrower machines take several registers for one
 STEPS = 1024  # at most that a tile has for each lane: x and a fit the second-level cache, and reads are long enough
-BLOCK = 16_384  # elements that rows fetch at a time; five arrays and two flags of that fit the second-level cache
+BLOCK = 32_768  # elements that rows fetch at a time; five arrays and two flags of that fit a second-level cache of 1 MB
 FEW = 8  # columns; with more of them, the columns themselves fill the lanes well enough
 LONG = 256  # steps; shorter columns are not cut
 
@@ -71,7 +71,7 @@ def _touch(array, start, stop):  # type: ignore[no-untyped-def]
 @njit
 def _rows_at_a_time(array):  # type: ignore[no-untyped-def]
     steps, columns = array.shape
-    outside = columns * array.itemsize < PAGE and steps * columns >= 64 * BLOCK  # of every cache, that is
+    outside = columns * array.itemsize < PAGE and steps * columns >= 32 * BLOCK  # of every cache, that is
     return max(1, BLOCK // columns) if outside else steps
 
 

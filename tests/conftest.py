@@ -13,6 +13,9 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # Triton decides once and for good, when the first of us imports it, whether it interprets.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # No deadline: the first call of a kernel compiles it. Derandomised: same code, same verdict.
 settings.register_profile("telescope", deadline=None, derandomize=True, database=None)

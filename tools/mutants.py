@@ -178,6 +178,7 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
         return 0
     alive = 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the copies share the cores
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # decided for good when it is first imported, which torch does
     for verdict in run(mutants, root, chosen.jobs):
         mutant, killed = verdict.mutant, verdict.status == FAILED
         word = "killed" if killed else "SURVIVED" if verdict.status == PASSED else "NOT JUDGED"

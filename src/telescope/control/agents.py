@@ -99,7 +99,7 @@ class Agents:
         """The samples [S, N, …] in pieces whose activations fit a CPU's cache; whole where a call costs more."""
         first: Any = samples[0]
         seeds, count = first.shape[:2]
-        rows = max(1, BLOCK // seeds) if self._broadcasts and not first.is_cuda else max(count, 1)
+        rows = max(64, BLOCK // seeds) if self._broadcasts and not first.is_cuda else max(count, 1)
         for start in range(0, max(count, 1), rows):
             yield [None if x is None else x[:, start : start + rows] for x in samples]
 

@@ -39,6 +39,7 @@ def test_normalised_observations_have_no_mean_and_unit_variance_and_a_bound():
     assert np.abs(out.mean(axis=1)).max() < 0.2
     assert np.abs(out.std(axis=1) - 1).max() < 0.2
     assert normaliser(np.full((1, 1, 2), 1e6)).max() == 3.0
+    assert normaliser(np.full((1, 1, 2), -1e6)).min() == -3.0
 
 
 def test_reward_scale_is_the_deviation_of_the_discounted_return_which_restarts_with_the_episode():

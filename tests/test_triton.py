@@ -168,3 +168,16 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["recurrence", "gae"]
+
+
+def test_nan_goes_as_far_in_gae_as_in_the_loop(cuts: str) -> None:
+    """Up to a cut, and no further; all the way where there is none, although the product of all γλ is 0."""
+    rewards, values = torch.ones(12, 2, device=DEVICE), torch.zeros(12, 2, device=DEVICE)
+    terminated = torch.zeros(12, 2, dtype=torch.bool, device=DEVICE)
+    rewards[9:], terminated[8, 0] = torch.nan, True
+    out = torch.empty_like(values), torch.empty_like(values)
+    kernels.gae((rewards, values, values), (terminated, None, None), (1.0, 1e-30, 1e-30), out)
+    for found in out:
+        np.testing.assert_array_equal(found[:9, 0].cpu(), np.ones(9))
+        assert found[9:, 0].isnan().all()
+        assert found[:, 1].isnan().all()

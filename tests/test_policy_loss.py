@@ -381,3 +381,14 @@ def test_a_missing_reference_and_a_wrong_shape_are_named():
         policy_loss(replace(GRPO, beta=0.1), batch.new, batch.old, batch.advantages, batch.mask)
     with pytest.raises(ValueError, match=r"advantages has shape \(6,\) but log_probs has \(6, 8\)"):
         policy_loss(GRPO, batch.new, batch.old, batch.advantages[:, 0], batch.mask)
+
+
+@pytest.mark.parametrize("objective", [AS_IN["verl"]["grpo"], AS_IN["verl"]["gspo"]], ids=lambda row: row.name)
+def test_a_bounded_log_ratio_gives_no_ratio_beyond(objective):
+    """verl bounds log ρ on both sides of a token's ratio, and from above on a sequence's."""
+    low, high = objective.log_ratio_bounds
+    log_probs, mask = torch.tensor([[-1.0, -1.0], [-90.0, -90.0]], dtype=torch.float64), torch.ones(2, 2, dtype=bool)
+    old = torch.tensor([[-61.0, -61.0], [-1.0, -1.0]], dtype=torch.float64)  # log ρ is 60 and −89
+    ratio = policy_loss(objective, log_probs, old, torch.ones_like(old), mask).ratio
+    expected = torch.tensor([[min(60.0, high)] * 2, [max(-89.0, low)] * 2], dtype=torch.float64).exp()
+    torch.testing.assert_close(ratio, expected)

@@ -46,7 +46,7 @@ mutants: $(COMPLETE)  ## break the source in 300 small ways; each must fail the 
 bench: $(COMPLETE)  ## GAE against its rivals on this machine: docs/benchmarks
 	$(BIN)/python -m benchmarks.estimators $(ARGS)
 
-bench-train: $(COMPLETE)  ## PPO against its rivals on this machine, two hours (ARGS=--quick tries it out): docs/benchmarks
+bench-train: $(COMPLETE)  ## PPO against its rivals on this machine, for hours (ARGS=--quick tries it out): docs/benchmarks
 	$(BIN)/python -m benchmarks.train $(ARGS)
 
 clean:  ## remove what make made, the virtual environment too

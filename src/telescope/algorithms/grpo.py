@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from telescope.checks import at_least_zero
 from telescope.language.advantages import penalised_scores, sample_advantages, token_advantages
-from telescope.language.config import RolloutConfig, at_least_zero
+from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
 from telescope.language.frameworks import AS_IN
 from telescope.language.objectives import ROWS, Objective, cautions, describe

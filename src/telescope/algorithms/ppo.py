@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from telescope import gae, next_values, whiten
-from telescope.control import config as check
+from telescope import checks, gae, next_values, whiten
 from telescope.control.agents import ActorCritic
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig
 from telescope.control.networks import Network
@@ -55,9 +54,9 @@ class PPO(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check.positive(self, "minibatch_size", "epochs", "clip", "adam_eps", "value_clip")
+        checks.positive(self, "minibatch_size", "epochs", "clip", "adam_eps", "value_clip")
         if self.target_kl is not None:
-            check.positive(self, "target_kl")
+            checks.positive(self, "target_kl")
         if self.minibatch_size > self.batch_size:
             raise ValueError(
                 f"minibatch_size is {self.minibatch_size}, more than the {self.batch_size} samples of a rollout "

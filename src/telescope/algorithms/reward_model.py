@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from telescope.language.config import LanguageConfig, positive
+from telescope.checks import positive
+from telescope.language.config import LanguageConfig
 from telescope.language.preferences import RewardModel
 from telescope.language.tasks import Task, pairs_of
 from telescope.language.training import PAIRS, Iteration, Session, generator

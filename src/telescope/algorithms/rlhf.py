@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from telescope.checks import at_least_zero, in_unit_interval, positive
 from telescope.language.advantages import Credit, critic_advantages, token_rewards, whitened
-from telescope.language.config import RolloutConfig, at_least_zero, in_unit_interval, positive
+from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
 from telescope.language.models import Scalar
 from telescope.language.objectives import PPO, Objective, describe

@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from telescope.language.config import LanguageConfig, positive
+from telescope.checks import positive
+from telescope.language.config import LanguageConfig
 from telescope.language.evaluate import held_out
 from telescope.language.models import with_lora
 from telescope.language.supervised import cross_entropy, demonstrations

@@ -1,6 +1,6 @@
 """Gymnasium's SyncVectorEnv with a shorter step, for environments whose infos hold an action mask or nothing.
 
-A MuJoCo step takes 45 µs and Gymnasium's merging of infos, copying and stacking another 18; this loop takes 3. It
+Gymnasium merges infos, copies and stacks at every step, which takes a good part of a MuJoCo step's time again. It
 leaves everything else to Gymnasium: seeding, resets, spaces, the three autoreset modes.
 """
 

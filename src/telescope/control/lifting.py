@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 PATIENCE = 64
-"""Calls of one shape by torch.func's own dispatch before they are recorded, which takes about as long."""
+"""Calls of one shape by torch.func's own dispatch before they are recorded, which takes as long as many of them."""
 REHEARSALS = 3
 """Runs on a side stream before a CUDA graph is captured, so that libraries have allocated what they keep."""
 
@@ -25,8 +25,8 @@ def lift(
 ) -> Callable[..., Any]:
     """`function` of one agent → the same for all agents; `in_dims` as in torch.vmap.
 
-    Calls with tensors of the same shapes and devices run one recorded graph of tensor operations: the same numbers as
-    without it, for half the overhead. `compiled` puts it through torch's compiler at the first call, which rounds
+    Calls with tensors that lie alike (shapes, strides, devices) run one recorded graph of tensor operations: the same
+    numbers as without it, with less overhead. `compiled` gives it to torch's compiler at the first call, which rounds
     differently; `cuda_graph` captures it on CUDA devices. No shape is dynamic and nothing is chosen by timing, so the
     same machine always runs the same kernels.
     """
@@ -43,7 +43,7 @@ class _Lifted:
     def __call__(self, *arguments: Any) -> Any:
         inputs: list[Tensor] = []
         structure = _flatten(arguments, inputs)
-        signature = (structure, tuple((x.shape, x.dtype, x.device) for x in inputs))
+        signature = (structure, tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs))
         program = self.programs.get(signature)
         if program is None:
             if not self._worth_recording(signature):

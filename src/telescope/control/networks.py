@@ -18,7 +18,7 @@ from telescope.arrays import Array
 
 Parameters = dict[str, Array]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    # tanh x = 2σ(2x) − 1, to 1e-7: on CPUs torch's own tanh takes five times as long, which was a third of an update
+    # tanh x = 2σ(2x) − 1, to rounding of 1: on CPUs torch's own tanh takes several times as long, much of an update
     "tanh": lambda x: 2 * torch.sigmoid(2 * x) - 1 if isinstance(x, Tensor) else np.tanh(x),
     "relu": lambda x: torch.relu(x) if isinstance(x, Tensor) else np.maximum(x, 0.0),
 }

@@ -6,10 +6,9 @@ Frozen dataclasses with a docstring under each field; an algorithm's own setting
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Literal
 
+from telescope.checks import at_least_zero, in_unit_interval, positive
 from telescope.language.models import TINY
 from telescope.language.tasks import Task, open_task, require_reward
 
@@ -131,22 +130,3 @@ class RolloutConfig(LanguageConfig):
     def updates(self) -> int:
         """Optimiser steps made from one rollout."""
         return self.epochs * self.minibatches
-
-
-def positive(config: object, *names: str) -> None:
-    _require(config, names, lambda x: math.isfinite(x) and x > 0, "a number > 0")
-
-
-def at_least_zero(config: object, *names: str) -> None:
-    _require(config, names, lambda x: math.isfinite(x) and x >= 0, "a number >= 0")
-
-
-def in_unit_interval(config: object, *names: str) -> None:
-    _require(config, names, lambda x: 0 <= x <= 1, "a number in [0, 1]")
-
-
-def _require(config: object, names: Iterable[str], holds: Callable[[Any], bool], expected: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
-            raise ValueError(f"{name} is {value!r}; expected {expected}")

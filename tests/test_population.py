@@ -44,9 +44,9 @@ def test_early_stops_are_per_seed():
     settings = {"target_kl": 1e-3, "epochs": 4, "minibatch_size": 16, "learning_rate": 3e-3}
     config = dataclasses.replace(SMALL, **settings, seeds=4)
     rows, state = first(config)
-    counts = state["optimiser"]["updates"].tolist()
+    counts = state["optimiser"]["first_decay"].tolist()
     assert len(set(counts)) > 1, "the seeds all stopped at once: the test sees nothing"
-    alone = [first(dataclasses.replace(config, seeds=1, seed=s))[1]["optimiser"]["updates"].item() for s in range(4)]
+    alone = [first(dataclasses.replace(config, seeds=1, seed=s))[1]["optimiser"]["first_decay"].item() for s in range(4)]
     assert counts == alone
     assert all(row["updated"] < 1 for row in rows)
 
@@ -54,7 +54,7 @@ def test_early_stops_are_per_seed():
 def test_adam_and_clipping_are_those_of_torch():
     rng = torch.Generator().manual_seed(0)
     vectors = torch.randn(3, 20, generator=rng)
-    agents = Agent(vectors, torch.zeros(3, 20), torch.zeros(3, 20), torch.zeros(3))
+    agents = Agent(vectors, torch.zeros(3, 20), torch.zeros(3, 20), torch.ones(3), torch.ones(3))
     step = lift(lambda a, g, lr: adam(a, clip_by_norm(g, 0.5)[0], lr, eps=1e-5), (0, 0, None), compiled=False)
     plain = [v.clone().requires_grad_() for v in vectors]
     optimisers = [torch.optim.Adam([p], lr=1e-2, eps=1e-5) for p in plain]

@@ -54,13 +54,17 @@ class Layout(NamedTuple):
 
 
 class Agent(NamedTuple):
-    """What an optimiser changes. One agent's fields are [P], [P], [P], []; a population's have S in front."""
+    """What an optimiser changes. One agent's fields are [P], [P], [P], [], []; a population's have S in front.
+
+    Adam's step count t is known by β₁ᵗ and β₂ᵗ, which live on the device, so that a seed that stops early keeps its
+    own. As powers of a count, a compiled step would take them anew for every few parameters: half of its time.
+    """
 
     parameters: Tensor
     first_moment: Tensor
     second_moment: Tensor
-    updates: Tensor
-    """Adam's step count (float, so that it lives on the device and a seed that stops early keeps its own)."""
+    first_decay: Tensor
+    second_decay: Tensor
 
 
 def create(network: Network, seeds: Sequence[int], device: str | torch.device = "cpu") -> tuple[Agent, Layout]:
@@ -69,8 +73,8 @@ def create(network: Network, seeds: Sequence[int], device: str | torch.device = 
     layout = Layout(tuple(members[0]), tuple(tuple(p.shape) for p in members[0].values()))
     vectors = [torch.cat([p.reshape(-1).float() for p in member.values()]) for member in members]
     parameters = torch.stack(vectors).to(device)
-    zeros = torch.zeros_like(parameters)
-    return Agent(parameters, zeros, zeros.clone(), zeros[:, 0].clone()), layout
+    zeros, ones = torch.zeros_like(parameters), torch.ones(len(seeds), device=device)
+    return Agent(parameters, zeros, zeros.clone(), ones, ones.clone()), layout
 
 
 def clip_by_norm(gradient: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
@@ -88,12 +92,12 @@ def adam(
     eps: float,
 ) -> Agent:
     """One Adam step of one agent (Kingma & Ba 2015, algorithm 1): θ ← θ − α m̂ / (√v̂ + ε)."""
-    updates = agent.updates + 1
     first = betas[0] * agent.first_moment + (1 - betas[0]) * gradient
     second = betas[1] * agent.second_moment + (1 - betas[1]) * gradient**2
-    unbiased = first / (1 - betas[0] ** updates)
-    scale = torch.sqrt(second / (1 - betas[1] ** updates)) + eps
-    return Agent(agent.parameters - learning_rate * unbiased / scale, first, second, updates)
+    first_decay, second_decay = betas[0] * agent.first_decay, betas[1] * agent.second_decay
+    step_size = learning_rate / (1 - first_decay)
+    scale = torch.sqrt(second / (1 - second_decay)) + eps
+    return Agent(agent.parameters - step_size * first / scale, first, second, first_decay, second_decay)
 
 
 def where(condition: Tensor, new: Any, old: Any) -> Any:

@@ -105,11 +105,11 @@ def cold(chosen: argparse.Namespace, room: Path) -> Iterator[Plan]:
 
 
 def million(chosen: argparse.Namespace, room: Path) -> Iterator[Plan]:
-    """Eight seeds of HalfCheetah's preset, a million steps each, with either backend; once."""
+    """Eight seeds of HalfCheetah's preset, a million steps each, in one process and in two; once."""
     fields = {"steps": 10_000 if chosen.quick else 1_000_000, "compile": compiling(chosen, "auto")}
-    for backend in ("gymnasium", "envpool"):
-        ours = Contestant(f"telescope, 8 seeds × 1M, preset, {backend}", "telescope_preset", 8, backend)
-        yield ours, CHEETAH, 0, room / "cache" / backend, fields
+    for name, processes in (("one process", 1), ("2 processes", 2)):
+        ours = Contestant(f"telescope, 8 seeds × 1M, preset, {name}", "telescope_preset", 8, processes=processes)
+        yield ours, CHEETAH, 0, room / "cache" / f"million{processes}", fields
 
 
 MEASURES = {"speed": speed, "threshold": threshold, "cold": cold, "million": million}
@@ -127,13 +127,14 @@ def compiling(chosen: argparse.Namespace, usual: str) -> str:
 
 
 def slug(one: Contestant, task: Task) -> str:
-    return f"{one.trainer}-{one.seeds}-{one.backend}-{task.env}-{task.normalise}"
+    return f"{one.trainer}-{one.seeds}-{one.backend}-{one.processes}-{task.env}-{task.normalise}"
 
 
 def record(planned: tuple[Plan, int], measure: str, room: Path) -> dict[str, Any]:
     """Measures it, prints a line and returns what the page needs."""
     (one, task, number, cache, fields), threads = planned
-    job = Job(one.trainer, task, max(number, 0) * one.seeds, one.seeds, one.backend, threads, **fields)
+    who = {"seed": max(number, 0) * one.seeds, "seeds": one.seeds, "backend": one.backend, "processes": one.processes}
+    job = Job(one.trainer, task, **who, threads=threads, **fields)
     result, whole, memory = run(job, room, cache.with_name(f"{cache.name}-{threads}"))
     laps, warm = result["laps"], min(WARM, len(result["laps"]) - 1)
     found = {

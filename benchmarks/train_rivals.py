@@ -29,6 +29,7 @@ class Job(NamedTuple):
     seed: int
     seeds: int
     backend: str
+    processes: int
     threads: int
     steps: int  # per seed; schedules, and what `auto` chooses, are planned over them
     compile: str = "auto"  # ours: on, off or auto
@@ -104,8 +105,12 @@ def telescope(job: Job, watch: Watch) -> dict[str, Any]:
 
 def of_the_run(job: Job) -> dict[str, Any]:
     """The fields of a config of ours that are not the task's."""
-    names = ("seed", "seeds", "backend", "threads", "compile")
-    return {"total_steps": job.steps, **{name: getattr(job, name) for name in names}}
+    names = ("seed", "seeds", "backend", "processes", "compile")
+    return {
+        "threads": max(1, job.threads // job.processes),
+        "total_steps": job.steps,
+        **{name: getattr(job, name) for name in names},
+    }
 
 
 def policies(config: Any, state: dict[str, Any]) -> list[Act]:

@@ -179,7 +179,7 @@ def test_cleanrls_debug_variables_are_zero_before_the_policy_has_moved() -> None
 )
 def test_everybody_trains_and_is_evaluated_at_the_same_steps(trainer: str) -> None:
     task = SMALL._replace(every=128, threshold=501)
-    job = Job(trainer, task, 3, 1, "gymnasium", 1, steps=4 * 64, compile="off", until_solved=True)
+    job = Job(trainer, task, 3, 1, "gymnasium", 1, 1, steps=4 * 64, compile="off", until_solved=True)
     watch = Watch(job._replace(started=time.monotonic()))
     train_rivals.TRAINERS[trainer](job, watch)
     assert [steps for steps, *_ in watch.laps] == [64, 128, 192, 256]
@@ -190,7 +190,7 @@ def test_everybody_trains_and_is_evaluated_at_the_same_steps(trainer: str) -> No
 @pytest.mark.parametrize("trainer", ["telescope", "cleanrl", pytest.param("stable_baselines3", marks=needs_sb3)])
 def test_training_stops_where_the_threshold_is_reached(trainer: str) -> None:
     task = SMALL._replace(every=64, threshold=1)
-    job = Job(trainer, task, 3, 1, "gymnasium", 1, steps=4 * 64, compile="off", until_solved=True)
+    job = Job(trainer, task, 3, 1, "gymnasium", 1, 1, steps=4 * 64, compile="off", until_solved=True)
     watch = Watch(job._replace(started=time.monotonic()))
     train_rivals.TRAINERS[trainer](job, watch)
     assert [steps for steps, *_ in watch.laps] == [64]
@@ -201,7 +201,7 @@ def test_the_watch_stands_still_during_an_evaluation(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(train_rivals.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(train_rivals, "evaluate", lambda task, act: 7.0)
     task = SMALL._replace(every=128)
-    watch = Watch(Job("telescope", task, 0, 1, "gymnasium", 1, steps=192, until_solved=True))
+    watch = Watch(Job("telescope", task, 0, 1, "gymnasium", 1, 1, steps=192, until_solved=True))
     watch.lap(128, lambda: [np.zeros_like])  # a lap at 1 s, an evaluation from 2 s to 10 s
     watch.lap(192, lambda: [np.zeros_like])  # no new multiple of 128 steps: only a lap, at 11 s
     assert [(steps, seconds) for steps, seconds, _ in watch.laps] == [(128, 1.0), (192, 3.0)]
@@ -223,7 +223,7 @@ def test_an_evaluation_is_the_mean_over_first_episodes() -> None:
 
 
 def test_a_job_survives_its_file(tmp_path: Any) -> None:
-    job = Job("telescope", CHEETAH, 3, 8, "envpool", 2, steps=100)
+    job = Job("telescope", CHEETAH, 3, 8, "envpool", 1, 2, steps=100)
     path = tmp_path / "job.json"
     path.write_text(json.dumps({**job._asdict(), "task": job.task._asdict()}))
     assert Job.read(str(path)) == job

@@ -190,14 +190,19 @@ def test_a_run_stopped_by_a_signal_ends_as_if_it_had_never_been(tmp_path, number
                 assert (array == states[1][part][name]).all()
 
 
-def test_a_signal_to_the_whole_process_group_leaves_a_checkpoint(tmp_path):
-    flags = ["--vectorization", "async", "--total-steps", 20_000]
+@pytest.mark.parametrize("more", ["--vectorization async", "--seeds 2 --processes 2"])
+def test_a_signal_to_the_whole_process_group_leaves_a_checkpoint(tmp_path, more):
+    flags = [*more.split(), "--total-steps", 20_000]
     process = start(tmp_path / "run", *flags, start_new_session=True)
     wait_for_rows(tmp_path / "run", 3, process)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, errors
-    assert RunFolder.open(tmp_path / "run").load_checkpoint()["step"] > 0
+    assert (step := RunFolder.open(tmp_path / "run").load_checkpoint()["step"]) > 0
+    if "async" in more:
+        return
+    assert main(["train", "--resume", str(tmp_path / "run"), "--total-steps", str(step + 100)]) == 0
+    assert RunFolder.open(tmp_path / "run").load_checkpoint()["step"] > step
 
 
 def test_the_best_agents_are_those_of_this_history(tmp_path):

@@ -46,7 +46,9 @@ def test_early_stops_are_per_seed():
     rows, state = first(config)
     counts = state["optimiser"]["first_decay"].tolist()
     assert len(set(counts)) > 1, "the seeds all stopped at once: the test sees nothing"
-    alone = [first(dataclasses.replace(config, seeds=1, seed=s))[1]["optimiser"]["first_decay"].item() for s in range(4)]
+    alone = [
+        first(dataclasses.replace(config, seeds=1, seed=s))[1]["optimiser"]["first_decay"].item() for s in range(4)
+    ]
     assert counts == alone
     assert all(row["updated"] < 1 for row in rows)
 

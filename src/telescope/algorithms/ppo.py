@@ -21,6 +21,7 @@ from telescope.control.agents import ActorCritic
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig
 from telescope.control.networks import Network
 from telescope.control.population import MINIBATCHES, Agent, adam, clip_by_norm, generator, where
+from telescope.control.processes import over_processes
 from telescope.control.rollout import Rollout, final_values, live_mask, per_seed, time_major
 from telescope.control.training import Iteration, Session, mean_statistics
 from telescope.losses import clipped_value_loss, importance_ratio, kl_k3, ppo_clip, squared_value_loss
@@ -158,6 +159,7 @@ class Batch(NamedTuple):
 STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gradient_norm", "updated")
 
 
+@over_processes
 def train(config: PPO, resume: dict[str, Any] | None = None, *, network: Network | None = None) -> Iterator[Iteration]:
     """Train and yield after every iteration: `.rows` are its metrics, `.state` continues it bit for bit.
 

@@ -52,7 +52,10 @@ class ControlConfig:
     device: str = "cpu"
     """Where networks live: cpu, cuda, cuda:1, …"""
     threads: int = 0
-    """CPU threads of the network arithmetic; 0: one, or up to 4 where a gradient step is worth sharing."""
+    """CPU threads of the network arithmetic, in each process; 0: one, or up to 4 where a gradient step is worth
+    sharing."""
+    processes: int = 1
+    """Spread the seeds over so many processes, which pays where environments take most of the time."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for update and policy; auto compiles when the whole run has enough updates to pay for it."""
     eval_every: int = 0
@@ -62,10 +65,14 @@ class ControlConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name and number."""
-        positive(self, "seeds", "total_steps", "num_envs", "eval_episodes")
+        positive(self, "seeds", "total_steps", "num_envs", "eval_episodes", "processes")
         at_least_zero(self, "seed", "eval_every", "threads")
         if self.seed + self.seeds > 2**63:
             raise ValueError(f"seed is {self.seed}; expected seeds below 2**63")
+        if self.processes > self.seeds:
+            raise ValueError(
+                f"processes is {self.processes}, but there are {self.seeds} seeds to spread; ask for fewer"
+            )
 
     @property
     def seed_values(self) -> list[int]:

@@ -81,9 +81,10 @@ class Session:
     """The parts of one training run; see `algorithms.ppo.train` for their use."""
 
     def __init__(self, config: OnPolicyConfig, resume: dict[str, Any] | None, *, network: Network | None) -> None:
-        self.config, self.notes = config, list[str]()
+        self.config = config
         self.iteration = 0
         self.execution = resume["execution"] if resume else execution(config)
+        self.notes = [in_words(self.execution, config)]
         torch.set_num_threads(self.execution["threads"])
         self.rollouts = _rollouts(config)
         self._evaluation: Environments | None = None
@@ -275,16 +276,30 @@ def execution(config: OnPolicyConfig) -> dict[str, Any]:
         "compiled": config.compile == "on" or (config.compile == "auto" and pays and not missing),
         "cuda_graph": config.compile != "off" and config.device.startswith("cuda"),
         "threads": config.threads or threads_that_pay(config),
+        "processes": config.processes,
         "device": config.device,
         "backend": config.backend,
     }
 
 
+def in_words(execution: dict[str, Any], config: OnPolicyConfig) -> str:
+    """How this run's arithmetic is done, and why, as a sentence for its user."""
+    how = "compiled" if execution["compiled"] else "captured in CUDA graphs" if execution["cuda_graph"] else "eager"
+    why = f"--compile {config.compile}"
+    if config.compile == "auto":
+        missing = missing_for_compiling(config.device)
+        steps = getattr(config, "updates", 0)
+        pays = f"{steps:,} gradient steps, and it pays from {UPDATES_THAT_PAY:,} on"
+        why += f": {missing if missing and steps >= UPDATES_THAT_PAY else pays}"
+    threads = execution["threads"]
+    return f"updates are {how} ({why}), {threads} thread{'s' * (threads > 1)}"
+
+
 def threads_that_pay(config: OnPolicyConfig) -> int:
     """One where a gradient step is so short that waking others takes as long; else the processors, at most 4."""
-    samples = config.seeds * getattr(config, "minibatch_size", 0)
+    samples = -(-config.seeds // config.processes) * getattr(config, "minibatch_size", 0)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(processors, 4) if samples >= SAMPLES_WORTH_SHARING else 1
+    return max(1, min(processors // config.processes, 4)) if samples >= SAMPLES_WORTH_SHARING else 1
 
 
 def missing_for_compiling(device: str) -> str:

@@ -32,7 +32,6 @@ CACHES = (
     "TRITON_CACHE_DIR",
     "NUMBA_CACHE_DIR",
     "JAX_COMPILATION_CACHE_DIR",
-    "XDG_CACHE_HOME",
 )
 DEFAULT = ("speed", "threshold", "cold")
 Plan = tuple[Contestant, Task, int, Path, dict[str, Any]]  # who, what, the round, compile cache, fields of its job

@@ -19,6 +19,7 @@ from telescope import cli, estimators
 from telescope.algorithms import grpo, reward_model, rlhf, sft
 from telescope.algorithms.ppo import MUJOCO, PPO, PRESETS
 from telescope.control.config import MUJOCO_FAMILY
+from telescope.language.health import CHECKS
 from telescope.metrics import summarise
 from telescope.runs.config import from_mapping, to_mapping
 
@@ -133,6 +134,11 @@ def test_every_column_of_the_metrics_is_explained(folder):
 def test_every_column_of_a_language_run_is_explained(module):
     explained = {code_names(name)[0] for name, *_ in table("language.md", "Every column of metrics.csv")}
     assert set(module.STATISTICS) <= explained
+
+
+def test_every_finding_is_explained():
+    stated = [code_names(name)[0] for name, *_ in table("language.md", "What usually goes wrong")]
+    assert stated == [*(check.name for check in CHECKS), "eos_is_pad"]
 
 
 def test_every_field_is_explained_and_has_its_default():

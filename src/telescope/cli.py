@@ -242,7 +242,7 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
     from telescope.runs.display import Display
     from telescope.runs.files import replace_folder
     from telescope.runs.log import MetricsLog
-    from telescope.runs.samples import SampleTable
+    from telescope.runs.tables import GrowingTable
 
     language = folder.algorithm in LANGUAGE
     if not language:
@@ -260,13 +260,15 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
                 if log is None:
                     resumed = first_step if state else None
                     log = MetricsLog(folder, columns=list(metrics.rows[0]), resume_step=resumed)
-                    table = SampleTable(folder.samples_path, resume_step=resumed)
+                    samples = GrowingTable(folder.samples_path, resume_step=resumed)
+                    health = GrowingTable(folder.health_path, resume_step=resumed)
                     for sentence in metrics.notes:
                         display.note(sentence)
                 log.write(metrics.rows)
                 display.show(metrics.rows)
                 if language:
-                    table.write(metrics.step, metrics.table)
+                    samples.write(metrics.step, metrics.table)
+                    health.write(metrics.step, [finding._asdict() for finding in metrics.findings])
                     for sentence in metrics.warnings:
                         display.note(f"step {metrics.step}: {sentence}")
                 elif (improved := keep_best(best, metrics.policy, metrics.rows)) is not None:

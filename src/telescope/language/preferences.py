@@ -54,7 +54,14 @@ class RewardModel:
     def scores(self, rows: Sequence[Row], completions: Sequence[str]) -> Tensor:
         """[B]. Texts are tokenised anew: the reward model need not share the policy's vocabulary."""
         prompts = [row["prompt"] for row in rows]
-        return self.last(texts(self.tokenizer, prompts, completions, self.end, self.device)).float()
+        found = self.last(texts(self.tokenizer, prompts, completions, self.end, self.device)).float()
+        if not bool(found.isfinite().all()):
+            wrong = int(found.isfinite().logical_not().nonzero()[0])
+            raise FloatingPointError(
+                f"the reward model gave {float(found[wrong])} for completion {wrong} ({completions[wrong]!r} to "
+                f"{prompts[wrong]!r}); was its own training sound? telescope eval says how many pairs it orders right"
+            )
+        return found
 
     def pair_loss(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """−log σ(r(chosen) − r(rejected)) of each pair, and the margin between their scores, [B] each."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def score(function: Reward, rows: Sequence[Row], completions: Sequence[str], *, 
     try:
         scores = function(prompts, list(completions), **columns)
     except Exception as error:
-        raise ValueError(f"the reward function {name} raised {type(error).__name__}: {error}") from error
+        raise ValueError(f"the reward function {name} raised {type(error).__name__}: {error}{_where(error)}") from error
     scores = scores.tolist() if hasattr(scores, "tolist") else scores
     if not isinstance(scores, list | tuple):
         raise ValueError(f"the reward function {name} returned a {type(scores).__name__}; expected a list of numbers")
@@ -60,6 +61,13 @@ def score(function: Reward, rows: Sequence[Row], completions: Sequence[str], *, 
             "one for each"
         )
     return torch.tensor([_number(value, name, i, prompts[i], completions[i]) for i, value in enumerate(scores)])
+
+
+def _where(error: Exception) -> str:
+    """The line of the function's own file that was reached; nothing where the call itself failed."""
+    _, *inside = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    lines = [line for file, line in inside if file == inside[0][0]]
+    return f" (line {lines[-1]} of {inside[0][0]})" if lines else ""
 
 
 def _number(value: Any, name: str, index: int, prompt: str, completion: str) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from telescope.language import models
 from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
+from telescope.language.health import Watch
 from telescope.language.log_probs import TokenLogProbs, token_log_probs
 from telescope.language.models import completion_states, output_of, trunk_of
 from telescope.language.objectives import Objective
@@ -33,6 +34,7 @@ from telescope.language.training import (
     MINIBATCHES,
     PROMPTS,
     TOKENS,
+    Iteration,
     Optimiser,
     Session,
     everything,
@@ -90,6 +92,7 @@ class RolloutSession(Session):
         self.beta: float = objective.beta if resume is None else resume["beta"]
         """The coefficient of the KL; a controller may move it."""
         self.columns = (self.task.metric, *columns)
+        self.watch = Watch(None if resume is None else resume["health"])
         self.start: dict[str, Tensor] | None = None if resume is None else resume["start"]
         self._score_by(resume)
         if resume is None:
@@ -257,11 +260,24 @@ class RolloutSession(Session):
             for i in range(min(SHOWN, len(scores)))
         ]
 
+    def finish(
+        self,
+        statistics: dict[str, float],
+        evaluation: dict[str, float],
+        table: list[dict[str, Any]] | None = None,
+    ) -> Iteration:
+        """Close a step, say what looks wrong in it, and make its row."""
+        config, critic = self.config, self.objective.critic
+        settings = {"group": config.group, "critic": critic, "dtype": config.dtype, "max_tokens": self.max_tokens}
+        self.warn(self.watch.look(self.iteration, statistics, **settings))
+        return super().finish(statistics, evaluation, table)
+
     def state(self) -> dict[str, Any]:
         reward_model = None
         if self.reward_model is not None and self.config.reward is None:
             reward_model = everything(self.reward_model.network)
-        return super().state() | {"start": self.start, "beta": self.beta, "reward_model": reward_model}
+        own = {"start": self.start, "beta": self.beta, "reward_model": reward_model, "health": self.watch.state()}
+        return super().state() | own
 
 
 def rollout_statistics(rollout: Rollout) -> dict[str, float]:
@@ -275,8 +291,9 @@ def rollout_statistics(rollout: Rollout) -> dict[str, float]:
         "equal_groups": float((spread.amax(1) == spread.amin(1)).float().mean()),
         "length": float(mask.sum(1).float().mean()),
         "truncated": float((~rollout.completions.terminated).float().mean()),
+        "unscored": float((~scored).float().mean()),
         "entropy": float(rollout.completions.entropy.sum() / mask.sum().clamp(min=1)),
     }
 
 
-ROLLOUT_STATISTICS = ("score", "score_std", "equal_groups", "length", "truncated", "entropy")
+ROLLOUT_STATISTICS = ("score", "score_std", "equal_groups", "length", "truncated", "unscored", "entropy")

@@ -180,7 +180,7 @@ def _verifiable(name: str, row: Callable[[np.random.Generator], Row], max_tokens
 
 def from_file(path: str) -> Task:
     """A JSONL file as a task; with an `answer` in each row the reward is to match it, unless another is given."""
-    rows = read_rows(path, ("prompt",))
+    rows = read_rows(path, ("prompt",), alike=True)
     training = [row for row in rows if not is_held_out(row["prompt"])]
     held_out = [row for row in rows if is_held_out(row["prompt"])]
     if not training:
@@ -223,19 +223,29 @@ def require_reward(task: Task, reward: str | None) -> None:
         )
 
 
-def read_rows(path: str | os.PathLike[str], fields: Sequence[str]) -> list[Row]:
+def read_rows(path: str | os.PathLike[str], fields: Sequence[str], *, alike: bool = False) -> list[Row]:
     """The rows of a JSONL file, each an object with the named fields, which are strings that are not empty.
 
-    ValueError naming the row (from 1) and the field.
+    ValueError naming the row (from 1) and the field. alike: every row has the fields of the first, which a reward
+    function gets as lists.
     """
-    rows = []
+    rows = list[Row]()
     with Path(path).open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                rows.append(_row(line, f"row {number} of {os.fspath(path)}", fields))
+                place = f"row {number} of {os.fspath(path)}"
+                rows.append(_row(line, place, fields))
+                if alike and (lacking := rows[0].keys() ^ rows[-1].keys()):
+                    raise ValueError(_unlike(place, min(lacking), rows[-1]))
     if not rows:
         raise ValueError(f"{os.fspath(path)} has no rows; expected a JSON object in each line")
     return rows
+
+
+def _unlike(place: str, field: str, row: Row) -> str:
+    if field in row:
+        return f"{place} has the field {field!r}, which the first row lacks; give it there too (null for none)"
+    return f"{place} has no field {field!r}, which the first row has; give it there too (null for none)"
 
 
 def _row(line: str, place: str, fields: Sequence[str]) -> Row:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from telescope.language import models
 from telescope.language.config import LanguageConfig
+from telescope.language.health import Finding, of_tokens
 from telescope.language.rewards import load_function
 from telescope.language.tasks import Task
 
@@ -45,8 +46,10 @@ class Iteration:
         self.finished = session.stopped or session.iteration == session.config.iterations
         self.notes = session.notes
         """Sentences about this run that its user should see."""
-        self.warnings = session.take_warnings()
-        """Sentences about what looks wrong in this step."""
+        self.findings = session.take_findings()
+        """What looks wrong in this step (`language/health.py`)."""
+        self.warnings = [finding.sentence for finding in self.findings]
+        """The same as sentences."""
 
     @property
     def state(self) -> dict[str, Any]:
@@ -76,13 +79,14 @@ class Session:
     def __init__(self, config: LanguageConfig, resume: dict[str, Any] | None, columns: Sequence[str]) -> None:
         self.config, self.columns = config, columns
         self.notes: list[str] = []
-        self._warnings: list[str] = []
         self.execution = resume["execution"] if resume else execution(config)
         torch.set_num_threads(self.execution["threads"])
         self.task: Task = config.open_task()
         self.max_tokens = config.max_tokens or self.task.max_tokens
         policy, self.tokenizer = models.load(config.model, seed=config.seed, dtype=getattr(torch, config.dtype))
         self.ends = models.ends_of(policy, self.tokenizer)
+        pad, token = self.tokenizer.pad_token_id, self.tokenizer.pad_token
+        self._findings: list[Finding] = [] if resume else of_tokens(pad, self.ends, token)
         self.policy: nn.Module = policy.to(config.device).eval()  # no dropout: ratios would be noise
         models.check_output(self.policy)
         self.trained: dict[str, nn.Module] = {}
@@ -117,12 +121,12 @@ class Session:
         yield
         self._marks[part] = self._marks.get(part, 0.0) + time.perf_counter() - began
 
-    def warn(self, sentence: str) -> None:
+    def warn(self, findings: Sequence[Finding]) -> None:
         """Say something about this step to whoever watches."""
-        self._warnings.append(sentence)
+        self._findings += findings
 
-    def take_warnings(self) -> list[str]:
-        taken, self._warnings = self._warnings, []
+    def take_findings(self) -> list[Finding]:
+        taken, self._findings = self._findings, []
         return taken
 
     @property

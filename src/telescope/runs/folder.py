@@ -4,7 +4,7 @@ Leaves out the formats (`checkpoint.py`, `config.py`, `log.py`, `curves.py`) and
 caller).
 
     run.json config.toml metrics.csv checkpoint.safetensors best.safetensors curves.png tensorboard/ .lock
-    of a language model: model/ samples.csv
+    of a language model: model/ samples.csv health.csv
 """
 
 from __future__ import annotations
@@ -227,6 +227,11 @@ class RunFolder:
     def samples_path(self) -> Path:
         """samples.csv, some completions of a language model with their scores."""
         return self.path / "samples.csv"
+
+    @property
+    def health_path(self) -> Path:
+        """health.csv, what looked wrong in the training of a language model."""
+        return self.path / "health.csv"
 
     @property
     def model_path(self) -> Path:

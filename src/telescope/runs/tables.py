@@ -1,6 +1,6 @@
-"""A table of sample completions with their scores, samples.csv, that grows with a run.
+"""Tables with text that grow with a run: samples.csv, completions with their scores, and health.csv, what looked wrong.
 
-Leaves out which completions are shown (`language/`).
+Leaves out what is in them (`language/`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from telescope.runs.files import Appender, explained, write_atomic
 
 
-class SampleTable:
-    """Appends to samples.csv; begins the file with the first rows that there are."""
+class GrowingTable:
+    """Appends to a CSV file; begins it with the first rows that there are."""
 
     def __init__(self, path: Path, *, resume_step: int | None) -> None:
         """Start the table anew, or continue it after `resume_step`: later rows are dropped."""

@@ -128,8 +128,8 @@ def test_a_policy_that_has_become_certain_is_told(module, start, rewards):
 def test_a_sampler_that_is_not_the_trainer_is_told(module, start, rewards, monkeypatch):
     sample = RolloutSession.sample
 
-    def apart(session, prompts):
-        found = sample(session, prompts)
+    def apart(session, *arguments):
+        found = sample(session, *arguments)
         return found._replace(log_probs=torch.where(found.mask, found.log_probs - 0.01, 0.0))
 
     monkeypatch.setattr(RolloutSession, "sample", apart)

@@ -17,11 +17,12 @@ from torch import Tensor
 from telescope.checks import at_least_zero
 from telescope.language.advantages import penalised_scores, sample_advantages, token_advantages
 from telescope.language.config import RolloutConfig
+from telescope.language.dynamic import collect
 from telescope.language.evaluate import held_out
 from telescope.language.frameworks import AS_IN
 from telescope.language.objectives import ROWS, Objective, cautions, describe
 from telescope.language.policy_loss import kl_penalty, mismatch, policy_loss, token_weights
-from telescope.language.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, rollout_statistics
+from telescope.language.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession
 from telescope.language.training import Iteration
 from telescope.losses import kl_k3
 
@@ -37,9 +38,13 @@ class GRPO(RolloutConfig):
     """How far the ratio may fall below and rise above 1, in place of the row's."""
     beta: float | None = None
     """Coefficient of the KL to the reference, in place of the row's; 0 needs no reference."""
+    resample: int = 0
+    """Further rounds of sampling at most, each of as many fresh prompts as there are groups whose scores are all equal
+    (DAPO's dynamic sampling); 0: such groups are kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        at_least_zero(self, "resample")
         if self.beta is not None:
             at_least_zero(self, "beta")
         if row(self).critic:
@@ -52,11 +57,13 @@ class GRPO(RolloutConfig):
 
 PRESETS = ("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce")
 """Objectives that have a name of their own on the command line."""
+ROUNDS = {"dapo": 4}
+"""Their `resample`, where the paper replaces groups of equal scores."""
 
 
 def preset(task: str, name: str = "grpo") -> GRPO:
     """The settings for a task and a row of the table."""
-    return GRPO(task=task, objective=name)
+    return GRPO(task=task, objective=name, resample=ROUNDS.get(name, 0))
 
 
 def row(config: GRPO) -> Objective:
@@ -72,6 +79,8 @@ def row(config: GRPO) -> Objective:
 
 STATISTICS = (
     *ROLLOUT_STATISTICS,
+    "rounds",
+    "kept",
     "policy_loss",
     "kl",
     "kl_reference",
@@ -93,7 +102,7 @@ def train(config: GRPO, resume: dict[str, Any] | None = None) -> Iterator[Iterat
     if resume is None:
         yield session.first(held_out(session))
     for _ in session.iterations():
-        rollout = session.collect()
+        rollout, seen = collect(session, config.resample)
         advantages = advantages_of(session, rollout)
         statistics = list[dict[str, float]]()
         with session.timed("update"):
@@ -102,7 +111,7 @@ def train(config: GRPO, resume: dict[str, Any] | None = None) -> Iterator[Iterat
                     statistics.append(update(session, rollout, advantages, prompts, first=not statistics))
         session.iteration += 1
         evaluation = held_out(session) if session.due() else {}
-        yield session.finish(summary(session, rollout, statistics), evaluation, session.table(rollout))
+        yield session.finish(summary(session, seen, statistics), evaluation, session.table(rollout))
 
 
 def advantages_of(session: RolloutSession, rollout: Rollout) -> Tensor:
@@ -123,11 +132,15 @@ def update(
     """One optimiser step on the groups of some prompts, piece by piece; weights are those of the whole minibatch."""
     objective = session.objective
     members = rollout.members(prompts)
+    some = advantages.view(-1, rollout.group, advantages.shape[1]).ne(0).any(2).any(1)
+    resampling = session.config.resample > 0  # type: ignore[attr-defined]
+    counted = rollout.completions.mask
+    if resampling:  # what could not be replaced is as if it had not been sampled
+        counted = counted & some.repeat_interleave(rollout.group)[:, None]
     weights = torch.zeros_like(advantages)
-    weights[members] = token_weights(objective, rollout.completions.mask[members], max_tokens=session.max_tokens)
+    weights[members] = token_weights(objective, counted[members], max_tokens=session.max_tokens)
     learning = prompts
-    if not (objective.beta and objective.kl_place == "loss"):  # a group without advantages has no gradient
-        some = advantages.view(-1, rollout.group, advantages.shape[1]).ne(0).any(2).any(1)
+    if resampling or not (objective.beta and objective.kl_place == "loss"):  # without advantages there is no gradient
         learning = prompts[some[prompts]]
     sums: dict[str, Tensor] = {}
     for piece in session.groups(rollout, learning) if len(learning) else ():
@@ -160,9 +173,9 @@ def update(
     return means | rest | seen | {"gradient_norm": norm, "skipped": 1 - len(learning) / len(prompts)}
 
 
-def summary(session: RolloutSession, rollout: Rollout, statistics: list[dict[str, float]]) -> dict[str, float]:
-    """The step's metrics by name; of its updates the mean, or the largest."""
-    found = rollout_statistics(rollout)
+def summary(session: RolloutSession, seen: dict[str, float], statistics: list[dict[str, float]]) -> dict[str, float]:
+    """The step's metrics by name: what was seen of its rollout, and of its updates the mean, or the largest."""
+    found = dict(seen)
     for name in STATISTICS:
         values = [one[name] for one in statistics if name in one]
         if values:

@@ -78,6 +78,8 @@ class RolloutConfig(LanguageConfig):
 
     reward: str | None = None
     """What scores a completion: FILE.py:FUNCTION, or the run folder of a reward model; none: the task's own reward."""
+    overlong_cache: int = 0
+    """L_cache of DAPO: over so many tokens before the length limit a completion loses up to 1 of its score; 0: none."""
     prompts: int = 256
     """Prompts of each rollout."""
     group: int = 8
@@ -112,6 +114,7 @@ class RolloutConfig(LanguageConfig):
             "warm_start_learning_rate",
         )
         in_unit_interval(self, "warm_start")
+        at_least_zero(self, "overlong_cache")
         if self.top_k is not None:
             positive(self, "top_k")
         if self.top_p is not None:
@@ -124,6 +127,10 @@ class RolloutConfig(LanguageConfig):
     def open_task(self) -> Task:
         task = super().open_task()
         require_reward(task, self.reward)
+        if self.overlong_cache > (limit := self.max_tokens or task.max_tokens):
+            raise ValueError(
+                f"overlong_cache is {self.overlong_cache}, but the length limit is {limit}; it is a part of that"
+            )
         return task
 
     @property

@@ -44,6 +44,15 @@ CHECKS = (
         "with more levels, a larger group, or resample",
     ),
     Check(
+        "resample",
+        "filled",
+        1.0,
+        1.0,
+        "resample has found only {filled:.0%} of the rollout's groups in {rounds} rounds of sampling (scores differ in "
+        "{kept:.0%} of all groups), and the step learns from these alone; healthy is 100%; raise resample, or take "
+        "prompts that are neither solved nor hopeless",
+    ),
+    Check(
         "truncated",
         "truncated",
         0.0,
@@ -112,12 +121,12 @@ def quantities(
 ) -> dict[str, Any]:
     """The numbers of a step, and besides them those that only make sense next to another.
 
-    `flat` is `equal_groups`; with a critic, which compares across prompts, only whether that is all of them; and with
-    one completion for each prompt it says nothing. `drift` is `kl_reference` per token, which with a critic is per
-    completion.
+    `flat` is `equal_groups`; with a critic, which compares across prompts, only whether that is all of them. Where
+    groups have one completion it says nothing, and where equal ones are replaced `filled` says it. `drift` is
+    `kl_reference` per token, which with a critic is per completion.
     """
     numbers: dict[str, Any] = {"ratio_max": math.nan, **statistics, "dtype": dtype, "max_tokens": max_tokens}
-    if group > 1:
+    if group > 1 and "filled" not in numbers:
         numbers["flat"] = float(numbers["equal_groups"] == 1) if critic else numbers["equal_groups"]
     if "sampler_mismatch" in numbers:
         numbers["rounding"] = ROUNDING[dtype]

@@ -63,6 +63,15 @@ def score(function: Reward, rows: Sequence[Row], completions: Sequence[str], *, 
     return torch.tensor([_number(value, name, i, prompts[i], completions[i]) for i, value in enumerate(scores)])
 
 
+def overlong(lengths: Tensor, max_tokens: int, cache: int) -> Tensor:
+    """(L_max − L_cache − |y|) / L_cache, within [−1, 0]: what a completion loses near the length limit.
+
+    The soft overlong punishment of DAPO (Yu et al. 2025, arXiv 2503.14476, equation 13). lengths: |y| in tokens, of
+    any shape; max_tokens: L_max; cache: L_cache, the tokens before it over which the loss grows to 1.
+    """
+    return ((max_tokens - cache - lengths) / cache).clamp(-1.0, 0.0)
+
+
 def _where(error: Exception) -> str:
     """The line of the function's own file that was reached; nothing where the call itself failed."""
     _, *inside = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]

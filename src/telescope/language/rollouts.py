@@ -25,7 +25,7 @@ from telescope.language.log_probs import TokenLogProbs, token_log_probs
 from telescope.language.models import completion_states, output_of, trunk_of
 from telescope.language.objectives import Objective
 from telescope.language.preferences import RewardModel, train_reward_model
-from telescope.language.rewards import load_function, score
+from telescope.language.rewards import load_function, overlong, score
 from telescope.language.sampling import Completions, Prompts, decode, encode, sample
 from telescope.language.supervised import cross_entropy, demonstrations
 from telescope.language.tasks import Row
@@ -174,24 +174,31 @@ class RolloutSession(Session):
 
     # One step
 
-    def collect(self) -> Rollout:
-        """The next rollout: prompts, their completions by the policy as it stands, scores, reference."""
+    def collect(self, count: int | None = None, *, part: int = 0) -> Rollout:
+        """The next rollout: prompts, their completions by the policy as it stands, scores, reference.
+
+        count: of prompts; None: `config.prompts`. part: which rollout of this step, where there are several.
+        """
         with self.timed("sample"):
-            rows = self.task.draw(self.generator(PROMPTS), self.config.prompts)
+            rows = self.task.draw(self.generator(PROMPTS, part), self.config.prompts if count is None else count)
             prompts = encode(self.tokenizer, [row["prompt"] for row in rows], self.config.device)
-            completions = self.sample(prompts)
+            completions = self.sample(prompts, part)
             rows = [row for row in rows for _ in range(self.config.group)]
             texts = decode(self.tokenizer, completions, self.ends)
         with self.timed("reward"):
-            rollout = Rollout(rows, texts, prompts, completions, self.scores(rows, texts), None, self.config.group)
+            scores = self.scores(rows, texts)
+            if self.config.overlong_cache:
+                scores = scores + overlong(completions.mask.sum(1), self.max_tokens, self.config.overlong_cache)
+            rollout = Rollout(rows, texts, prompts, completions, scores, None, self.config.group)
             if self.beta:
                 rollout = rollout._replace(reference=self.reference_log_probs(rollout))
         return rollout
 
-    def sample(self, prompts: Prompts) -> Completions:
+    def sample(self, prompts: Prompts, part: int = 0) -> Completions:
         """`group` completions of each prompt, by this step's random numbers."""
         config = self.config
-        noise = self.generator(TOKENS).random((config.prompts * config.group, self.max_tokens), dtype=np.float32)
+        shape = (len(prompts.tokens) * config.group, self.max_tokens)
+        noise = self.generator(TOKENS, part).random(shape, dtype=np.float32)
         return sample(
             self.policy,
             prompts,
@@ -280,18 +287,28 @@ class RolloutSession(Session):
         return super().state() | own
 
 
+def spread(rollout: Rollout) -> Tensor:
+    """Scores [N, G], with the group's mean where one is missing."""
+    scores = rollout.scores.view(-1, rollout.group)
+    return torch.where(scores.isnan(), scores.nanmean(1, keepdim=True), scores).nan_to_num(0.0)
+
+
+def all_equal(rollout: Rollout) -> Tensor:
+    """[N], True where the scores of a group are all equal."""
+    scores = spread(rollout)
+    return scores.amax(1) == scores.amin(1)
+
+
 def rollout_statistics(rollout: Rollout) -> dict[str, float]:
     """What is to be seen of a rollout before anything is learned from it."""
-    mask, scores = rollout.completions.mask, rollout.scores.view(-1, rollout.group)
-    scored = ~scores.isnan()
-    spread = torch.where(scored, scores, scores.nanmean(1, keepdim=True)).nan_to_num(0.0)
+    mask, scores = rollout.completions.mask, rollout.scores
     return {
         "score": float(scores.nanmean()),
-        "score_std": float(spread.std(1, correction=0).mean()),
-        "equal_groups": float((spread.amax(1) == spread.amin(1)).float().mean()),
+        "score_std": float(spread(rollout).std(1, correction=0).mean()),
+        "equal_groups": float(all_equal(rollout).float().mean()),
         "length": float(mask.sum(1).float().mean()),
         "truncated": float((~rollout.completions.terminated).float().mean()),
-        "unscored": float((~scored).float().mean()),
+        "unscored": float(scores.isnan().float().mean()),
         "entropy": float(rollout.completions.entropy.sum() / mask.sum().clamp(min=1)),
     }
 

@@ -27,9 +27,9 @@ PROMPTS, TOKENS, MINIBATCHES, DEMONSTRATIONS, PAIRS, EVALUATION = range(6)
 BETAS = (0.9, 0.95)
 
 
-def generator(seed: int, stream: int, iteration: int = 0) -> np.random.Generator:
-    """The random numbers of a run for one purpose in one step."""
-    return np.random.default_rng([seed, stream, iteration])
+def generator(seed: int, stream: int, iteration: int = 0, part: int = 0) -> np.random.Generator:
+    """The random numbers of a run for one purpose in one part of a step."""
+    return np.random.default_rng([seed, stream, iteration, part])
 
 
 class Iteration:
@@ -110,9 +110,9 @@ class Session:
             self._started, self._marks = time.perf_counter(), {}
             yield self.iteration
 
-    def generator(self, stream: int) -> np.random.Generator:
+    def generator(self, stream: int, part: int = 0) -> np.random.Generator:
         """This step's random numbers for one purpose."""
-        return generator(self.config.seed, stream, self.iteration)
+        return generator(self.config.seed, stream, self.iteration, part)
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:

@@ -111,11 +111,15 @@ def test_where_the_rounds_are_used_up_the_step_goes_on_and_says_so(rewards):
     assert all(torch.equal(tensor, policies[1][name]) for name, tensor in policies[0].items())
 
 
-def test_groups_that_could_not_be_replaced_weigh_nothing(rewards, monkeypatch):
-    """The step is that of the groups with signal alone: the others are not in what the loss is divided by."""
+@pytest.mark.parametrize("objective", ["dapo", "rloo"])
+def test_groups_that_could_not_be_replaced_weigh_nothing(rewards, monkeypatch, objective):
+    """The step is that of the groups with signal alone, also where a penalty would give the others an advantage."""
     gradients = []
     for resample in (1, 0):
-        session = session_of(config_of(rewards("vowels"), resample=resample))
+        session = session_of(config_of(rewards("vowels"), resample=resample, objective=objective))
+        with torch.no_grad():  # away from the reference
+            for parameter in session.policy.parameters():
+                parameter *= 1.1
         rollout, _ = collect(session, 0)
         useful = (~all_equal(rollout)).nonzero()[:, 0]
         assert 0 < len(useful) < 8

@@ -21,8 +21,9 @@ from telescope.language.dynamic import collect
 from telescope.language.evaluate import held_out
 from telescope.language.frameworks import AS_IN
 from telescope.language.objectives import ROWS, Objective, cautions, describe
+from telescope.language.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
 from telescope.language.policy_loss import kl_penalty, mismatch, policy_loss, token_weights
-from telescope.language.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession
+from telescope.language.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, all_equal
 from telescope.language.training import Iteration
 from telescope.losses import kl_k3
 
@@ -74,7 +75,7 @@ def row(config: GRPO) -> Objective:
         known = ", ".join(table) or "none; frameworks are " + ", ".join(AS_IN)
         raise ValueError(f"objective is {config.objective!r}; expected one of {known}")
     changes = {key: getattr(config, key) for key in ("clip", "beta") if getattr(config, key) is not None}
-    return dataclasses.replace(table[name], **changes)
+    return with_correction(dataclasses.replace(table[name], **changes), config)
 
 
 STATISTICS = (
@@ -88,6 +89,7 @@ STATISTICS = (
     "ratio_max",
     "gradient_norm",
     "sampler_mismatch",
+    *OFF_POLICY_STATISTICS,
     "skipped",
     "learning_rate",
 )
@@ -103,15 +105,16 @@ def train(config: GRPO, resume: dict[str, Any] | None = None) -> Iterator[Iterat
         yield session.first(held_out(session))
     for _ in session.iterations():
         rollout, seen = collect(session, config.resample)
-        advantages = advantages_of(session, rollout)
         statistics = list[dict[str, float]]()
         with session.timed("update"):
+            rollout, apart = corrected(session, rollout)
+            advantages = advantages_of(session, rollout)
             for epoch in range(config.epochs):
                 for prompts in session.minibatches(epoch):
                     statistics.append(update(session, rollout, advantages, prompts, first=not statistics))
         session.iteration += 1
         evaluation = held_out(session) if session.due() else {}
-        yield session.finish(summary(session, seen, statistics), evaluation, session.table(rollout))
+        yield session.finish(summary(session, seen, statistics) | apart, evaluation, session.table(rollout))
 
 
 def advantages_of(session: RolloutSession, rollout: Rollout) -> Tensor:
@@ -130,24 +133,28 @@ def update(
     session: RolloutSession, rollout: Rollout, advantages: Tensor, prompts: Tensor, *, first: bool
 ) -> dict[str, float]:
     """One optimiser step on the groups of some prompts, piece by piece; weights are those of the whole minibatch."""
-    objective = session.objective
+    config, objective = session.config, session.objective
+    assert isinstance(config, GRPO)
     members = rollout.members(prompts)
     some = advantages.view(-1, rollout.group, advantages.shape[1]).ne(0).any(2).any(1)
-    resampling = session.config.resample > 0  # type: ignore[attr-defined]
     counted = rollout.completions.mask
-    if resampling:  # what could not be replaced is as if it had not been sampled
+    if config.resample:  # what could not be replaced is as if it had not been sampled
+        some = some & ~all_equal(rollout)
         counted = counted & some.repeat_interleave(rollout.group)[:, None]
     weights = torch.zeros_like(advantages)
     weights[members] = token_weights(objective, counted[members], max_tokens=session.max_tokens)
     learning = prompts
-    if resampling or not (objective.beta and objective.kl_place == "loss"):  # without advantages there is no gradient
+    if config.resample or not (objective.beta and objective.kl_place == "loss"):  # else all have a gradient
         learning = prompts[some[prompts]]
     sums: dict[str, Tensor] = {}
     for piece in session.groups(rollout, learning) if len(learning) else ():
         here, batch = rollout.members(piece), rollout.part(piece)
         mask, old = batch.completions.mask, batch.completions.log_probs
         log_probs = session.log_probs(session.states(batch), batch).log_probs
-        result = policy_loss(objective, log_probs, old, advantages[here], mask, reference_log_probs=batch.reference)
+        reference, correction = batch.reference, batch.correction
+        result = policy_loss(
+            objective, log_probs, old, advantages[here], mask, reference_log_probs=reference, correction=correction
+        )
         loss = (weights[here] * result.loss).sum()
         loss.backward()
         with torch.no_grad():

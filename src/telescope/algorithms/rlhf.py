@@ -20,6 +20,7 @@ from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
 from telescope.language.models import Scalar
 from telescope.language.objectives import PPO, Objective, describe
+from telescope.language.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
 from telescope.language.policy_loss import adaptive_kl, kl_penalty, mismatch, policy_loss, token_weights
 from telescope.language.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, rollout_statistics
 from telescope.language.training import Iteration
@@ -80,7 +81,7 @@ def preset(task: str) -> RLHF:
 
 def row(config: RLHF) -> Objective:
     """The row of the table that the config describes."""
-    return dataclasses.replace(
+    objective = dataclasses.replace(
         PPO,
         gamma=config.gamma,
         lam=config.lam,
@@ -89,6 +90,7 @@ def row(config: RLHF) -> Objective:
         beta=config.beta,
         whiten="unbiased" if config.whiten else "none",
     )
+    return with_correction(objective, config)
 
 
 class Batch(NamedTuple):
@@ -115,6 +117,7 @@ STATISTICS = (
     "bootstrapped",
     "gradient_norm",
     "sampler_mismatch",
+    *OFF_POLICY_STATISTICS,
     "learning_rate",
 )
 
@@ -133,13 +136,14 @@ def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iterat
     for _ in session.iterations():
         rollout = session.collect()
         with session.timed("update"):
+            rollout, apart = corrected(session, rollout)
             batch = credit(session, rollout, critic.values_of(rollout))
             statistics = [
                 update(session, critic, rollout, batch, prompts)
                 for epoch in range(config.epochs)
                 for prompts in session.minibatches(epoch)
             ]
-        found = summary(session, rollout, batch, statistics)
+        found = summary(session, rollout, batch, statistics) | apart
         if config.target_kl is not None:
             samples = config.prompts * config.group
             session.beta = adaptive_kl(session.beta, found["kl_reference"], target=config.target_kl, samples=samples)
@@ -235,7 +239,7 @@ def update(
         states = session.states(part)
         log_probs = session.log_probs(states, part).log_probs
         values = critic.values(part, states)[:, : live.shape[1]]
-        result = policy_loss(objective, log_probs, old, batch.advantages[here], live)
+        result = policy_loss(objective, log_probs, old, batch.advantages[here], live, correction=part.correction)
         policy = (weights[here] * result.loss).sum()
         value = (weights[here] * value_loss(config, values, batch, here)).sum()
         (policy + (config.value_coefficient if critic.shared else 1.0) * value).backward()

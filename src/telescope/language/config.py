@@ -94,6 +94,11 @@ class RolloutConfig(LanguageConfig):
     """Sample from the k likeliest tokens only; log-probabilities are then over the same."""
     top_p: float | None = None
     """Sample from the likeliest tokens that together have this probability; log-probabilities likewise."""
+    off_policy: Literal["none", "truncate", "mask"] = "none"
+    """Weigh each token by π_trainer/π_sampler, at most off_policy_cap (truncate; Yao et al. 2025), or 0 beyond that and
+    its inverse (mask). Costs one more pass of the trainer; none: only where the objective's row has a correction."""
+    off_policy_cap: float = 2.0
+    """The bound of that weight."""
     warm_start: float = 0.2
     """Alone with the built-in model: train on right answers until this share of held-out prompts is answered."""
     warm_start_steps: int = 2000
@@ -115,6 +120,10 @@ class RolloutConfig(LanguageConfig):
         )
         in_unit_interval(self, "warm_start")
         at_least_zero(self, "overlong_cache")
+        if not self.off_policy_cap > 1:
+            raise ValueError(
+                f"off_policy_cap is {self.off_policy_cap}; expected more than 1, the weight where all is well"
+            )
         if self.top_k is not None:
             positive(self, "top_k")
         if self.top_p is not None:

@@ -78,6 +78,15 @@ CHECKS = (
         "have off_policy weigh the difference",
     ),
     Check(
+        "off_policy_bounded",
+        "off_policy_bounded",
+        0.0,
+        0.1,
+        "off_policy_bounded is {off_policy_bounded:.0%}: for so many tokens the trainer's probability is so far from "
+        "the sampler's that their weight was bounded; healthy is below 10%; let both compute the same model, in one "
+        "precision, at one temperature and with one top_k and top_p",
+    ),
+    Check(
         "kl",
         "kl",
         0.0,
@@ -122,13 +131,14 @@ def quantities(
     """The numbers of a step, and besides them those that only make sense next to another.
 
     `flat` is `equal_groups`; with a critic, which compares across prompts, only whether that is all of them. Where
-    groups have one completion it says nothing, and where equal ones are replaced `filled` says it. `drift` is
-    `kl_reference` per token, which with a critic is per completion.
+    groups have one completion it says nothing, and where equal ones are replaced `filled` says it. `roundings` is
+    `sampler_mismatch` in units of what is rounding, where no weight makes up for it. `drift` is `kl_reference` per
+    token, which with a critic is per completion.
     """
     numbers: dict[str, Any] = {"ratio_max": math.nan, **statistics, "dtype": dtype, "max_tokens": max_tokens}
     if group > 1 and "filled" not in numbers:
         numbers["flat"] = float(numbers["equal_groups"] == 1) if critic else numbers["equal_groups"]
-    if "sampler_mismatch" in numbers:
+    if "sampler_mismatch" in numbers and "off_policy_weight" not in numbers:
         numbers["rounding"] = ROUNDING[dtype]
         numbers["roundings"] = numbers["sampler_mismatch"] / ROUNDING[dtype]
     if "kl_reference" in numbers:

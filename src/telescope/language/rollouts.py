@@ -59,6 +59,7 @@ class Rollout(NamedTuple):
     scores: Tensor  # [B], NaN where not scored
     reference: Tensor | None  # [B, T] log-probabilities by the reference
     group: int
+    correction: Tensor | None = None  # [B, T] weights of tokens that the sampler drew otherwise than the trainer would
 
     def part(self, prompts: Tensor) -> Rollout:
         """The groups of some prompts."""
@@ -72,6 +73,7 @@ class Rollout(NamedTuple):
             self.scores[members],
             None if self.reference is None else self.reference[members],
             self.group,
+            None if self.correction is None else self.correction[members],
         )
 
     def members(self, prompts: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ class RolloutSession(Session):
         self.beta: float = objective.beta if resume is None else resume["beta"]
         """The coefficient of the KL; a controller may move it."""
         self.columns = (self.task.metric, *columns)
-        self.watch = Watch(None if resume is None else resume["health"])
+        self.watch = Watch(None if resume is None else resume.get("health"))
         self.start: dict[str, Tensor] | None = None if resume is None else resume["start"]
         self._score_by(resume)
         if resume is None:

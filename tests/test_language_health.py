@@ -17,8 +17,9 @@ import torch
 from telescope.algorithms import grpo, rlhf
 from telescope.cli import main
 from telescope.language import health, models
+from telescope.language.preferences import RewardModel
 from telescope.language.rollouts import RolloutSession
-from telescope.language.tokenizer import characters
+from telescope.language.tokenizer import EOS, characters
 
 SMALL = {"prompts": 16, "group": 4, "minibatches": 2, "total_steps": 2, "eval_prompts": 20, "threads": 1}
 
@@ -162,6 +163,15 @@ def test_a_critic_compares_across_prompts():
 def test_a_number_that_is_none_is_not_healthy():
     assert names(True, kl=float("nan")) == ["kl"]
     assert names(True, kl=float("inf"), ratio_max=float("inf")) == ["kl"]
+
+
+def test_a_reward_model_without_a_number_is_an_error():
+    """Not a completion that was not scored."""
+    model = RewardModel(models.tiny(0).eval(), characters(), EOS, "cpu")
+    assert model.scores([{"prompt": "a"}], ["b"]).tolist() == [0.0]
+    torch.nn.init.constant_(model.network.head.bias, torch.nan)
+    with pytest.raises(FloatingPointError, match=r"the reward model gave nan for completion 0 \('b' to 'a'\)"):
+        model.scores([{"prompt": "a"}], ["b"])
 
 
 # A tokenizer that pads with its end

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import torch
 from torch import Tensor
 
 from telescope.language.config import RolloutConfig
@@ -31,7 +30,6 @@ def with_correction(objective: Objective, config: RolloutConfig) -> Objective:
     return objective
 
 
-@torch.no_grad()
 def corrected(session: RolloutSession, rollout: Rollout) -> tuple[Rollout, dict[str, float]]:
     """The rollout with the trainer's log-probabilities in the sampler's place, and with weights π_old/π_sampler.
 
@@ -41,9 +39,7 @@ def corrected(session: RolloutSession, rollout: Rollout) -> tuple[Rollout, dict[
     correction, completions = session.objective.correction, rollout.completions
     if correction is None:
         return rollout, {}
-    parts = [rollout.part(piece) for piece in session.groups(rollout)]
-    old = torch.cat([session.log_probs(session.states(part), part).log_probs for part in parts])
-    sampler, mask = completions.log_probs, completions.mask
+    old, sampler, mask = session.all_log_probs(rollout), completions.log_probs, completions.mask
     weights = off_policy_weights(correction, old, sampler, mask)
     free = dataclasses.replace(correction, decision=correction.weight, outside="clamp", low=0.0, high=math.inf)
     bounded = weights != off_policy_weights(free, old, sampler, mask)

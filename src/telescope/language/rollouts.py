@@ -6,7 +6,6 @@ A completion is an episode: its end terminates it, the length limit truncates it
 # N prompts, G completions each, B = N · G completions of T tokens
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
 from collections.abc import Iterator
@@ -232,12 +231,17 @@ class RolloutSession(Session):
         )
 
     @torch.no_grad()
+    def all_log_probs(self, rollout: Rollout, model: nn.Module | None = None) -> Tensor:
+        """Those of a whole rollout [B, T], piece by piece and without gradient, by the policy or another model."""
+        parts = [rollout.part(piece) for piece in self.groups(rollout)]
+        return torch.cat([self.log_probs(self.states(part, model), part, model).log_probs for part in parts])
+
     def reference_log_probs(self, rollout: Rollout) -> Tensor:
         """The same by the reference: the frozen copy, or the policy without its adapter."""
-        model = self.policy if self.reference is None else self.reference
-        parts = [rollout.part(piece) for piece in self.groups(rollout)]
-        with contextlib.nullcontext() if self.reference is not None else models.adapter_off(self.policy):
-            return torch.cat([self.log_probs(self.states(part, model), part, model).log_probs for part in parts])
+        if self.reference is not None:
+            return self.all_log_probs(rollout, self.reference)
+        with models.adapter_off(self.policy):
+            return self.all_log_probs(rollout)
 
     def minibatches(self, epoch: int) -> Iterator[Tensor]:
         """A shuffle of the prompts, cut into minibatches; groups stay whole."""

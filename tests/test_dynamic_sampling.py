@@ -14,7 +14,7 @@ from telescope.language.advantages import sample_advantages
 from telescope.language.dynamic import collect, joined
 from telescope.language.rewards import overlong
 from telescope.language.rollouts import RolloutSession, all_equal
-from telescope.language.tasks import is_held_out
+from telescope.language.tasks import is_held_out, open_task
 
 REWARDS = """
 def vowels(prompts, completions, **columns):
@@ -145,14 +145,22 @@ def test_a_resumed_run_draws_the_same_rounds(rewards):
     assert max(row["rounds"] for row in again) > 1
 
 
-@pytest.mark.parametrize("restricted", [{}, {"top_p": 0.9}, {"beta": 0.1}])
-def test_joined_rollouts_are_their_parts(rewards, restricted):
+@pytest.mark.parametrize("restricted", [{}, {"top_p": 0.5}, {"beta": 0.1}])
+@pytest.mark.parametrize("wider", [0, 1])
+def test_joined_rollouts_are_their_parts(rewards, restricted, wider):
     """Whatever their widths: log-probabilities of what was sampled come out as in each alone."""
     session = session_of(config_of(rewards("vowels"), task="lm/addition", **restricted))
-    session.max_tokens = 3
-    one = session.collect(3)
-    session.max_tokens = 6
-    two = session.collect(5, part=1)
+    parts = []
+    for part, count in enumerate((3, 5)):
+        session.task = open_task("lm/addition", 2 if part == wider else 1)
+        session.max_tokens = 6 if part == wider else 3
+        if part == wider and "top_p" in restricted:
+            session.config = dataclasses.replace(session.config, top_p=0.9)
+        parts.append(session.collect(count, part=part))
+    one, two = parts
+    assert one.prompts.tokens.shape[1] != two.prompts.tokens.shape[1]
+    if "top_p" in restricted:
+        assert one.completions.support.shape[2] != two.completions.support.shape[2]
     both = joined(one, two)
     assert both.prompts.mask.sum(1).tolist() == [*one.prompts.mask.sum(1).tolist(), *two.prompts.mask.sum(1).tolist()]
     assert both.texts == one.texts + two.texts

@@ -86,7 +86,7 @@ def threshold(chosen: argparse.Namespace, room: Path) -> Iterator[Plan]:
     for task in quick if chosen.quick else THRESHOLD:
         fields = {"steps": task.budget, "compile": compiling(chosen, "auto")}
         for number in range(0 if chosen.quick else -1, chosen.repeats if task.env == CARTPOLE.env else 1):
-            for one in contestants(task):
+            for one in contestants(task, plain=True):
                 if number >= 0:
                     yield one, task, number, room / "cache" / slug(one, task), fields | {"until_solved": True}
                 elif one.compiles:  # what the others find in the cache

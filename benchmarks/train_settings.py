@@ -72,10 +72,13 @@ CONTESTANTS = (
 )
 
 
-def contestants(task: Task) -> list[Contestant]:
-    """Who takes part: EnvPool and processes where physics is simulated; carts roll in a compiled loop already."""
-    simple = task.env == CARTPOLE.env
-    return [one for one in CONTESTANTS if not simple or (one.backend == "gymnasium" and one.processes == 1)]
+def contestants(task: Task, *, plain: bool = False) -> list[Contestant]:
+    """Who takes part: EnvPool and processes where physics is simulated; carts roll in a compiled loop already.
+
+    plain: neither of the two.
+    """
+    plain = plain or task.env == CARTPOLE.env
+    return [one for one in CONTESTANTS if not plain or (one.backend == "gymnasium" and one.processes == 1)]
 
 
 def for_telescope(task: Task, **run: Any) -> dict[str, Any]:

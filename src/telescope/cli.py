@@ -131,7 +131,8 @@ def _explained(command: Callable[[list[str]], int], arguments: list[str]) -> int
 
 
 def _fail(sentence: str, status: int) -> int:
-    print(f"telescope: {sentence}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    print(f"telescope{'' if rank == '0' else f' (rank {rank})'}: {sentence}", file=sys.stderr)
     return status
 
 
@@ -198,6 +199,8 @@ def start(algorithm: str, config: Any, options: TrainOptions, command: list[str]
 
     shared = family(algorithm)
     shared.try_out(config)  # what cannot run leaves no folder behind
+    if _follows(algorithm):
+        return follow(algorithm, config, None)
     subject = getattr(config, _subject_field(config)).removesuffix(".jsonl").strip("/").replace("/", "-")
     out = options.out or str(Path("runs") / f"{command[2]}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = RunFolder.create(out, config, algorithm=algorithm, execution=shared.execution(config), command=command)
@@ -211,45 +214,54 @@ def resume(arguments: list[str]) -> int:
 
     options: ResumeOptions = _parse(ResumeOptions, arguments, "telescope train")
     folder = RunFolder.open(options.resume)
-    with folder.lock():
+    with contextlib.nullcontext() if _follows(folder.algorithm) else folder.lock():
         return _resume_locked(folder, options)
 
 
 def _resume_locked(folder: Any, options: ResumeOptions) -> int:
     from telescope.algorithms import config_class, family
+    from telescope.language import parallel
 
+    first = not _follows(folder.algorithm)
+    say = print if first else lambda *_, **__: None
     execution = family(folder.algorithm).execution
     config = folder.load_config(config_class(folder.algorithm))
     state = folder.load_checkpoint()
     if options.total_steps is not None and options.total_steps != config.total_steps:
         config = dataclasses.replace(config, total_steps=options.total_steps)
-        print(f"total_steps is now {config.total_steps:,}: schedules are planned anew over it", file=sys.stderr)
+        say(f"total_steps is now {config.total_steps:,}: schedules are planned anew over it", file=sys.stderr)
     if state is None:
-        print(f"{options.resume} has no checkpoint yet: starting from its config", file=sys.stderr)
-        folder.set_execution(execution(config))
+        say(f"{options.resume} has no checkpoint yet: starting from its config", file=sys.stderr)
+        if first:
+            folder.set_execution(execution(config))
     elif state["iteration"] >= config.iterations or state.get("stopped"):
         done = f"{state['step']:,} steps done, total_steps is {config.total_steps:,}"
-        print(f"{options.resume} is finished: {done}; a larger --total-steps extends it")
+        say(f"{options.resume} is finished: {done}; a larger --total-steps extends it")
         return 0
     else:
-        folder.check_execution(state["execution"], allow_inexact=options.allow_inexact)
+        folder.check_execution(parallel.now(state["execution"]), allow_inexact=options.allow_inexact)
+    if not first:
+        return follow(folder.algorithm, config, state)
     return run(folder, config, state, options.checkpoint_seconds)
 
 
 def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_seconds: float) -> int:
     """The loop around `train`, under the folder's lock: log, keep the best, checkpoint, stop if asked, draw."""
     from telescope.algorithms import LANGUAGE, find
+    from telescope.language import parallel
     from telescope.runs.display import Display
     from telescope.runs.files import replace_folder
     from telescope.runs.log import MetricsLog
     from telescope.runs.tables import GrowingTable
 
     language = folder.algorithm in LANGUAGE
-    if not language:
+    if language:
+        parallel.join(config.device)
+    else:
         from telescope.policy import keep_best
     first_step, best = (0, None) if state is None else (state["step"], state["best"])
-    log, saved = None, time.monotonic()
-    with _signals() as stop, Display(config.total_steps, first_step=first_step) as display:
+    log, saved, stop = None, time.monotonic(), 0
+    with _signals() as received, Display(config.total_steps, first_step=first_step) as display:
         folder.save_config(config)
         folder.save_best(best)  # the checkpoint's: what evaluated better after it is about to be trained anew
         folder.set_status("running")
@@ -275,7 +287,9 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
                     best = improved
                     folder.save_best(best)
                 started = language and metrics.step == 0  # a warm start is not to be made twice
-                if stop or started or metrics.finished or time.monotonic() - saved >= checkpoint_seconds:
+                due = started or metrics.finished or time.monotonic() - saved >= checkpoint_seconds
+                stop, due = parallel.agree(received, due)
+                if due:
                     log.sync()
                     folder.save_checkpoint({**metrics.state, "best": best})
                     if language:
@@ -295,8 +309,36 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
     if stop and not metrics.finished:
         print(f"stopped at step {metrics.step:,} of {config.total_steps:,}; continue with: "
               f"telescope train --resume {shlex.quote(str(folder.path))}", file=sys.stderr)  # fmt: skip
-        return 128 + stop[0]
+        return 128 + stop
     return 0
+
+
+def follow(algorithm: str, config: Any, state: dict[str, Any] | None) -> int:
+    """The same loop on the ranks beside the first: they train along, and write and print nothing."""
+    from telescope.algorithms import find
+    from telescope.language import parallel
+
+    parallel.join(config.device)
+    with _signals() as received:
+        for metrics in find(algorithm).train(config, state):
+            stop, due = parallel.agree(received, False)
+            if due:
+                _ = metrics.state  # weights may be sharded: all ranks take part in what the first one saves
+                metrics.save_model("")
+            if stop:
+                break
+    return 128 + stop if stop and not metrics.finished else 0
+
+
+def _follows(algorithm: str) -> bool:
+    """Has torchrun started this process beside a first one, which alone writes and prints?"""
+    from telescope.algorithms import LANGUAGE
+    from telescope.language import parallel
+
+    rank, size = parallel.started()
+    if size > 1 and algorithm not in LANGUAGE:
+        raise ValueError(f"torchrun started {size} processes, but {algorithm} starts its own: --processes")
+    return rank > 0
 
 
 def _draw_curve(folder: Any, display: Any) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from telescope.checks import at_least_zero
+from telescope.language import parallel
 from telescope.language.advantages import penalised_scores, sample_advantages, token_advantages
 from telescope.language.config import RolloutConfig
 from telescope.language.dynamic import collect
@@ -22,7 +23,7 @@ from telescope.language.evaluate import held_out
 from telescope.language.frameworks import AS_IN
 from telescope.language.objectives import ROWS, Objective, cautions, describe
 from telescope.language.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
-from telescope.language.policy_loss import kl_penalty, mismatch, policy_loss, token_weights
+from telescope.language.policy_loss import kl_penalty, largest, mismatch, policy_loss, token_weights
 from telescope.language.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, all_equal
 from telescope.language.training import Iteration
 from telescope.losses import kl_k3
@@ -164,19 +165,18 @@ def update(
                 "kl": (kl_k3(log_probs, old) * mask).sum(),
                 "kl_reference": result.kl.sum(),
                 "clip_fraction": result.clipped.sum(),
-                "ratio_max": result.ratio.max(),
+                "ratio_max": largest(result.ratio),
                 "sampler_mismatch": mismatch(log_probs, old, mask)["max_difference"],
             }
         for name, value in found.items():
             combine = torch.maximum if name in ("ratio_max", "sampler_mismatch") else torch.add
             sums[name] = combine(sums[name], value.detach()) if name in sums else value.detach()
     norm = session.optimiser.step(session.progress)
-    tokens = float(sums.pop("tokens", torch.tensor(1.0)))
-    means = {
-        name: float(sums.get(name, torch.tensor(0.0))) / tokens for name in ("kl", "kl_reference", "clip_fraction")
-    }
-    rest = {name: float(sums[name]) for name in ("policy_loss", "ratio_max") if name in sums}
-    seen = {"sampler_mismatch": float(sums["sampler_mismatch"])} if first and sums else {}
+    all_sums = parallel.combined(sums, largest=("ratio_max", "sampler_mismatch"))
+    tokens = all_sums.pop("tokens", 1.0)
+    means = {name: all_sums.get(name, 0.0) / tokens for name in ("kl", "kl_reference", "clip_fraction")}
+    rest = {name: all_sums[name] for name in ("policy_loss", "ratio_max") if name in all_sums}
+    seen = {"sampler_mismatch": all_sums["sampler_mismatch"]} if first and all_sums else {}
     return means | rest | seen | {"gradient_norm": norm, "skipped": 1 - len(learning) / len(prompts)}
 
 

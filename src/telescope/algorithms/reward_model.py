@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from telescope.checks import positive
+from telescope.language import parallel
 from telescope.language.config import LanguageConfig
 from telescope.language.preferences import RewardModel
 from telescope.language.tasks import Task, pairs_of
@@ -71,6 +72,7 @@ def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iter
                 (loss.sum() / len(rows)).backward()
                 statistics["loss"] += float(loss.detach().sum()) / len(rows)
                 statistics["margin"] += float(margin.sum()) / len(rows)
+            statistics = parallel.combined(statistics)
             statistics["gradient_norm"] = session.optimiser.step(session.progress)
         session.iteration += 1
         evaluation = evaluate(model, held_out) if session.due() else {}
@@ -80,4 +82,5 @@ def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iter
 @torch.no_grad()
 def evaluate(model: RewardModel, rows: list[dict[str, Any]]) -> dict[str, float]:
     """The share of held-out pairs that the model orders as they are."""
-    return {"accuracy": float((model.pair_loss(rows)[1] > 0).float().mean())}
+    margins = parallel.rows(model.pair_loss(rows[parallel.share(len(rows))])[1])
+    return {"accuracy": float((margins > 0).float().mean())}

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from telescope.checks import at_least_zero, in_unit_interval, positive
+from telescope.language import parallel
 from telescope.language.advantages import Credit, critic_advantages, token_rewards, whitened
 from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
 from telescope.language.models import Scalar
 from telescope.language.objectives import PPO, Objective, describe
 from telescope.language.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
-from telescope.language.policy_loss import adaptive_kl, kl_penalty, mismatch, policy_loss, token_weights
+from telescope.language.policy_loss import adaptive_kl, kl_penalty, largest, mismatch, policy_loss, token_weights
 from telescope.language.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, rollout_statistics
 from telescope.language.training import Iteration
 from telescope.losses import clipped_value_loss, kl_k3, squared_value_loss
@@ -172,9 +173,9 @@ class Critic:
     def values_of(self, rollout: Rollout) -> Tensor:
         """Those of a whole rollout, piece by piece."""
         parts = [rollout.part(piece) for piece in self.session.groups(rollout)]
-        return torch.cat(
-            [self.values(part, self.session.states(part) if self.shared else part.scores) for part in parts]
-        )
+        found = [self.values(part, self.session.states(part) if self.shared else part.scores) for part in parts]
+        width = rollout.completions.tokens.shape[1] + self.session.after
+        return parallel.rows(torch.cat([*found, rollout.completions.log_probs.new_zeros(0, width)]))
 
 
 def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
@@ -248,8 +249,9 @@ def update(
             found["value_loss"] += float(value)
             found["kl"] += float((weights[here] * kl_k3(log_probs, old)).sum())
             found["clip_fraction"] += float((weights[here] * result.clipped).sum())
-            found["ratio_max"] = max(found["ratio_max"], float(result.ratio.max()))
+            found["ratio_max"] = max(found["ratio_max"], float(largest(result.ratio)))
             found["mismatch"] = max(found["mismatch"], float(mismatch(log_probs, old, live)["max_difference"]))
+    found = parallel.combined(found, largest=("ratio_max", "mismatch"))
     return found | {"gradient_norm": session.optimiser.step(session.progress)}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from telescope.checks import positive
+from telescope.language import parallel
 from telescope.language.config import LanguageConfig
 from telescope.language.evaluate import held_out
 from telescope.language.models import with_lora
@@ -62,6 +63,7 @@ def train(config: SFT, resume: dict[str, Any] | None = None) -> Iterator[Iterati
                 loss = (weights[piece] * cross_entropy(policy, batch.part(piece))).sum()
                 loss.backward()
                 total += float(loss.detach())
+            total = parallel.combined({"loss": total})["loss"]
             norm = session.optimiser.step(session.progress)
         session.iteration += 1
         evaluation = held_out(session) if session.due() else {}

@@ -53,6 +53,8 @@ class LanguageConfig:
     """Of weights and arithmetic."""
     threads: int = 0
     """CPU threads of the arithmetic; 0: one for each core, decided once for the run."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun, what each process holds: all weights (ddp), or its shard of them (fsdp)."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name and number."""
@@ -61,6 +63,8 @@ class LanguageConfig:
         for name in ("digits", "max_tokens"):
             if getattr(self, name) is not None:
                 positive(self, name)
+        if self.sharding == "fsdp" and self.lora_rank:
+            raise ValueError(f"sharding is 'fsdp', but lora_rank is {self.lora_rank}; an adapter trains with ddp alone")
 
     @property
     def iterations(self) -> int:

@@ -7,11 +7,10 @@ It leaves out how a rollout is made (`rollouts.py`) and what is learned from it.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
 
+from telescope.language import sampling
 from telescope.language.rollouts import Rollout, RolloutSession, all_equal, rollout_statistics
-from telescope.language.sampling import Completions, Prompts
+from telescope.language.sampling import Prompts, stacked
 
 
 def collect(session: RolloutSession, rounds: int) -> tuple[Rollout, dict[str, float]]:
@@ -39,28 +38,13 @@ def joined(one: Rollout, two: Rollout) -> Rollout:
     """Two rollouts as one: prompts padded on the left, completions on the right, to the wider of both."""
     reference = None
     if one.reference is not None and two.reference is not None:
-        reference = _stacked(one.reference, two.reference)
-    completions = {
-        name: None if x is None or y is None else _stacked(x, y, fill=-1 if name == "support" else 0)
-        for name, x, y in zip(Completions._fields, one.completions, two.completions, strict=True)
-    }
+        reference = stacked(one.reference, two.reference)
     return Rollout(
         [*one.rows, *two.rows],
         [*one.texts, *two.texts],
-        Prompts(*(_stacked(x, y, left=True) for x, y in zip(one.prompts, two.prompts, strict=True))),
-        Completions(**completions),  # type: ignore[arg-type]
+        Prompts(*(stacked(x, y, left=True) for x, y in zip(one.prompts, two.prompts, strict=True))),
+        sampling.joined(one.completions, two.completions),
         torch.cat([one.scores, two.scores]),
         reference,
         one.group,
     )
-
-
-def _stacked(one: Tensor, two: Tensor, *, fill: int = 0, left: bool = False) -> Tensor:
-    """The rows of both, every other axis padded to the wider."""
-    wide = [max(sizes) for sizes in zip(one.shape[1:], two.shape[1:], strict=True)]
-
-    def padded(x: Tensor) -> Tensor:
-        gaps = [n - size for n, size in zip(wide, x.shape[1:], strict=True)]
-        return pad(x, [n for gap in reversed(gaps) for n in ((gap, 0) if left else (0, gap))], value=fill)
-
-    return torch.cat([padded(one), padded(two)])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from telescope.language import parallel
 from telescope.language.log_probs import token_log_probs
 from telescope.language.models import completion_states, output_of, trunk_of
 from telescope.language.rewards import score
@@ -25,23 +26,28 @@ def held_out(session: Session) -> dict[str, float]:
     if session.task.reward is None:
         return {}
     rows = session.task.held_out[: session.config.eval_prompts]
-    found = greedy(
-        session.policy,
-        session.tokenizer,
-        rows,
-        session.task.reward,
-        ends=session.ends,
-        max_tokens=session.max_tokens,
-        name=f"of {session.task.name}",
-    )
+    with parallel.gathered(session.policy):
+        found = greedy(
+            session.policy,
+            session.tokenizer,
+            rows,
+            session.task.reward,
+            ends=session.ends,
+            max_tokens=session.max_tokens,
+            name=f"of {session.task.name}",
+        )
     return {session.task.metric: found["reward"]}
 
 
 def greedy(
     policy: Any, tokenizer: Any, rows: Sequence[Row], reward: Reward, *, ends: Sequence[int], max_tokens: int, name: str
 ) -> dict[str, float]:
-    """Answer the rows by the likeliest tokens: mean `reward`, mean `length`, and the share `truncated`."""
+    """Answer the rows by the likeliest tokens: mean `reward`, mean `length`, and the share `truncated`.
+
+    Each rank answers its share of them.
+    """
     device = next(policy.parameters()).device
+    rows = rows[parallel.share(len(rows))]
     scores, lengths, cut = [], [], []
     for start in range(0, len(rows), 1024):
         part = rows[start : start + 1024]
@@ -50,6 +56,8 @@ def greedy(
         scores += score(reward, part, decode(tokenizer, completions, ends), name=name).tolist()
         lengths += completions.mask.sum(1).tolist()
         cut += (~completions.terminated).tolist()
+    found = zip(*parallel.gather((scores, lengths, cut)), strict=True)
+    scores, lengths, cut = ([x for part in parts for x in part] for parts in found)
     return {
         "reward": float(np.nanmean(scores)),
         "length": float(np.mean(lengths)),

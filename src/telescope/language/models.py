@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from telescope.language import parallel
 from telescope.language.tokenizer import EOS, PAD, VOCABULARY, characters
 
 TINY = "tiny"
@@ -89,12 +90,27 @@ def folder_of(source: str) -> str:
     return str(inner) if (Path(source) / "run.json").is_file() and inner.is_dir() else source
 
 
-def save(model: nn.Module, tokenizer: Any, path: str | os.PathLike[str]) -> None:
-    """An ordinary transformers folder; of a model with an adapter, the merged weights."""
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """All weights by name, whole, on the CPU; what is tied is one tensor. Where they are sharded all ranks must ask."""
+    made: dict[int, Tensor] = {}
+    state = model.state_dict(keep_vars=True)
+    for tensor in state.values():
+        if id(tensor) not in made:
+            made[id(tensor)] = parallel.whole(tensor.detach()).cpu()
+    return {name: made[id(tensor)] for name, tensor in state.items()}
+
+
+def save(
+    model: nn.Module, tokenizer: Any, path: str | os.PathLike[str], weights: dict[str, Tensor] | None = None
+) -> None:
+    """An ordinary transformers folder; of a model with an adapter, the merged weights.
+
+    weights: in place of the model's own, where those are sharded.
+    """
     plain: Any = model
     if hasattr(model, "merge_and_unload"):
         plain = copy.deepcopy(plain).merge_and_unload()
-    plain.save_pretrained(path)
+    plain.save_pretrained(path, state_dict=weights or None)
     tokenizer.save_pretrained(path)
 
 
@@ -172,6 +188,10 @@ def completion_states(
         prompts: tokens and mask [N, P], padded on the left. completions: tokens and mask [N · group, T], on the right.
     """
     (asked, asked_mask), (tokens, mask) = prompts, completions
+    if len(tokens) == 0:  # most models refuse; with FSDP a rank that has no rows must run along all the same
+        asked, tokens = asked.new_zeros(1, max(1, asked.shape[1])), tokens.new_zeros(group, tokens.shape[1])
+        prompts, completions = (asked, asked.eq(0)), (tokens, tokens.eq(0))
+        return completion_states(trunk, prompts, completions, group=group, after=after)[:0]
     if not after:
         tokens, mask = tokens[:, :-1], mask[:, :-1]
     if group == 1:
@@ -237,11 +257,11 @@ class Scalar(nn.Module):
         return self(states)  # type: ignore[no-any-return]
 
 
-def save_head(network: Scalar, path: str | os.PathLike[str]) -> None:
+def save_head(weights: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
     """The head's weights beside those of the trunk."""
     from safetensors.torch import save_file
 
-    save_file({name: tensor.cpu() for name, tensor in network.head.state_dict().items()}, Path(path) / HEAD)
+    save_file(weights, Path(path) / HEAD)
 
 
 def load_head(network: Scalar, path: str | os.PathLike[str]) -> None:

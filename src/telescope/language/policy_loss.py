@@ -201,8 +201,13 @@ def mismatch(log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor) -> dict
     return {
         "ratio_mean": ratio.sum() / n,
         "k3": losses.kl_k3(old, sampler).sum() / n,
-        "max_difference": (old - sampler).abs().max(),
+        "max_difference": largest((old - sampler).abs()),
     }
+
+
+def largest(x: Tensor) -> Tensor:
+    """max x, and 0 where there is nothing."""
+    return x.max() if x.numel() else x.new_zeros(())
 
 
 def _log_ratio(objective: Objective, log_probs: Tensor, old: Tensor, mask: Tensor, owner: Tensor | None) -> Tensor:

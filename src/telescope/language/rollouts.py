@@ -7,6 +7,7 @@ A completion is an episode: its end terminates it, the length limit truncates it
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from telescope.language import models
+from telescope.language import models, parallel
 from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
 from telescope.language.health import Watch
@@ -25,7 +26,7 @@ from telescope.language.models import completion_states, output_of, trunk_of
 from telescope.language.objectives import Objective
 from telescope.language.preferences import RewardModel, train_reward_model
 from telescope.language.rewards import load_function, overlong, score
-from telescope.language.sampling import Completions, Prompts, decode, encode, sample
+from telescope.language.sampling import Completions, Prompts, decode, encode, joined, sample
 from telescope.language.supervised import cross_entropy, demonstrations
 from telescope.language.tasks import Row
 from telescope.language.training import (
@@ -125,6 +126,7 @@ class RolloutSession(Session):
                 self.reward_model.network.requires_grad_(False)
             else:
                 accuracy = train_reward_model(self.reward_model, self.task, self.config.seed)
+                parallel.spread(self.reward_model.network)
                 self.notes.append(
                     f"no reward model was given: trained one on {self.task.name}'s preference pairs, "
                     f"which orders {accuracy:.0%} of held-out pairs as they are"
@@ -141,8 +143,10 @@ class RolloutSession(Session):
     def scores(self, rows: list[Row], texts: list[str]) -> Tensor:
         """One score per completion, [B]; NaN where not scored."""
         if self.reward_model is not None:
-            return self.reward_model.scores(rows, texts)
-        return score(self.reward, rows, texts, name=self.reward_name).to(self.config.device)
+            mine = parallel.share(len(rows))
+            return parallel.rows(self.reward_model.scores(rows[mine], texts[mine]))
+        scores = parallel.from_first(lambda: score(self.reward, rows, texts, name=self.reward_name))
+        return scores.to(self.config.device)  # type: ignore[no-any-return]
 
     # The warm start
 
@@ -161,7 +165,8 @@ class RolloutSession(Session):
         while step < most and not (verifiable and accuracy >= config.warm_start):
             rows = self.task.draw(generator(config.seed, DEMONSTRATIONS, step), 256)
             batch = demonstrations(self.tokenizer, rows, self.ends[0], config.device)
-            (cross_entropy(self.policy, batch).sum() / batch.mask.sum()).backward()
+            mine = batch.part(parallel.share(len(rows)))
+            (cross_entropy(self.policy, mine).sum() / batch.mask.sum()).backward()
             optimiser.step(0.0)
             step += 1
             if verifiable and step % WARM_START_EVERY == 0:
@@ -196,21 +201,28 @@ class RolloutSession(Session):
         return rollout
 
     def sample(self, prompts: Prompts, part: int = 0) -> Completions:
-        """`group` completions of each prompt, by this step's random numbers."""
+        """`group` completions of each prompt, by this step's random numbers; each rank samples its share of them."""
         config = self.config
         shape = (len(prompts.tokens) * config.group, self.max_tokens)
         noise = self.generator(TOKENS, part).random(shape, dtype=np.float32)
-        return sample(
-            self.policy,
-            prompts,
-            ends=self.ends,
-            max_tokens=self.max_tokens,
-            uniforms=torch.from_numpy(noise).to(config.device),
-            group=config.group,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-        )
+        mine = parallel.share(len(prompts.tokens))
+        noise = noise[mine.start * config.group : mine.stop * config.group]
+        with parallel.gathered(self.policy):
+            completions = sample(
+                self.policy,
+                prompts.rows(mine),
+                ends=self.ends,
+                max_tokens=self.max_tokens,
+                uniforms=torch.from_numpy(noise).to(config.device),
+                group=config.group,
+                temperature=config.temperature,
+                top_k=config.top_k,
+                top_p=config.top_p,
+            )
+        if parallel.size() == 1:
+            return completions
+        parts = [each for each in parallel.gather(completions.to("cpu")) if len(each.tokens)]
+        return functools.reduce(joined, parts).to(config.device)
 
     def states(self, rollout: Rollout, policy: nn.Module | None = None) -> Tensor:
         """The hidden states before each token and behind the last [B, T + 1, D], by the policy or another model."""
@@ -234,7 +246,8 @@ class RolloutSession(Session):
     def all_log_probs(self, rollout: Rollout, model: nn.Module | None = None) -> Tensor:
         """Those of a whole rollout [B, T], piece by piece and without gradient, by the policy or another model."""
         parts = [rollout.part(piece) for piece in self.groups(rollout)]
-        return torch.cat([self.log_probs(self.states(part, model), part, model).log_probs for part in parts])
+        found = [self.log_probs(self.states(part, model), part, model).log_probs for part in parts]
+        return parallel.rows(torch.cat([*found, rollout.completions.log_probs[:0]]))
 
     def reference_log_probs(self, rollout: Rollout) -> Tensor:
         """The same by the reference: the frozen copy, or the policy without its adapter."""
@@ -250,11 +263,11 @@ class RolloutSession(Session):
         yield from order.to(self.config.device).chunk(self.config.minibatches)
 
     def groups(self, rollout: Rollout, prompts: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Prompts in micro-batches that go through the model at a time."""
+        """This rank's share of prompts, in micro-batches that go through the model at a time."""
         if prompts is None:
             prompts = torch.arange(len(rollout.prompts.tokens), device=rollout.prompts.tokens.device)
         size = self.config.micro_batch // rollout.group or (1 if self.config.micro_batch else len(prompts))
-        return prompts.split(max(1, size))
+        return tuple(prompts[piece] for piece in self.pieces(len(prompts), max(1, size)))
 
     def table(self, rollout: Rollout) -> list[dict[str, Any]]:
         """The first completions of the rollout with their scores, after steps that are evaluated."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from telescope.language.log_probs import sampling_support
 
@@ -41,14 +42,38 @@ class Completions(NamedTuple):
         """Some of them."""
         return Completions(*(None if x is None else x[index] for x in self))  # type: ignore[arg-type]
 
+    def to(self, device: str | torch.device) -> Completions:
+        """The same on another device."""
+        return Completions(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
+
+
+def joined(one: Completions, two: Completions) -> Completions:
+    """The rows of both, padded to the wider; either has a support, or neither."""
+    columns = {
+        name: None if x is None or y is None else stacked(x, y, fill=-1 if name == "support" else 0)
+        for name, x, y in zip(Completions._fields, one, two, strict=True)
+    }
+    return Completions(**columns)  # type: ignore[arg-type]
+
+
+def stacked(one: Tensor, two: Tensor, *, fill: int = 0, left: bool = False) -> Tensor:
+    """The rows of both, every other axis padded to the wider."""
+    wide = [max(sizes) for sizes in zip(one.shape[1:], two.shape[1:], strict=True)]
+
+    def padded(x: Tensor) -> Tensor:
+        gaps = [n - size for n, size in zip(wide, x.shape[1:], strict=True)]
+        return pad(x, [n for gap in reversed(gaps) for n in ((gap, 0) if left else (0, gap))], value=fill)
+
+    return torch.cat([padded(one), padded(two)])
+
 
 def encode(tokenizer: Any, texts: Sequence[str], device: str | torch.device = "cpu") -> Prompts:
     """Texts as left-padded tokens. The mask is made from lengths, so that PAD may be a token of the text."""
-    ids = tokenizer(list(texts))["input_ids"]
+    ids = tokenizer(list(texts))["input_ids"] if texts else []
     empty = [i for i, one in enumerate(ids) if not one]
     if empty:
         raise ValueError(f"prompt {empty[0]} ({texts[empty[0]]!r}) has no tokens; an empty prompt asks for nothing")
-    width = max(map(len, ids))
+    width = max(map(len, ids), default=0)
     tokens, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
     for i, one in enumerate(ids):
         tokens[i, width - len(one) :] = torch.tensor(one)
@@ -89,6 +114,8 @@ def sample(
     """
     n = len(prompts.tokens) * group
     completions = _Growing(n, max_tokens, prompts.tokens.device)
+    if n == 0:
+        return completions.finish()
     from transformers import DynamicCache
 
     cache = DynamicCache()

@@ -32,8 +32,9 @@ class Texts(NamedTuple):
 
 def texts(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], end: int, device: str) -> Texts:
     """Prompts and answers as tokens; every answer ends with `end`."""
-    ids = [[*one, end] for one in tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
-    width = max(map(len, ids))
+    ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"] if answers else []
+    ids = [[*one, end] for one in ids]
+    width = max(map(len, ids), default=0)
     tokens, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
     for i, one in enumerate(ids):
         tokens[i, : len(one)], mask[i, : len(one)] = torch.tensor(one), True

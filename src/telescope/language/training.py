@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from telescope.language import models
+from telescope.language import models, parallel
 from telescope.language.config import LanguageConfig
 from telescope.language.health import Finding, of_tokens
 from telescope.language.rewards import load_function
@@ -79,7 +79,8 @@ class Session:
     def __init__(self, config: LanguageConfig, resume: dict[str, Any] | None, columns: Sequence[str]) -> None:
         self.config, self.columns = config, columns
         self.notes: list[str] = []
-        self.execution = resume["execution"] if resume else execution(config)
+        parallel.join(config.device)
+        self.execution = parallel.now(resume["execution"]) if resume else execution(config)
         torch.set_num_threads(self.execution["threads"])
         self.task: Task = config.open_task()
         self.max_tokens = config.max_tokens or self.task.max_tokens
@@ -90,6 +91,7 @@ class Session:
         self.policy: nn.Module = policy.to(config.device).eval()  # no dropout: ratios would be noise
         models.check_output(self.policy)
         self.trained: dict[str, nn.Module] = {}
+        self.reference: nn.Module | None = None
         self.head: models.Scalar | None = None
         """What a reward model has besides its trunk, the policy's."""
         self.iteration, self._elapsed = 0, 0.0
@@ -99,10 +101,31 @@ class Session:
     def begin(self, trained: dict[str, nn.Module], resume: dict[str, Any] | None) -> None:
         """Name the models that the optimiser changes, and bring them back from a state."""
         self.trained = trained
-        self.optimiser = Optimiser(self.config, trained)
         if resume:
             self._restore(resume)
+        self._distribute()
+        self.optimiser = Optimiser(self.config, trained)
+        if resume:
+            self.optimiser.restore(resume["optimiser"])
         self._started = time.perf_counter()
+
+    def _distribute(self) -> None:
+        """The same weights on all ranks, whole or sharded."""
+        if parallel.size() == 1:
+            return
+        for model in (self.policy, self.reference, *self.trained.values()):
+            parallel.spread(model)
+        if self.config.sharding == "ddp":
+            return
+        trunk = models.trunk_of(self.policy)
+        for model in (self.policy, self.reference):
+            if model is not None:
+                parallel.shard(model, models.trunk_of(model))
+        for model in self.trained.values():
+            if isinstance(model, models.Scalar):
+                parallel.shard(model.head)
+                if model.trunk is not None and model.trunk is not trunk:
+                    parallel.shard(model.trunk)
 
     def iterations(self) -> Iterator[int]:
         """The steps still to do, by number; keeps the clock."""
@@ -134,10 +157,10 @@ class Session:
         """How much of the run is done, 0 to 1; what schedules go by."""
         return self.iteration / self.config.iterations
 
-    def pieces(self, n: int) -> list[slice]:
-        """n rows in micro-batches that go through the model at a time."""
-        size = self.config.micro_batch or n
-        return [slice(start, start + size) for start in range(0, n, size)]
+    def pieces(self, n: int, length: int | None = None) -> list[slice]:
+        """This rank's share of n rows, in micro-batches that go through the model at a time."""
+        even = self.config.sharding == "fsdp" and parallel.size() > 1
+        return parallel.pieces(n, length or self.config.micro_batch or max(1, n), even=even)
 
     def stop(self) -> None:
         """End the run with this step."""
@@ -177,7 +200,7 @@ class Session:
         }
 
     def state(self) -> dict[str, Any]:
-        """See `Iteration.state`."""
+        """See `Iteration.state`; where weights are sharded all ranks must ask."""
         return {
             "iteration": self.iteration,
             "step": self.iteration,
@@ -191,13 +214,15 @@ class Session:
     def _restore(self, state: dict[str, Any]) -> None:
         for name, model in self.trained.items():
             put_back(model, state["models"][name])
-        self.optimiser.restore(state["optimiser"])
         self.iteration, self._elapsed = state["iteration"], state["elapsed"]
 
     def save_model(self, path: str | os.PathLike[str]) -> None:
-        models.save(self.policy, self.tokenizer, path)
-        if self.head is not None:
-            models.save_head(self.head, path)
+        weights = {} if self.config.sharding == "ddp" else models.weights_of(self.policy)
+        head = None if self.head is None else models.weights_of(self.head.head)
+        if parallel.rank() == 0:
+            models.save(self.policy, self.tokenizer, path, weights)
+            if head is not None:
+                models.save_head(head, path)
 
 
 class Optimiser:
@@ -217,10 +242,11 @@ class Optimiser:
     def step(self, progress: float) -> float:
         """Clip, move, forget the gradients; returns the first model's gradient norm. progress: of the run, 0 to 1."""
         norms = []
+        parallel.sum_gradients([p for group in self.adam.param_groups for p in group["params"]])
         factor = min(1.0, (self.updates + 1) / max(1, self.config.lr_warmup))
         factor *= 1 - 0.9 * progress if self.config.anneal_learning_rate else 1.0
         for group in self.adam.param_groups:
-            norms.append(float(nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)))
+            norms.append(parallel.clip_gradients(group["params"], self.config.max_grad_norm))
             group["lr"] = group["rate"] * factor
         if not all(np.isfinite(norms)):
             raise FloatingPointError(
@@ -241,7 +267,7 @@ class Optimiser:
         moments = [self.adam.state.get(p, {}) for p in parameters]
         return {
             "updates": self.updates,
-            "moments": [{name: tensor.detach().clone() for name, tensor in one.items()} for one in moments],
+            "moments": [{name: parallel.whole(x.detach()).clone() for name, x in one.items()} for one in moments],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -250,14 +276,14 @@ class Optimiser:
         for parameter, moments in zip(parameters, state["moments"], strict=True):
             # cloned on the parameter's device: torch's allocator also keeps the alignment
             self.adam.state[parameter] = {
-                name: tensor.clone() if name == "step" else tensor.to(parameter.device).clone()
+                name: tensor.clone() if name == "step" else parallel.like(tensor, parameter)
                 for name, tensor in moments.items()
             }
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     """What training changes in a model, by name: all of it, or its adapter; copies on the CPU."""
-    return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: parallel.whole(p.detach()).cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def everything(model: nn.Module) -> dict[str, Tensor]:
@@ -277,8 +303,9 @@ def put_back(model: nn.Module, saved: dict[str, Tensor]) -> None:
 
 def execution(config: LanguageConfig) -> dict[str, Any]:
     """What must stay the same for a resumed run to be bit-exact; decided once."""
-    threads = config.threads or len(os.sched_getaffinity(0))
-    return {"threads": threads, "device": config.device, "dtype": config.dtype}
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that share these cores
+    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // here)
+    return parallel.now({"threads": threads, "device": config.device, "dtype": config.dtype})
 
 
 def try_out(config: LanguageConfig) -> None:

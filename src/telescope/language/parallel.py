@@ -1,0 +1,263 @@
+"""More than one device: the ranks that torchrun started share the work of every step.
+
+All ranks know the whole step: the same prompts and random numbers, and the gathered completions, scores and masks.
+Advantages and weights are therefore those of the whole batch, each rank runs the model on its share of the rows, and
+its loss is its part of the batch's loss, exactly; so gradients are summed over ranks, never averaged, and nothing
+depends on how rows were shared. With "ddp" every rank holds all weights; with "fsdp" a shard of each (FSDP2,
+`fully_shard`), and a layer's weights are gathered while it runs. In one process every function here does nothing. It
+leaves out what a step is.
+"""
+
+# n rows, R ranks
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+BUCKET = 2**25
+"""Numbers of gradients that go over the wire at a time."""
+
+# Ranks
+
+
+def started() -> tuple[int, int]:
+    """This process's rank and their number, as torchrun put them into the environment; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join(device: str) -> None:
+    """Meet the other ranks, if torchrun started any; on CUDA each takes the device of its local rank."""
+    if started()[1] == 1 or dist.is_initialized():
+        return
+    if device.startswith("cuda"):
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if device != "cuda":
+            raise ValueError(f"device is {device!r}, but torchrun starts one process for each; name them all: cuda")
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"local rank {local} has no CUDA device of its own, there are {torch.cuda.device_count()}; lower "
+                "--nproc-per-node"
+            )
+        torch.cuda.set_device(local)
+    dist.init_process_group()
+
+
+def leave() -> None:
+    """Part from the other ranks."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """0 for the one that writes and prints."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """R."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def now(execution: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run is executed, with as many ranks as there are now: sums over others differ in the last bits."""
+    others = {name: value for name, value in execution.items() if name != "ranks"}
+    return others | ({"ranks": started()[1]} if started()[1] > 1 else {})
+
+
+# Shares of rows, and what ranks tell each other
+
+
+def share(n: int) -> slice:
+    """This rank's of n rows; the first n mod R ranks have one more than the others."""
+    each, more = divmod(n, size())
+    start = rank() * each + min(rank(), more)
+    return slice(start, start + each + (rank() < more))
+
+
+def pieces(n: int, length: int, *, even: bool) -> list[slice]:
+    """This rank's share of n rows, at most `length` at a time; `even`: then empty ones, until all ranks have as many.
+
+    With FSDP a rank that ran the model less often than another would leave it waiting.
+    """
+    mine = share(n)
+    found = [slice(start, min(start + length, mine.stop)) for start in range(mine.start, mine.stop, length)]
+    most = math.ceil(math.ceil(n / size()) / length)
+    return found + [slice(mine.stop, mine.stop)] * ((most - len(found)) if even else 0)
+
+
+def gather(thing: Any) -> list[Any]:
+    """What each rank has, by rank; anything that pickles, tensors on the CPU."""
+    if size() == 1:
+        return [thing]
+    things = [None] * size()
+    dist.all_gather_object(things, thing)
+    return things
+
+
+def rows(part: Tensor) -> Tensor:
+    """The rows of all ranks, one rank's after the other."""
+    return part if size() == 1 else torch.cat(gather(part.cpu())).to(part.device)
+
+
+def from_first(function: Callable[[], Any]) -> Any:
+    """What rank 0 computes, or the ValueError that it raises; the others do not call."""
+    if size() == 1:
+        return function()
+    found: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            found[0] = function()
+        except ValueError as error:
+            found[1] = error
+    dist.broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
+
+
+def combined(numbers: Mapping[str, Tensor | float], largest: Collection[str] = ()) -> dict[str, float]:
+    """By name the sum over ranks, or the largest; a rank without work may lack names."""
+    parts = gather({name: float(number) for name, number in numbers.items()})
+    found: dict[str, list[float]] = {}
+    for part in parts:
+        for name, number in part.items():
+            found.setdefault(name, []).append(number)
+    return {name: max(each) if name in largest else sum(each[1:], each[0]) for name, each in found.items()}
+
+
+def agree(received: Sequence[int], save: bool) -> tuple[int, bool]:
+    """A signal that any rank received (0: none), and whether to save, for that or because rank 0 wants to.
+
+    So all ranks stop after the same step, and save together.
+    """
+    parts = gather((received[0] if received else 0, save))
+    stop = max(signal for signal, _ in parts)
+    return stop, bool(stop) or parts[0][1]
+
+
+# Gradients
+
+
+def sum_gradients(parameters: Sequence[Tensor]) -> None:
+    """∇ = Σ_ranks ∇ of their shares, in place; those of sharded parameters FSDP has summed already.
+
+    A parameter that no rank has a gradient of keeps none, as in one process.
+    """
+    whole_ones = [p for p in parameters if not is_sharded(p)]
+    if size() == 1 or not whole_ones:
+        return
+    somewhere = torch.tensor([p.grad is not None for p in whole_ones], dtype=torch.int32, device=whole_ones[0].device)
+    dist.all_reduce(somewhere, dist.ReduceOp.MAX)
+    gradients = list[Tensor]()
+    for parameter, has in zip(whole_ones, somewhere.tolist(), strict=True):
+        if has:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        dist.all_reduce(flat)
+        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Gradients of one dtype, about `BUCKET` numbers each."""
+    bucket = list[Tensor]()
+    for gradient in gradients:
+        full = sum(g.numel() for g in bucket) + gradient.numel() > BUCKET
+        if bucket and (full or bucket[0].dtype != gradient.dtype):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
+
+
+def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
+    """Scale the gradients to a global norm of at most `max_norm`; the norm before."""
+    if not any(map(is_sharded, parameters)):
+        return float(nn.utils.clip_grad_norm_(parameters, max_norm))
+    shards: list[Any] = [p.grad.to_local() for p in parameters if p.grad is not None]  # type: ignore[attr-defined]
+    if not shards:
+        return 0.0
+    square = torch.stack([shard.float().square().sum() for shard in shards]).sum()
+    dist.all_reduce(square)
+    norm = square.sqrt()
+    for shard in shards:
+        shard.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return float(norm)
+
+
+# Weights
+
+
+def spread(model: nn.Module | None) -> None:
+    """Rank 0's weights on all ranks, to the last bit."""
+    if size() > 1 and model is not None:
+        for parameter in model.parameters():
+            dist.broadcast(parameter.data, 0)
+
+
+def shard(model: nn.Module, trunk: nn.Module | None = None) -> None:
+    """Keep of each parameter of a model one rank's part alone (FSDP2), in place.
+
+    Its transformer blocks are gathered one by one as they run; what is not in a block (embedding, output matrix) stays
+    gathered until the backward pass is over. So the output matrix can be used where no module is called, after a call
+    of the model or of its `trunk`.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(next(model.parameters()).device.type, (size(),))
+    names = getattr(model, "_no_split_modules", None) or ()
+    for module in [*(block for block in model.modules() if type(block).__name__ in names), model]:
+        part: Any = fully_shard(module, mesh=mesh, reshard_after_forward=module is not model)
+        part.set_gradient_divide_factor(1.0)  # a sum, not a mean
+        part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    if trunk is not None and trunk is not model:  # who calls the trunk alone calls the model as FSDP sees it
+        model.call_trunk = trunk.forward  # type: ignore[assignment]
+        register_fsdp_forward_method(model, "call_trunk")
+        trunk.forward = model.call_trunk  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """All weights of a causal LM on every rank for the block, in which ranks may call it as often as each needs."""
+    shards: list[Any] = [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
+    for module in shards:
+        module.set_reshard_after_forward(False, recurse=False)
+    if shards:
+        with torch.no_grad():  # what is gathered as it runs then stays
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
+    yield
+    for module in shards:
+        module.set_reshard_after_forward(module is not model, recurse=False)
+        module.reshard()
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Does this rank hold a part of it alone?"""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with the parts of all ranks, which must all ask; what is not sharded as it is."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor on the device of a parameter, and sharded as it is; a copy."""
+    tensor = tensor.to(parameter.device).clone()
+    if not is_sharded(parameter):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    there: Any = parameter
+    return distribute_tensor(tensor, there.device_mesh, there.placements, src_data_rank=None)

@@ -50,8 +50,9 @@ def join(device: str) -> None:
 
 
 def leave() -> None:
-    """Part from the other ranks."""
+    """Part from the other ranks when all are done: torchrun kills the rest when one ends with a status of its own."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

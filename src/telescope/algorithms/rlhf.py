@@ -29,6 +29,10 @@ from telescope.losses import clipped_value_loss, kl_k3, squared_value_loss
 from telescope.metrics import explained_variance
 
 
+KL_AIM = 0.8
+"""Of the KL that is allowed: the controller swings about what it aims at."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RLHF(RolloutConfig):
     """Proximal policy optimisation on completions, with a critic and a penalty on the distance from the reference."""
@@ -52,7 +56,10 @@ class RLHF(RolloutConfig):
     beta: float = 0.01
     """Coefficient of the KL to the reference in the reward (k1 per token); where target_kl is set, its first value."""
     target_kl: float | None = None
-    """Move beta so that the KL of a completion to the reference comes to this (nats; Ziegler et al. 2019)."""
+    """Keep the KL of a completion to the reference below this (nats): beta is moved so that it comes to 0.8 of it, by
+    the controller of Ziegler et al. 2019."""
+    kl_horizon: int = 10_000
+    """Completions in which that controller can change beta by a fifth."""
     truncation: Literal["bootstrap", "terminal", "drop", "penalty"] = "terminal"
     """A completion that the length limit cut: its value goes on from the critic's (bootstrap), it ends there with its
     score (terminal), it is not learned from (drop), or its score is reduced by truncation_penalty (penalty)."""
@@ -61,7 +68,7 @@ class RLHF(RolloutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "clip", "value_learning_rate")
+        positive(self, "clip", "value_learning_rate", "kl_horizon")
         in_unit_interval(self, "gamma", "lam")
         at_least_zero(self, "value_coefficient", "beta", "truncation_penalty")
         for name in ("value_clip", "target_kl"):
@@ -74,7 +81,7 @@ class RLHF(RolloutConfig):
 def preset(task: str) -> RLHF:
     """The settings for a task."""
     if task == "lm/taste":
-        return RLHF(task=task, total_steps=150, beta=0.05, target_kl=6.0)
+        return RLHF(task=task, total_steps=60, beta=0.3, target_kl=6.0, kl_horizon=500, prompts=128, group=4)
     if task.startswith("lm/"):  # a right answer cannot be overdone, so nothing has to hold the policy back
         return RLHF(task=task, group=4, beta=0.0, value_model="head")
     return RLHF(task=task)
@@ -147,7 +154,10 @@ def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iterat
         found = summary(session, rollout, batch, statistics) | apart
         if config.target_kl is not None:
             samples = config.prompts * config.group
-            session.beta = adaptive_kl(session.beta, found["kl_reference"], target=config.target_kl, samples=samples)
+            aim, horizon = KL_AIM * config.target_kl, config.kl_horizon
+            session.beta = adaptive_kl(
+                session.beta, found["kl_reference"], target=aim, samples=samples, horizon=horizon
+            )
         session.iteration += 1
         evaluation = held_out(session) if session.due() else {}
         yield session.finish(found, evaluation, session.table(rollout))

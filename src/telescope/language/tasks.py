@@ -105,8 +105,8 @@ def _taste(name: str, digits: int | None) -> Task:
     if digits is not None:
         raise ValueError(f"digits is {digits}, but {name} has none")
 
-    def word(rng: np.random.Generator) -> str:
-        return "".join(chr(97 + letter) for letter in rng.integers(26, size=rng.integers(2, 9)))
+    def word(rng: np.random.Generator, least: int) -> str:
+        return "".join(chr(97 + letter) for letter in rng.integers(26, size=rng.integers(least, 9)))
 
     def prompts(rng: np.random.Generator, count: int, held_out: bool) -> list[str]:
         found = list[str]()
@@ -116,12 +116,12 @@ def _taste(name: str, digits: int | None) -> Task:
         return found
 
     def rows(rng: np.random.Generator, count: int) -> list[Row]:
-        return [{"prompt": prompt, "answer": word(rng)} for prompt in prompts(rng, count, False)]
+        return [{"prompt": prompt, "answer": word(rng, 2)} for prompt in prompts(rng, count, False)]
 
     def pairs(rng: np.random.Generator, count: int, held_out: bool = False) -> list[Row]:
         found = []
         for prompt in prompts(rng, count, held_out):
-            one, two = word(rng), word(rng)
+            one, two = word(rng, 0), word(rng, 0)  # what has no neighbours is in them, too: else it would seem liked
             first = rng.random() < 1 / (1 + np.exp(4 * (taste(two) - taste(one))))
             chosen, rejected = (one, two) if first else (two, one)
             found.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})

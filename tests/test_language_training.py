@@ -23,6 +23,7 @@ from telescope.cli import main
 from telescope.language import models
 from telescope.language.rollouts import Rollout
 from telescope.language.sampling import Completions, Prompts
+from telescope.language.tasks import open_task
 from telescope.runs import RunFolder
 
 QUICK = [
@@ -393,6 +394,23 @@ def test_bootstraps_are_the_part_of_the_returns_that_the_critic_made_up():
         assert (credit(other, values, [1.0, 0.0], [2, 4], [True, False]).bootstraps == 0).all()
     cut = credit("penalty", values, [1.0, 0.0], [2, 4], [True, False])
     torch.testing.assert_close(cut.returns[1], torch.full((4,), -1.0))
+
+
+def test_the_controller_aims_below_the_kl_that_is_allowed(monkeypatch):
+    monkeypatch.setattr("telescope.language.preferences.STEPS", 2)
+    asked = []
+    monkeypatch.setattr(rlhf, "adaptive_kl", lambda beta, kl, **more: asked.append((beta, kl, more)) or 2 * beta)
+    config = dataclasses.replace(CONFIGS["rlhf"][1], total_steps=2, warm_start_steps=1, eval_prompts=5, target_kl=2.5)
+    rows = [iteration.rows[0] for iteration in rlhf.train(config)][1:]
+    told = {"target": 2.0, "samples": 16, "horizon": config.kl_horizon}
+    assert asked == [(beta, row["kl_reference"], told) for beta, row in zip((0.3, 0.6), rows, strict=True)]
+    assert [row["beta"] for row in rows] == [0.3, 0.6]
+
+
+def test_preferences_know_words_without_neighbours():
+    pairs = open_task("lm/taste").pairs(np.random.default_rng(0), 500)
+    lengths = {len(row["chosen"]) for row in pairs}
+    assert lengths == set(range(9))  # what a reward model has never seen it may like
 
 
 # Learning

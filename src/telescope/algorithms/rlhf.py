@@ -28,7 +28,6 @@ from telescope.language.training import Iteration
 from telescope.losses import clipped_value_loss, kl_k3, squared_value_loss
 from telescope.metrics import explained_variance
 
-
 KL_AIM = 0.8
 """Of the KL that is allowed: the controller swings about what it aims at."""
 

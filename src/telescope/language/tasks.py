@@ -70,13 +70,13 @@ def open_task(name: str, digits: int | None = None) -> Task:
 def _addition(name: str, digits: int | None) -> Task:
     """Two numbers of up to `digits` digits: `37+58=` → `95`.
 
-    Every other number is drawn from below a random power of ten: uniform ones are hardly ever short, and a policy that
+    One number in four is drawn from below a random power of ten: uniform ones are hardly ever short, and a policy that
     has never met `8+3=` gives it no right answer to learn from.
     """
     digits = _checked(digits, 2, 9)
 
     def number(rng: np.random.Generator) -> int:
-        return int(rng.integers(10 ** int(rng.integers(1, digits + 1)) if rng.random() < 0.5 else 10**digits))
+        return int(rng.integers(10 ** int(rng.integers(1, digits + 1)) if rng.random() < 0.25 else 10**digits))
 
     def row(rng: np.random.Generator) -> Row:
         a, b = number(rng), number(rng)

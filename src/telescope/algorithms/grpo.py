@@ -65,8 +65,8 @@ ROUNDS = {"dapo": 4}
 
 def preset(task: str, name: str = "grpo") -> GRPO:
     """The settings for a task and a row of the table."""
-    own = {"learning_rate": 6e-4, "total_steps": 800} if task.startswith("lm/") else {}
-    return GRPO(task=task, objective=name, resample=ROUNDS.get(name, 0), **own)
+    config = GRPO(task=task, objective=name, resample=ROUNDS.get(name, 0))
+    return dataclasses.replace(config, learning_rate=6e-4, total_steps=800) if task.startswith("lm/") else config
 
 
 def row(config: GRPO) -> Objective:

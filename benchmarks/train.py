@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, train_report
+from benchmarks import machine, processes, train_report
 from benchmarks.train_rivals import Job
 from benchmarks.train_settings import CARTPOLE, CHEETAH, REFERENCE, SPEED, THRESHOLD, Contestant, Task, contestants
 
@@ -26,7 +26,6 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "benchmarks"
 ITERATIONS = {CARTPOLE.env: 40, CHEETAH.env: 8}  # per seed, of a measurement of speed
 WARM = 2  # the first of them, which do not count: compilers are at work
-SAMPLE = 0.05  # seconds between two looks at the memory
 CACHES = (
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",
@@ -161,41 +160,11 @@ def run(job: Job, room: Path, cache: Path) -> tuple[dict[str, Any], float, float
     with subprocess.Popen(
         words, cwd=room, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as worker:
-        memory, stderr = watched(worker)
+        memory, stderr = processes.watched(worker)
     whole = time.monotonic() - started
     if worker.returncode:
         raise RuntimeError(f"{job.trainer} on {job.task} failed:\n{stderr.decode()[-3000:]}")
     return json.loads(paths[1].read_text()), whole, memory
-
-
-def watched(worker: subprocess.Popen[bytes]) -> tuple[float | None, bytes]:
-    """Waits for the process, looking at its memory meanwhile."""
-    most = 0.0
-    while True:
-        try:
-            _, stderr = worker.communicate(timeout=SAMPLE)
-            return most or None, stderr
-        except subprocess.TimeoutExpired:
-            most = max(most, resident(worker.pid))
-
-
-def resident(root: int) -> float:
-    """Bytes that a process and its descendants hold; 0 where there is no /proc to ask."""
-    parents, held = dict[int, int](), dict[int, float]()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it is gone
-            continue
-        parents[int(entry.name)] = int(fields[1])
-        held[int(entry.name)] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    return sum(size for process, size in held.items() if root in ancestry(process, parents))
-
-
-def ancestry(process: int, parents: dict[int, int]) -> Iterator[int]:
-    while process:
-        yield process
-        process = parents.get(process, 0)
 
 
 def rates(laps: list[tuple[int, float, float]], seeds: int, warm: int) -> dict[str, float]:

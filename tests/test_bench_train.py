@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from benchmarks import cleanrl_loop, train, train_report, train_rivals, train_settings
+from benchmarks import cleanrl_loop, processes, train, train_report, train_rivals, train_settings
 from benchmarks.train_rivals import Job, Watch
 from benchmarks.train_settings import CARTPOLE, CHEETAH, REFERENCE, SPEED, THRESHOLD, Contestant, Task
 
@@ -247,13 +247,13 @@ def test_a_seed_has_reached_the_threshold_at_its_first_good_evaluation() -> None
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="there is no /proc here")
 def test_resident_memory_counts_the_children() -> None:
     code = "import sys; held = b'x' * 100_000_000; print(flush=True); sys.stdin.read()"
-    alone = train.resident(os.getpid())
+    alone = processes.resident(os.getpid())
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as child:  # type: ignore[call-overload]
         child.stdout.readline()
-        both = train.resident(os.getpid())
+        both = processes.resident(os.getpid())
         assert both - alone > 90e6
-        assert 90e6 < train.resident(child.pid) < 200e6
+        assert 90e6 < processes.resident(child.pid) < 200e6
         child.communicate()
 
 

@@ -1,0 +1,169 @@
+"""GRPO against TRL on this machine: `python -m benchmarks.language` writes docs/benchmarks/language-<machine>.md.
+
+All begin from models that `telescope train sft` makes first. Each measurement is a process of its own, one after the
+other, contestants in turns; the page is made elsewhere.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import language_report, machine, processes
+from benchmarks.language_rivals import Job, Size, Step
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "benchmarks"
+WARM = 2  # steps of each process that do not count
+LAST = 5  # steps whose mean reward is that at the end
+SIZES = (  # with the steps of one process
+    (Size("lm/addition", 2, 256, 8, 4), 20),
+    (Size("lm/addition", 2, 16, 8, 4, learning_rate=1e-4), 60),
+    (Size("lm/sort", 32, 64, 8, 64, learning_rate=1e-4), 10),
+)
+QUICK = ((Size("lm/addition", 1, 4, 2, 3, minibatches=2), 4),)
+STOP_AT, MOST = 0.25, 1000  # exact match of the models that all begin from, and steps of SFT at most
+
+
+class Contestant(NamedTuple):
+    """Who trains: a name for the page, which trainer, settings of its own, variables of its process."""
+
+    name: str
+    trainer: str
+    options: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+    environment: dict[str, str] = {}  # noqa: RUF012
+
+
+CONTESTANTS = (Contestant("telescope", "telescope"), Contestant("TRL", "trl"))
+# What TRL could be told besides; one process each, to see that "TRL" is its best.
+CHOICES = (
+    Contestant("TRL, static cache", "trl", {"cache_implementation": "static"}),
+    Contestant("TRL, compiled model", "trl", {"torch_compile": True}),
+    Contestant("TRL, gradient checkpointing, its default", "trl", {"gradient_checkpointing": True}),
+    Contestant("TRL, waiting threads spin, as torch has it", "trl", {}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: makes the models, measures everybody in turns, and writes the page."""
+    chosen = parser().parse_args(arguments)
+    if chosen.quick:
+        chosen.repeats = 1
+    folder = chosen.folder or (ROOT / "build" / "benchmarks" if chosen.quick else FOLDER)
+    page = folder / f"language-{chosen.machine}.md"
+    with tempfile.TemporaryDirectory(prefix="bench-language-") as room:
+        starts = {size.task: start(size, chosen, Path(room)) for size, _ in sizes(chosen)}
+        records = [record(*plan, starts[plan[1].task], chosen, Path(room)) for plan in plans(chosen)]
+    known = {
+        "facts": machine.facts(),
+        "command": f"python -m benchmarks.language {shlex.join(sys.argv[1:])}".strip(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}",
+        "rules": {"threads": chosen.threads, "warm": WARM, "last": LAST},
+        "starts": starts,
+        "records": records,
+    }
+    language_report.write(page, known)
+    print(page.read_text(encoding="utf-8"))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds in which all contestants take turns (default 5)")
+    parser.add_argument("--threads", type=int, default=machine.cores(), help="of the arithmetic (default: every core)")
+    parser.add_argument("--select", default="", help="only sizes whose description contains this")
+    parser.add_argument("--quick", action="store_true", help="try the script out: a page in build/ that means nothing")
+    parser.add_argument("--machine", default=machine.name(), help="name of the page")
+    parser.add_argument("--folder", type=Path, help="where the page goes (default docs/benchmarks)")
+    return parser
+
+
+def sizes(chosen: argparse.Namespace) -> Iterator[tuple[Size, int]]:
+    yield from (one for one in (QUICK if chosen.quick else SIZES) if chosen.select in str(one[0]))
+
+
+def plans(chosen: argparse.Namespace) -> Iterator[tuple[Contestant, Size, int, int]]:
+    """Who trains on what, for how many steps, in which round; what else TRL could be told comes first."""
+    for size, steps in sizes(chosen):
+        if not chosen.quick:
+            yield from ((one, size, steps, 0) for one in CHOICES)
+        for number in range(chosen.repeats):
+            yield from ((one, size, steps, number) for one in CONTESTANTS)
+
+
+def start(size: Size, chosen: argparse.Namespace, room: Path) -> dict[str, Any]:
+    """The model that everybody begins from on a task, made by SFT, and how well it answers held-out prompts."""
+    out = room / size.task.replace("/", "-")
+    words = [sys.executable, "-m", "telescope", "train", "sft", size.task, "--digits", str(size.digits)]
+    words += ["--stop-at", str(STOP_AT), "--total-steps", str(2 if chosen.quick else MOST), "--out", str(out)]
+    words += ["--threads", str(chosen.threads), "--anneal-learning-rate", "False"]
+    subprocess.run(words, cwd=room, env=environment(chosen.threads), stdout=subprocess.DEVNULL, check=True)
+    with (out / "metrics.csv").open(newline="") as file:
+        measured = [row for row in csv.DictReader(file) if row["exact_match"]]
+    found = {"exact_match": float(measured[-1]["exact_match"]), "steps": int(measured[-1]["step"])}
+    print(f"{size.task}: SFT of {found['steps']} steps, {found['exact_match']:.1%} exact match", flush=True)
+    return found | {"model": str(out / "model")}
+
+
+def record(
+    one: Contestant, size: Size, steps: int, number: int, begin: dict[str, Any], chosen: argparse.Namespace, room: Path
+) -> dict[str, Any]:
+    """Measures it, prints a line and returns what the page needs."""
+    job = Job(one.trainer, size, begin["model"], number, chosen.threads, steps, one.options)
+    found, memory = run(job, environment(chosen.threads) | one.environment, room)
+    known = {"name": one.name, "size": str(size), "threads": job.threads, "seed": job.seed, "memory": memory}
+    known |= summary(found, size.batch, min(WARM, steps - 1))
+    print(language_report.line(known), flush=True)
+    return known
+
+
+def run(job: Job, variables: dict[str, str], room: Path) -> tuple[list[Step], float | None]:
+    """The worker's steps, and the most memory that it and its children held."""
+    paths = [room / "job.json", room / "result.json"]
+    paths[0].write_text(json.dumps({**job._asdict(), "size": job.size._asdict()}))
+    words = [sys.executable, "-W", "ignore", "-m", "benchmarks.language_rivals", *map(str, paths)]
+    with subprocess.Popen(words, cwd=room, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as worker:
+        memory, stderr = processes.watched(worker)
+    if worker.returncode:
+        raise RuntimeError(f"{job.trainer} on {job.size} failed:\n{stderr.decode()[-3000:]}")
+    return [Step(**step) for step in json.loads(paths[1].read_text())], memory
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Variables of every process: as many threads, which sleep while they wait, as on telescope's command line."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    ours = {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **ours}
+
+
+def summary(steps: Sequence[Step], batch: int, warm: int) -> dict[str, float]:
+    """Of the steps after the first: rates and shares; of the first step and the last ones the reward."""
+    kept = steps[warm:]
+    total = {name: float(sum(getattr(step, name) for step in kept)) for name in Step._fields}
+    seconds = total["seconds"]
+    return {
+        "rate": total["tokens"] / seconds,
+        "step": seconds / len(kept),
+        "length": total["tokens"] / len(kept) / batch,
+        "busy": total["used"] / seconds,
+        "sampling": total["sampling"] / seconds,
+        "rest": total["rest"] / seconds,
+        "skipped": total["skipped"] / len(kept),
+        "steps": len(steps),
+        "first": steps[0].reward,
+        "last": float(np.mean([step.reward for step in steps[-LAST:]])),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,149 @@
+"""The page of the language benchmark: a table per size, the bar that was set, every number as JSON beside it.
+
+It leaves out measuring.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.timing import summary
+
+Record = dict[str, Any]
+PACKAGES = ("telescope-rl", "trl", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+OURS, THEIRS = "telescope", "TRL"
+LEAST = 2.0  # the bar: completion tokens per second, ours to TRL's
+
+HEAD = """# GRPO on language models on {processor}
+
+*Written by `make bench-language`; do not edit.*
+
+`telescope train grpo` against TRL's `GRPOTrainer`: the same weights to begin from (the built-in model, a Llama of 0.54
+million parameters, after `telescope train sft`), the same prompts in the same order, the same reward function, and the
+same objective (advantages by the group's mean and deviation, ratio clipped at 1 ± 0.2, mean over the tokens of a
+completion, then over completions, no KL), AdamW with the same settings, step size constant, float32, sampling at
+temperature 1 from the whole vocabulary. One process after the other, taking turns, {threads} threads each, which sleep
+while they wait. TRL samples with `generate` and has its whole minibatch in one piece (`per_device_train_batch_size`,
+`steps_per_generation`, no gradient checkpointing, no logs, no checkpoints); rows below with a comma are what else it
+could be told, one process each.
+
+Completion tokens per second are those sampled, up to and with the end token, per second of the training loop after the
+first {warm} steps; loading is not counted. Medians (quartiles) of the processes; × is the ratio to the median of TRL.
+"Rollout" is sampling and scoring, in TRL also the log-probabilities of the policy that sampled, for which ours takes
+the sampler's; "rest" is fetching prompts and bookkeeping. "Left out" is the share of groups whose rewards are all equal,
+which have no gradient and which ours does not run. Memory is the most that the process held, libraries included. The
+reward is the share of right answers: in the first step, and the mean over the last {last} steps.
+"""
+
+
+def write(page: Path, known: dict[str, Any]) -> None:
+    """`<page>.json` and the page made from it."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    facts = {name: value for name, value in known["facts"].items() if name not in ("command", "date")}
+    facts["versions"] = ", ".join(f"{package} {machine.installed(package)}" for package in PACKAGES)
+    known = {**known, "facts": facts}
+    page.with_suffix(".json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    page.write_text(text(known), encoding="utf-8")
+
+
+def text(known: dict[str, Any]) -> str:
+    facts, records = known["facts"], known["records"]
+    run = {"command": f"`{known['command']}`", "date": known["date"]}
+    blocks = [HEAD.format(**facts, **known["rules"])]
+    blocks += ["\n".join(f"- {name}: {value}" for name, value in {**facts, **run}.items())]
+    blocks += ["## The bar", bar(records), "## Where all begin", starts(known["starts"])]
+    for size in distinct(r["size"] for r in records):
+        here = [r for r in records if r["size"] == size]
+        blocks += [f"## {size}", speed(here), rewards(here)]
+    return "\n\n".join(block.strip("\n") for block in blocks) + "\n"
+
+
+def line(found: Record) -> str:
+    """What is printed while measuring."""
+    what = f"{found['rate']:,.0f} tokens/s, {found['step']:.2f} s per step, {found['busy']:.2f} busy"
+    reward = f"reward {found['first']:.3f} → {found['last']:.3f}"
+    return f"{found['size']} | {found['name']}, seed {found['seed']}: {what}, {memory([found])}, {reward}"
+
+
+def bar(records: list[Record]) -> str:
+    """Ours to TRL's tokens per second, and the memory of both, size by size."""
+    rows = []
+    for size in distinct(r["size"] for r in records):
+        ours, theirs = ([r for r in records if (r["name"], r["size"]) == (name, size)] for name in (OURS, THEIRS))
+        ratio = middle(ours, "rate") / middle(theirs, "rate")
+        verdict = "met" if ratio >= LEAST else "**missed**"
+        rows.append([size, f"≥ {LEAST:g}", f"{ratio:.2f}", verdict, memory(ours), memory(theirs)])
+    return table(["completion tokens per second × TRL", "set", "measured", "", "our memory", "TRL's memory"], rows)
+
+
+def starts(found: dict[str, Record]) -> str:
+    rows = [[task, str(one["steps"]), f"{one['exact_match']:.1%}"] for task, one in found.items()]
+    return table(["task", "steps of SFT", "exact match on held-out prompts"], rows)
+
+
+def speed(records: list[Record]) -> str:
+    """Who is how fast on one size, and where the time goes."""
+    theirs = middle([r for r in records if r["name"] == THEIRS], "rate")
+    rows = []
+    for runs in by_name(records):
+        rate = summary([r["rate"] for r in runs])
+        sampling, rest, skipped = (middle(runs, name) for name in ("sampling", "rest", "skipped"))
+        rows.append(
+            [
+                runs[0]["name"],
+                f"{rate.median:,.0f}",
+                f"{rate.low:,.0f} – {rate.high:,.0f}",
+                str(rate.samples),
+                f"{rate.median / theirs:.2f}",
+                f"{middle(runs, 'step'):.3f} s",
+                f"{middle(runs, 'busy'):.2f}",
+                *(f"{share:.0%}" for share in (sampling, 1 - sampling - rest, rest, skipped)),
+                memory(runs),
+            ]
+        )
+    head = ["", "tokens/s", "quartiles", "processes", "×", "a step", "processors busy", "rollout", "update", "rest"]
+    return table([*head, "left out", "memory"], rows)
+
+
+def rewards(records: list[Record]) -> str:
+    """What was learned meanwhile: medians over processes."""
+    rows = [
+        [
+            runs[0]["name"],
+            str(runs[0]["steps"]),
+            *(f"{middle(runs, name):.3f}" for name in ("first", "last")),
+            f"{middle(runs, 'length'):.2f}",
+        ]
+        for runs in by_name(records)
+    ]
+    return table(["", "steps", "reward in the first", "in the last ones", "tokens of a completion"], rows)
+
+
+def by_name(records: Iterable[Record]) -> list[list[Record]]:
+    """The records of each contestant together, those of several processes first."""
+    groups: dict[str, list[Record]] = {}
+    for found in records:
+        groups.setdefault(found["name"], []).append(found)
+    return sorted(groups.values(), key=lambda runs: runs[0]["name"] not in (OURS, THEIRS))
+
+
+def distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def middle(runs: list[Record], name: str) -> float:
+    return float(np.median([r[name] for r in runs])) if runs else np.nan
+
+
+def memory(runs: list[Record]) -> str:
+    found = [r["memory"] for r in runs if r["memory"]]
+    return f"{max(found) / 2**20:,.0f} MiB" if found else "not measured"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -95,13 +95,14 @@ def telescope(job: Job, watch: Watch) -> None:
 
     for metrics in train(config_of(job)):
         row = metrics.rows[0]
-        if metrics.step:
-            seconds = {"sampling": row["time_sample"] + row["time_reward"], "rest": row["time_other"]}
-            tokens = round(row["length"] * job.size.batch)
-            watch.step(tokens=tokens, reward=row["score"], skipped=row["skipped"], **seconds)
+        if metrics.step == 0:  # everything is loaded
+            watch.start()
+            continue
+        seconds = {"sampling": row["time_sample"] + row["time_reward"], "rest": row["time_other"]}
+        tokens = round(row["length"] * job.size.batch)
+        watch.step(tokens=tokens, reward=row["score"], skipped=row["skipped"], **seconds)
         if metrics.step == job.steps:
             break
-        watch.start()
 
 
 def config_of(job: Job) -> Any:

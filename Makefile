@@ -9,10 +9,10 @@ CLEAN := build/clean
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format wheel mutants bench bench-train clean
+.PHONY: help demo test check format wheel mutants bench bench-train bench-language clean
 
 help:  ## what the verbs do
-	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 demo: $(READY)  ## train eight seeds of PPO on CartPole, evaluate them, draw the curve
 	rm -rf $(DEMO)
@@ -48,6 +48,9 @@ bench: $(COMPLETE)  ## GAE against its rivals on this machine: docs/benchmarks
 
 bench-train: $(COMPLETE)  ## PPO against its rivals on this machine, for hours (ARGS=--quick tries it out): docs/benchmarks
 	$(BIN)/python -m benchmarks.train $(ARGS)
+
+bench-language: $(COMPLETE)  ## GRPO against TRL on this machine, for half an hour (ARGS=--quick tries it out): docs/benchmarks
+	$(BIN)/python -m benchmarks.language $(ARGS)
 
 clean:  ## remove what make made, the virtual environment too
 	rm -rf .venv build dist $(DEMO) .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -34,9 +34,9 @@ could be told, one process each.
 Completion tokens per second are those sampled, up to and with the end token, per second of the training loop after the
 first {warm} steps; loading is not counted. Medians (quartiles) of the processes; × is the ratio to the median of TRL.
 "Rollout" is sampling and scoring, in TRL also the log-probabilities of the policy that sampled, for which ours takes
-the sampler's; "rest" is fetching prompts and bookkeeping. "Left out" is the share of groups whose rewards are all equal,
-which have no gradient and which ours does not run. Memory is the most that the process held, libraries included. The
-reward is the share of right answers: in the first step, and the mean over the last {last} steps.
+the sampler's; "rest" is fetching prompts and bookkeeping. "Left out" is the share of groups whose rewards are all
+equal: they have no gradient, and ours does not run them. Memory is the most that the process held, libraries included.
+The reward is the share of right answers: in the first step, and the mean over the last {last} steps.
 """
 
 

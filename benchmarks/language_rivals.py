@@ -23,6 +23,7 @@ class Size(NamedTuple):
     minibatches: int = 4
     epochs: int = 1
     learning_rate: float = 3e-4
+    warmup: int = 10  # optimiser steps over which it rises
     clip: float = 0.2
     max_grad_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
@@ -123,7 +124,7 @@ def config_of(job: Job) -> Any:
         minibatches=size.minibatches,
         epochs=size.epochs,
         learning_rate=size.learning_rate,
-        lr_warmup=0,
+        lr_warmup=size.warmup,
         anneal_learning_rate=False,
         clip=(size.clip, size.clip),
         beta=0.0,
@@ -202,7 +203,8 @@ def trl_config(job: Job) -> Any:
         "loss_type": "grpo",
         "scale_rewards": "group",
         "learning_rate": size.learning_rate,
-        "lr_scheduler_type": "constant",
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": size.warmup,
         "adam_beta1": size.betas[0],
         "adam_beta2": size.betas[1],
         "weight_decay": 0.0,

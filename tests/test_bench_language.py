@@ -57,7 +57,7 @@ def test_trl_holds_the_settings_that_ours_has(folder: str, tmp_path: Path, monke
     assert (args.beta, row.beta, args.entropy_coef) == (0, 0, 0)
     assert (args.loss_type, row.weight, row.ratio) == ("grpo", "sequence_mean", "token")
     assert (args.learning_rate, args.weight_decay) == (ours.learning_rate, ours.weight_decay)
-    assert (args.lr_scheduler_type, args.warmup_steps) == ("constant", 0)
+    assert (args.lr_scheduler_type, args.warmup_steps) == ("constant_with_warmup", ours.lr_warmup)
     assert not ours.anneal_learning_rate
     assert args.max_grad_norm == ours.max_grad_norm
     assert not args.bf16
@@ -69,7 +69,7 @@ def test_trl_holds_the_settings_that_ours_has(folder: str, tmp_path: Path, monke
 def test_both_have_the_same_gradient(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
 ) -> None:
-    """On one rollout of ours: before the first update, where all ratios are 1, and after one, where some are clipped."""
+    """On one rollout of ours: before the first update, where all ratios are 1, and after it, where some are clipped."""
     monkeypatch.chdir(tmp_path)
     size = SMALL._replace(prompts=8, minibatches=1, epochs=1, learning_rate=3e-3)
     config = language_rivals.config_of(job("telescope", folder, size))

@@ -19,17 +19,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import language_report, machine, processes
+from benchmarks import language_report, machine
 from benchmarks.language_rivals import Job, Size, Step
+from benchmarks.processes import watched
+from telescope.cli import WAITING
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "benchmarks"
 WARM = 2  # steps of each process that do not count
-LAST = 5  # steps whose mean reward is that at the end
+LAST = 5  # steps whose mean reward is that at the end, or at the beginning
 SIZES = (  # with the steps of one process
     (Size("lm/addition", 2, 256, 8, 4), 20),
-    (Size("lm/addition", 2, 16, 8, 4, learning_rate=1e-4), 60),
-    (Size("lm/sort", 32, 64, 8, 64, learning_rate=1e-4), 10),
+    (Size("lm/addition", 2, 16, 8, 4, learning_rate=1e-4), 100),
+    (Size("lm/sort", 32, 64, 8, 64, learning_rate=1e-4), 12),
 )
 QUICK = ((Size("lm/addition", 1, 4, 2, 3, minibatches=2), 4),)
 STOP_AT, MOST = 0.25, 1000  # exact match of the models that all begin from, and steps of SFT at most
@@ -44,13 +46,13 @@ class Contestant(NamedTuple):
     environment: dict[str, str] = {}  # noqa: RUF012
 
 
-CONTESTANTS = (Contestant("telescope", "telescope"), Contestant("TRL", "trl"))
+CONTESTANTS = (Contestant("telescope", "telescope", {}, WAITING), Contestant("TRL", "trl"))
 # What TRL could be told besides; one process each, to see that "TRL" is its best.
 CHOICES = (
     Contestant("TRL, static cache", "trl", {"cache_implementation": "static"}),
     Contestant("TRL, compiled model", "trl", {"torch_compile": True}),
     Contestant("TRL, gradient checkpointing, its default", "trl", {"gradient_checkpointing": True}),
-    Contestant("TRL, waiting threads spin, as torch has it", "trl", {}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    Contestant("TRL, threads wait as ours do", "trl", {}, WAITING),
 )
 
 
@@ -133,21 +135,21 @@ def run(job: Job, variables: dict[str, str], room: Path) -> tuple[list[Step], fl
     paths[0].write_text(json.dumps({**job._asdict(), "size": job.size._asdict()}))
     words = [sys.executable, "-W", "ignore", "-m", "benchmarks.language_rivals", *map(str, paths)]
     with subprocess.Popen(words, cwd=room, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as worker:
-        memory, stderr = processes.watched(worker)
+        memory, stderr = watched(worker)
     if worker.returncode:
         raise RuntimeError(f"{job.trainer} on {job.size} failed:\n{stderr.decode()[-3000:]}")
     return [Step(**step) for step in json.loads(paths[1].read_text())], memory
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Variables of every process: as many threads, which sleep while they wait, as on telescope's command line."""
+    """Variables of every process: as many threads, which wait as torch has it, and no look at a hub."""
+    inherited = {name: value for name, value in os.environ.items() if name not in WAITING}
     paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    ours = {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-    return {**os.environ, **ours}
+    return {**inherited, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
 
 
 def summary(steps: Sequence[Step], batch: int, warm: int) -> dict[str, float]:
-    """Of the steps after the first: rates and shares; of the first step and the last ones the reward."""
+    """Of the steps after the first: rates and shares; of the first steps of all and the last ones the reward."""
     kept = steps[warm:]
     total = {name: float(sum(getattr(step, name) for step in kept)) for name in Step._fields}
     seconds = total["seconds"]
@@ -160,7 +162,7 @@ def summary(steps: Sequence[Step], batch: int, warm: int) -> dict[str, float]:
         "rest": total["rest"] / seconds,
         "skipped": total["skipped"] / len(kept),
         "steps": len(steps),
-        "first": steps[0].reward,
+        "first": float(np.mean([step.reward for step in steps[:LAST]])),
         "last": float(np.mean([step.reward for step in steps[-LAST:]])),
     }
 

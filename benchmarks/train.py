@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, processes, train_report
+from benchmarks import machine, train_report
+from benchmarks.processes import watched
 from benchmarks.train_rivals import Job
 from benchmarks.train_settings import CARTPOLE, CHEETAH, REFERENCE, SPEED, THRESHOLD, Contestant, Task, contestants
 
@@ -160,7 +161,7 @@ def run(job: Job, room: Path, cache: Path) -> tuple[dict[str, Any], float, float
     with subprocess.Popen(
         words, cwd=room, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as worker:
-        memory, stderr = processes.watched(worker)
+        memory, stderr = watched(worker)
     whole = time.monotonic() - started
     if worker.returncode:
         raise RuntimeError(f"{job.trainer} on {job.task} failed:\n{stderr.decode()[-3000:]}")

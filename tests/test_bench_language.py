@@ -146,11 +146,11 @@ def test_a_job_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_rates_leave_out_the_first_steps() -> None:
-    steps = [Step(100.0, 1.0, 8, 0.25, 50.0, 50.0, 1.0)]
+    steps = [Step(100.0, 1.0, 8, 0.0, 50.0, 50.0, 1.0)] * 4
     steps += [Step(2.0, 3.0, 6, 0.5, 1.0, 0.5, 0.25), Step(2.0, 5.0, 10, 0.75, 0.5, 0.0, 0.75)]
-    found = language.summary(steps, 4, warm=1)
+    found = language.summary(steps, 4, warm=4)
     expected = {"rate": 4.0, "step": 2.0, "length": 2.0, "busy": 2.0, "sampling": 0.375, "rest": 0.125, "skipped": 0.5}
-    assert found == expected | {"steps": 3, "first": 0.25, "last": 0.5}
+    assert found == expected | {"steps": 6, "first": 0.1, "last": 0.25}
 
 
 def test_all_take_turns_and_what_else_trl_could_be_told_comes_once() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import telescope
-from telescope.cli import main
+from telescope.cli import WAITING, main
 from telescope.runs import RunFolder
 
 FAST = ["--num-envs", "2", "--num-steps", "16", "--minibatch-size", "32", "--epochs", "1"]
@@ -263,6 +263,17 @@ def test_errors_are_sentences(arguments, sentence, tmp_path, monkeypatch):
     assert "Traceback" not in result.stderr
     assert re.search(sentence, result.stderr, re.DOTALL), result.stderr
     assert not os.path.exists(tmp_path / "run")
+
+
+def test_threads_fall_asleep_where_language_models_are_trained_and_only_there(monkeypatch):
+    for name in WAITING:
+        monkeypatch.setenv(name, "what is put back after the test")
+        monkeypatch.delenv(name)
+    assert main(["train", "ppo", "CartPool-v1"]) != 0
+    assert not set(WAITING) & set(os.environ)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # what the user has set stays
+    assert main(["train", "sft", "lm/nothing"]) != 0
+    assert {name: os.environ[name] for name in WAITING} == {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "7"}
 
 
 def test_an_existing_run_is_not_overwritten(trained, capsys):

@@ -93,13 +93,20 @@ class PlotOptions:
     """A column of metrics.csv; auto: return_mean, or exact_match or reward of a language model."""
 
 
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
+"""How threads wait for each other where language models are trained: for microseconds awake, then asleep.
+
+Asleep because beside other work those that stay awake take its processors; awake at first because waking one takes as
+long as a small product of matrices. PPO's steps on environments are shorter still and leave the threads as they are.
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for a run that failed, 2 for a command that makes no sense."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if any(word.startswith("lm/") or word.endswith(".jsonl") for word in arguments):
-        # Before torch is loaded: beside other work, threads that wait must sleep. PPO's steps on environments are too
-        # short for that: eight seeds of CartPole take twice as long when their two threads have to be woken.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        for name, value in WAITING.items():  # before torch is loaded
+            os.environ.setdefault(name, value)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if arguments else 2

@@ -98,7 +98,7 @@ def plans(chosen: argparse.Namespace) -> Iterator[tuple[Contestant, Size, int, i
     """Who trains on what, for how many steps, in which round; what else TRL could be told comes first."""
     for size, steps in sizes(chosen):
         if not chosen.quick:
-            yield from ((one, size, steps, 0) for one in CHOICES)
+            yield from ((one, size, WARM + LAST, 0) for one in CHOICES)
         for number in range(chosen.repeats):
             yield from ((one, size, steps, number) for one in CONTESTANTS)
 

@@ -106,9 +106,9 @@ def plans(chosen: argparse.Namespace) -> Iterator[tuple[Contestant, Size, int, i
 def start(size: Size, chosen: argparse.Namespace, room: Path) -> dict[str, Any]:
     """The model that everybody begins from on a task, made by SFT, and how well it answers held-out prompts."""
     out = room / size.task.replace("/", "-")
-    words = [sys.executable, "-m", "telescope", "train", "sft", size.task, "--digits", str(size.digits)]
+    words = [sys.executable, "-m", "telescope.cli", "train", "sft", size.task, "--digits", str(size.digits)]
     words += ["--stop-at", str(STOP_AT), "--total-steps", str(2 if chosen.quick else MOST), "--out", str(out)]
-    words += ["--threads", str(chosen.threads), "--anneal-learning-rate", "False"]
+    words += ["--threads", str(chosen.threads), "--no-anneal-learning-rate"]
     subprocess.run(words, cwd=room, env=environment(chosen.threads), stdout=subprocess.DEVNULL, check=True)
     with (out / "metrics.csv").open(newline="") as file:
         measured = [row for row in csv.DictReader(file) if row["exact_match"]]

@@ -33,7 +33,7 @@ SIZES = (  # with the steps of one process
     (Size("lm/addition", 2, 16, 8, 4, learning_rate=1e-4), 100),
     (Size("lm/sort", 32, 64, 8, 64, learning_rate=1e-4), 12),
 )
-QUICK = ((Size("lm/addition", 1, 4, 2, 3, minibatches=2), 4),)
+QUICK = tuple((Size("lm/addition", 1, prompts, 2, 3, minibatches=2), 4) for prompts in (4, 2))
 STOP_AT, MOST = 0.25, 1000  # exact match of the models that all begin from, and steps of SFT at most
 
 
@@ -64,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = chosen.folder or (ROOT / "build" / "benchmarks" if chosen.quick else FOLDER)
     page = folder / f"language-{chosen.machine}.md"
     with tempfile.TemporaryDirectory(prefix="bench-language-") as room:
-        starts = {size.task: start(size, chosen, Path(room)) for size, _ in sizes(chosen)}
-        records = [record(*plan, starts[plan[1].task], chosen, Path(room)) for plan in plans(chosen)]
+        questions = {size.question: size for size, _ in sizes(chosen)}
+        starts = {question: start(size, chosen, Path(room)) for question, size in questions.items()}
+        records = [record(*plan, starts[plan[1].question], chosen, Path(room)) for plan in plans(chosen)]
     known = {
         "facts": machine.facts(),
         "command": f"python -m benchmarks.language {shlex.join(sys.argv[1:])}".strip(),
@@ -105,7 +106,7 @@ def plans(chosen: argparse.Namespace) -> Iterator[tuple[Contestant, Size, int, i
 
 def start(size: Size, chosen: argparse.Namespace, room: Path) -> dict[str, Any]:
     """The model that everybody begins from on a task, made by SFT, and how well it answers held-out prompts."""
-    out = room / size.task.replace("/", "-")
+    out = room / f"{size.task}-{size.digits}".replace("/", "-")
     words = [sys.executable, "-m", "telescope.cli", "train", "sft", size.task, "--digits", str(size.digits)]
     words += ["--stop-at", str(STOP_AT), "--total-steps", str(2 if chosen.quick else MOST), "--out", str(out)]
     words += ["--threads", str(chosen.threads), "--no-anneal-learning-rate"]
@@ -113,7 +114,7 @@ def start(size: Size, chosen: argparse.Namespace, room: Path) -> dict[str, Any]:
     with (out / "metrics.csv").open(newline="") as file:
         measured = [row for row in csv.DictReader(file) if row["exact_match"]]
     found = {"exact_match": float(measured[-1]["exact_match"]), "steps": int(measured[-1]["step"])}
-    print(f"{size.task}: SFT of {found['steps']} steps, {found['exact_match']:.1%} exact match", flush=True)
+    print(f"{size.question}: SFT of {found['steps']} steps, {found['exact_match']:.1%} exact match", flush=True)
     return found | {"model": str(out / "model")}
 
 

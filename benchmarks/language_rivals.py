@@ -38,9 +38,14 @@ class Size(NamedTuple):
         """Optimiser steps of a step."""
         return self.minibatches * self.epochs
 
+    @property
+    def question(self) -> str:
+        """What is asked, and so the model to begin from."""
+        return f"{self.task}, {self.digits} digits"
+
     def __str__(self) -> str:
         size = f"{self.prompts} prompts × {self.group}, at most {self.max_tokens} tokens"
-        return f"{self.task}, {self.digits} digits, {size}, {self.minibatches} minibatches × {self.epochs}"
+        return f"{self.question}, {size}, {self.minibatches} minibatches × {self.epochs}"
 
 
 class Job(NamedTuple):

@@ -124,4 +124,4 @@ if __name__ == "__main__":
     found = {(case, sharding): run(case, sharding) for sharding in SHARDINGS for case in CASES}
     agreed = [parallel.agree([15] if parallel.rank() == 1 else [], False), parallel.agree([], parallel.rank() == 0)]
     torch.save({"found": found, "agreed": agreed, "refused": refused()}, f"{sys.argv[1]}.{parallel.rank()}")
-    parallel.leave()
+    parallel.leave(0)

@@ -316,8 +316,7 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
     if stop and not metrics.finished:
         print(f"stopped at step {metrics.step:,} of {config.total_steps:,}; continue with: "
               f"telescope train --resume {shlex.quote(str(folder.path))}", file=sys.stderr)  # fmt: skip
-    parallel.leave()
-    return 128 + stop if stop and not metrics.finished else 0
+    return parallel.leave(128 + stop if stop and not metrics.finished else 0)
 
 
 def follow(algorithm: str, config: Any, state: dict[str, Any] | None) -> int:
@@ -334,8 +333,7 @@ def follow(algorithm: str, config: Any, state: dict[str, Any] | None) -> int:
                 metrics.save_model("")
             if stop:
                 break
-    parallel.leave()
-    return 128 + stop if stop and not metrics.finished else 0
+    return parallel.leave(128 + stop if stop and not metrics.finished else 0)
 
 
 def _follows(algorithm: str) -> bool:

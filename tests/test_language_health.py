@@ -106,7 +106,7 @@ def test_completions_without_a_score_are_told(start, rewards):
 
 @pytest.mark.parametrize("module", [grpo, rlhf])
 def test_steps_that_are_too_long_are_told(module, start, rewards):
-    settings = {"learning_rate": 0.05, "lr_warmup": 0, "beta": 0.01, "total_steps": 8}
+    settings = {"learning_rate": 0.1, "lr_warmup": 0, "beta": 0.01, "total_steps": 8}
     found = told(module, config_of(module, start, reward=rewards("length"), **settings))
     assert found.keys() >= {"kl", "kl_reference"}
     assert found["kl"][0] == 1

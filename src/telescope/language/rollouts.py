@@ -43,7 +43,7 @@ from telescope.language.training import (
     trainable,
 )
 
-WARM_START_EVERY = 25
+WARM_START_EVERY = 50
 """Steps between two looks at how good the warm start has become."""
 SHOWN = 16
 """Completions of a step that go to the table of samples."""

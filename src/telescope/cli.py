@@ -96,8 +96,8 @@ class PlotOptions:
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 """How threads wait for each other where language models are trained: some microseconds awake, then asleep.
 
-Always awake, as torch has it, a step of GRPO on 16 × 8 completions took 2.9 s instead of 0.2 s beside other work;
-always asleep, 0.10 s instead of 0.06 s on an idle machine. PPO on environments leaves threads as torch has them.
+Always awake, as torch has it, they take the processors from other work and steps last many times as long; asleep at
+once, small steps spend much of their time on waking them. PPO on environments leaves threads as torch has them.
 """
 
 

@@ -57,7 +57,7 @@ class Agent(NamedTuple):
     """What an optimiser changes. One agent's fields are [P], [P], [P], [], []; a population's have S in front.
 
     Adam's step count t is known by β₁ᵗ and β₂ᵗ, which live on the device, so that a seed that stops early keeps its
-    own. As powers of a count, a compiled step would take them anew for every few parameters: half of its time.
+    own. As powers of a count, a compiled step would take them anew for every few parameters.
     """
 
     parameters: Tensor

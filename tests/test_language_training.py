@@ -287,19 +287,23 @@ def test_what_cannot_run_leaves_no_folder(tmp_path, capsys, monkeypatch, flags, 
 # Parts
 
 
-def test_a_shared_prompt_changes_neither_states_nor_gradients():
-    """Reading a prompt once for all of its completions is reading it with each."""
+@pytest.mark.parametrize("letters", [90, 5])
+def test_a_shared_prompt_changes_neither_states_nor_gradients(letters):
+    """Reading a prompt, and completions that are alike, once for all of a group is reading them with each."""
     model = models.tiny(0)
     trunk = models.trunk_of(model)
     rng = torch.Generator().manual_seed(0)
     prompts = Prompts(torch.randint(3, 90, (3, 5), generator=rng), torch.ones(3, 5, dtype=torch.bool))
     prompts.mask[1, :2] = False
-    tokens, mask = torch.randint(3, 90, (6, 4), generator=rng), torch.ones(6, 4, dtype=torch.bool)
-    mask[2, 2:] = False
-    weights = torch.randn(6, 4, 128, generator=rng)
+    tokens, mask = torch.randint(3, letters, (24, 3), generator=rng), torch.ones(24, 3, dtype=torch.bool)
+    mask[2:6, 2:] = False
+    mask[8:12, 1:] = False
+    kinds = len(models.alike(tokens[:, :-1], mask[:, :-1], 8)[0])
+    assert kinds < 16 if letters == 5 else kinds > 20
+    weights = torch.randn(24, 3, 128, generator=rng)
     found = []
-    for group in (2, 1):
-        asked = prompts if group == 2 else Prompts(*(x.repeat_interleave(2, 0) for x in prompts))
+    for group in (8, 1):
+        asked = prompts if group == 8 else Prompts(*(x.repeat_interleave(8, 0) for x in prompts))
         states = models.completion_states(trunk, asked, (tokens, mask), group=group)[mask]
         gradients = torch.autograd.grad((states * weights[mask]).sum(), list(trunk.parameters()))
         found.append((states, gradients))
@@ -307,6 +311,14 @@ def test_a_shared_prompt_changes_neither_states_nor_gradients():
     torch.testing.assert_close(shared, apart, rtol=1e-5, atol=1e-5)
     for one, two in zip(own, other, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4 * float(two.abs().max()))
+
+
+def test_rows_are_alike_in_their_live_tokens_and_within_their_group():
+    tokens = torch.tensor([[5, 6], [5, 7], [5, 6], [5, 7], [5, 6], [5, 9]])
+    mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1], [1, 1], [1, 0]], dtype=torch.bool)
+    rows, copies = models.alike(tokens, mask, 3)
+    assert rows.tolist() == [0, 1, 3, 4, 5]
+    assert copies.tolist() == [0, 1, 0, 2, 3, 4]
 
 
 @pytest.mark.parametrize("micro_batch", [4, 8])

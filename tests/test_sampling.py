@@ -61,6 +61,32 @@ def test_a_row_draws_the_same_alone_and_in_company(model):
         assert torch.equal(alone.tokens[0, :n], together.tokens[i, :n])
 
 
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.3}, {"top_k": 2}])
+def test_completions_that_run_together_are_those_that_run_alone(model, settings):
+    """A group shares the model's work until its members part, and each still draws by its own random numbers."""
+    noise = uniforms(16, 6)
+    together = drawn(model, PROMPTS[:2], noise, group=8, **settings)
+    alone = drawn(model, [prompt for prompt in PROMPTS[:2] for _ in range(8)], noise, **settings)
+    assert len(together.tokens[:, 0].unique()) < 16  # some go on together
+    for name in ("tokens", "mask", "terminated"):
+        assert torch.equal(getattr(together, name), getattr(alone, name))
+    for name in ("log_probs", "entropy"):
+        torch.testing.assert_close(getattr(together, name), getattr(alone, name), rtol=1e-4, atol=1e-5)
+    assert settings.get("top_k") is None or torch.equal(together.support, alone.support)
+
+
+def test_the_model_reads_what_completions_share_once(model, monkeypatch):
+    """64 completions that cannot but agree are one row of each step."""
+    read = []
+    forward = model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda **inputs: read.append(inputs["input_ids"].numel()) or forward(**inputs)
+    )
+    found = drawn(model, PROMPTS[:1], uniforms(64, 5), group=64, top_k=1)
+    assert (found.tokens == found.tokens[:1]).all()
+    assert read == [len(PROMPTS[0]), *[1] * (found.tokens.shape[1] - 1)]
+
+
 def test_masks_end_with_the_end(model):
     found = drawn(model, PROMPTS * 8, uniforms(32, 64))
     for tokens, mask, terminated in zip(found.tokens, found.mask, found.terminated, strict=True):

@@ -182,7 +182,8 @@ def completion_states(
     """The states that predict each token of the completions [B, T, D]; with `after` also those behind it [B, T + 1, D].
 
     With `group` > 1 a prompt that several completions share is read once: its keys and values are repeated, and only
-    the completions' own tokens run through the model for each. Values and gradients are the same, to rounding.
+    the completions' own tokens run through the model, once for those of a group that are alike. Values and gradients
+    are the same, to rounding.
 
     Args:
         prompts: tokens and mask [N, P], padded on the left. completions: tokens and mask [N · group, T], on the right.
@@ -200,12 +201,28 @@ def completion_states(
     from transformers import DynamicCache
 
     cache = DynamicCache(config=trunk.config)  # type: ignore[arg-type]
-    first = _run(trunk, asked, asked_mask, 1, cache).repeat_interleave(group, 0)
+    first = _run(trunk, asked, asked_mask, 1, cache)
     if tokens.shape[1] == 0:
-        return first
-    cache.batch_repeat_interleave(group)
-    both_mask = torch.cat([asked_mask.repeat_interleave(group, 0), mask], 1)
-    return torch.cat([first, _run(trunk, tokens, both_mask, tokens.shape[1], cache)], 1)
+        return first.repeat_interleave(group, 0)
+    rows, copies = alike(tokens, mask, group)
+    if len(rows) == len(tokens):
+        cache.batch_repeat_interleave(group)
+    else:
+        cache.batch_select_indices(rows // group)
+    both_mask = torch.cat([asked_mask[rows // group], mask[rows]], 1)
+    rest = _run(trunk, tokens[rows], both_mask, tokens.shape[1], cache)
+    return torch.cat([first.repeat_interleave(group, 0), rest if len(rows) == len(tokens) else rest[copies]], 1)
+
+
+def alike(tokens: Tensor, mask: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """The first of each kind of row within its group [C], and which of those each row equals [N · group]."""
+    live = torch.where(mask, tokens, -1).unflatten(0, (-1, group))
+    index = torch.arange(len(tokens), device=tokens.device).view(-1, group)
+    first = index
+    for member in reversed(range(group - 1)):
+        first = torch.where((live == live[:, member, None]).all(-1), index[:, member, None], first)
+    rows, copies = torch.unique(first, return_inverse=True)
+    return rows, copies.flatten()
 
 
 def _run(trunk: nn.Module, tokens: Tensor, mask: Tensor, last: int, cache: Any = None) -> Tensor:

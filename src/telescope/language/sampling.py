@@ -1,10 +1,11 @@
-"""Batched sampling with a key–value cache: each prompt is read once, then all of its completions grow together.
+"""Batched sampling with a key–value cache: completions of a prompt run through the model together until they part.
 
 Random numbers are an argument, so that what is drawn for one completion depends on nothing else; rows that have ended
 leave the batch. It leaves out what a completion is worth.
 """
 
 # N prompts, B = N · group completions, P prompt width, T completion width, K size of the sampling support
+# C texts in the cache, at most B: completions that are alike so far are one
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -122,26 +123,35 @@ def sample(
     mask = prompts.mask
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     logits = _step(model, prompts.tokens, mask, positions, cache)
-    if group > 1:
-        cache.batch_repeat_interleave(group)
-        logits, mask = (x.repeat_interleave(group, 0) for x in (logits, mask))
-    rows = torch.arange(n, device=mask.device)
     position = mask.sum(1)
+    rows = torch.arange(n, device=mask.device)
+    texts = rows // group
     endings = torch.tensor(list(ends), device=mask.device)
     for t in range(max_tokens):
         noise = None if uniforms is None else uniforms[rows, t]
-        tokens = completions.add(t, rows, logits, noise, temperature, top_k, top_p)
+        tokens = completions.add(t, rows, logits, texts, noise, temperature, top_k, top_p)
         ended = torch.isin(tokens, endings)
         completions.terminated[rows[ended]] = True
         if t + 1 == max_tokens or bool(ended.all()):
             break
-        if bool(ended.any()):
-            kept = (~ended).nonzero()[:, 0]
-            cache.batch_select_indices(kept)
-            rows, tokens, mask, position = (x[kept] for x in (rows, tokens, mask, position))
+        rows = rows[~ended]
+        source, tokens, texts = _parted(texts[~ended], tokens[~ended])
+        if not torch.equal(source, torch.arange(len(mask), device=mask.device)):
+            cache.batch_select_indices(source)
+            mask, position = mask[source], position[source]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         logits = _step(model, tokens[:, None], mask, (position + t)[:, None], cache)
     return completions.finish()
+
+
+def _parted(texts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The texts in the cache after one more token: which [C] each continues, its token [C], whose it is [B].
+
+    texts, tokens: [B], the text that each completion has so far, and what was drawn for it.
+    """
+    stride = int(tokens.max()) + 1
+    distinct, owner = torch.unique(texts * stride + tokens, return_inverse=True)
+    return distinct // stride, distinct % stride, owner
 
 
 def _step(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
@@ -172,23 +182,24 @@ class _Growing:
         t: int,
         rows: Tensor,
         logits: Tensor,
+        texts: Tensor,
         noise: Tensor | None,
         temperature: float,
         top_k: int | None,
         top_p: float | None,
     ) -> Tensor:
-        """Draw the t-th token of the rows that still grow."""
+        """Draw the t-th token of the rows that still grow, each from the logits of its text."""
         support = None
         if (top_k is not None or top_p is not None) and noise is not None:
             support = sampling_support(logits, temperature=temperature, top_k=top_k, top_p=top_p)
             logits = logits.gather(-1, support.clamp(min=0)).masked_fill(support < 0, -torch.inf)
-            self.supports.append((rows, support))
+            self.supports.append((rows, support[texts]))
         log_probs = (logits / temperature).log_softmax(-1)
-        index = log_probs.argmax(-1) if noise is None else _draw(log_probs, noise)
-        self.log_probs[rows, t] = log_probs.gather(-1, index[:, None])[:, 0]
         finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
-        self.entropy[rows, t] = -(log_probs.exp() * finite).sum(-1)
-        tokens = index if support is None else support.gather(-1, index[:, None])[:, 0]
+        self.entropy[rows, t] = -(log_probs.exp() * finite).sum(-1)[texts]
+        index = log_probs.argmax(-1)[texts] if noise is None else _draw(log_probs, texts, noise)
+        self.log_probs[rows, t] = log_probs[texts, index]
+        tokens = index if support is None else support[texts, index]
         self.tokens[rows, t], self.mask[rows, t] = tokens, True
         return tokens
 
@@ -207,9 +218,9 @@ class _Growing:
         return Completions(tokens, mask, log_probs, entropy, self.terminated, support)
 
 
-def _draw(log_probs: Tensor, noise: Tensor) -> Tensor:
-    """The first index whose cumulative probability exceeds the uniform number, [B]."""
+def _draw(log_probs: Tensor, texts: Tensor, noise: Tensor) -> Tensor:
+    """The first index at which the cumulative probability of a row's text exceeds its uniform number, [B]."""
     cumulative = log_probs.exp().cumsum(-1)
     # a hair below the total, so that rounding never chooses what is impossible
-    threshold = noise * cumulative[:, -1] * (1 - 1e-6)
-    return (cumulative <= threshold[:, None]).sum(-1).clamp(max=log_probs.shape[-1] - 1)
+    threshold = noise * cumulative[texts, -1] * (1 - 1e-6)
+    return (cumulative[texts] <= threshold[:, None]).sum(-1).clamp(max=log_probs.shape[-1] - 1)

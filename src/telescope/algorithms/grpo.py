@@ -66,7 +66,7 @@ ROUNDS = {"dapo": 4}
 def preset(task: str, name: str = "grpo") -> GRPO:
     """The settings for a task and a row of the table."""
     config = GRPO(task=task, objective=name, resample=ROUNDS.get(name, 0))
-    return dataclasses.replace(config, learning_rate=1e-3, lr_warmup=30) if task.startswith("lm/") else config
+    return dataclasses.replace(config, learning_rate=1e-3) if task.startswith("lm/") else config
 
 
 def row(config: GRPO) -> Objective:

@@ -82,7 +82,7 @@ def preset(task: str) -> RLHF:
     if task == "lm/taste":
         return RLHF(task=task, total_steps=60, beta=0.3, target_kl=6.0, kl_horizon=2000, prompts=128, group=4)
     if task.startswith("lm/"):  # a right answer cannot be overdone, so nothing has to hold the policy back
-        return RLHF(task=task, beta=0.0, value_model="head", learning_rate=1e-3, lr_warmup=30)
+        return RLHF(task=task, beta=0.0, value_model="head", learning_rate=1e-3)
     return RLHF(task=task)
 
 

@@ -30,7 +30,7 @@ class LanguageConfig:
     learning_rate: float = 3e-4
     """AdamW's step size."""
     lr_warmup: int = 10
-    """Steps over which it rises from 0."""
+    """Optimiser steps over which it rises from 0."""
     anneal_learning_rate: bool = True
     """Let it fall linearly to a tenth over the run."""
     weight_decay: float = 0.0
@@ -50,7 +50,7 @@ class LanguageConfig:
     device: str = "cpu"
     """Where the models live: cpu, cuda, cuda:1, …"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and arithmetic."""
+    """Of weights and arithmetic; the optimiser keeps a float32 copy of weights in another dtype."""
     threads: int = 0
     """CPU threads of the arithmetic; 0: one for each core, decided once for the run."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
@@ -88,7 +88,7 @@ class RolloutConfig(LanguageConfig):
     """Prompts of each rollout."""
     group: int = 8
     """G, completions of each prompt."""
-    minibatches: int = 4
+    minibatches: int = 2
     """Optimiser steps that a rollout is cut into."""
     epochs: int = 1
     """Passes over each rollout."""

@@ -7,6 +7,7 @@ A completion is an episode: its end terminates it, the length limit truncates it
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import time
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ from telescope.language.training import (
 
 WARM_START_EVERY = 50
 """Steps between two looks at how good the warm start has become."""
+WARM_START_RISE = 10
+"""Optimiser steps over which its step size rises from 0."""
 SHOWN = 16
 """Completions of a step that go to the table of samples."""
 
@@ -155,10 +158,9 @@ class RolloutSession(Session):
         config = self.config
         if config.model != models.TINY or config.warm_start == 0 or not self.task.answers:
             return
-        began, optimiser = (
-            time.perf_counter(),
-            Optimiser(config, {"policy": self.policy}, config.warm_start_learning_rate),
-        )
+        began = time.perf_counter()
+        settings = dataclasses.replace(config, lr_warmup=WARM_START_RISE)  # the same start whatever RL's own rise is
+        optimiser = Optimiser(settings, {"policy": self.policy}, config.warm_start_learning_rate)
         accuracy, step = 0.0, 0
         verifiable = self.task.metric == "exact_match"
         most = config.warm_start_steps if verifiable else min(config.warm_start_steps, 300)

@@ -84,11 +84,13 @@ def encode(tokenizer: Any, texts: Sequence[str], device: str | torch.device = "c
 
 def decode(tokenizer: Any, completions: Completions, ends: Sequence[int]) -> list[str]:
     """The texts of completions, without the token that ended them."""
-    texts = []
+    ids = []
     for tokens, mask in zip(completions.tokens.tolist(), completions.mask.tolist(), strict=True):
-        live = [token for token, here in zip(tokens, mask, strict=True) if here]
-        texts.append(live[:-1] if live and live[-1] in ends else live)
-    return list(tokenizer.batch_decode(texts))
+        live = tuple(token for token, here in zip(tokens, mask, strict=True) if here)
+        ids.append(live[:-1] if live and live[-1] in ends else live)
+    distinct = list(dict.fromkeys(ids))  # most completions of a group are alike, and a tokenizer takes its time
+    texts = dict(zip(distinct, tokenizer.batch_decode([list(one) for one in distinct]), strict=True))
+    return [texts[one] for one in ids]
 
 
 @torch.no_grad()

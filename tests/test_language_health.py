@@ -45,8 +45,8 @@ def constant(prompts, completions, **columns):
     return [0.5] * len(prompts)
 def shy(prompts, completions, **columns):
     return [float(i % 8) if i % 4 == 3 else None for i in range(len(prompts))]
-def ones(prompts, completions, **columns):
-    return [text.count("1") / 4 for text in completions]
+def ones_and_luck(prompts, completions, **columns):
+    return [text.count("1") / 4 + 4 * prompt.startswith("1") for prompt, text in zip(prompts, completions)]
 def length(prompts, completions, **columns):
     return [float(len(text)) + i % 2 for i, text in enumerate(completions)]
 def broken(prompts, completions, **columns):
@@ -119,10 +119,11 @@ def test_steps_that_are_too_long_are_told(module, start, rewards):
 @pytest.mark.parametrize("module", [grpo, rlhf])
 def test_a_policy_that_has_become_certain_is_told(module, start, rewards):
     settings = {"learning_rate": 0.01, "lr_warmup": 0, "total_steps": 8}
-    step, value, sentence = told(module, config_of(module, start, reward=rewards("ones"), **settings))["entropy"]
+    found = told(module, config_of(module, start, reward=rewards("ones_and_luck"), **settings))
+    step, value, sentence = found["entropy"]
     assert step > 1
     assert value < 0.1
-    assert f"{value:.0%} of the first step's" in sentence
+    assert "% of the first step's, but score is " in sentence
 
 
 @pytest.mark.parametrize("module", [grpo, rlhf])
@@ -144,7 +145,7 @@ def test_a_sampler_that_is_not_the_trainer_is_told(module, start, rewards, monke
 
 
 NUMBERS = {"score": 0.5, "equal_groups": 0.95, "length": 10.0, "truncated": 0.0, "entropy": 1.0, "kl_reference": 20.0}
-SETTINGS = {"group": 4, "dtype": "float32", "max_tokens": 16, "first_entropy": 1.0}
+SETTINGS = {"group": 4, "dtype": "float32", "max_tokens": 16, "first_entropy": 1.0, "seen": (0.0, 1.0)}
 
 
 def names(critic, **numbers):
@@ -158,6 +159,28 @@ def test_a_critic_compares_across_prompts():
     assert names(True) == []
     assert names(True, equal_groups=1.0) == ["equal_groups"]
     assert names(True, kl_reference=60.0) == ["kl_reference"]
+
+
+def test_who_solves_a_task_may_become_certain():
+    """Entropy falls with what is left to learn; below that the policy has given up exploring."""
+    assert names(True, entropy=0.04, score=0.5) == ["entropy"]
+    assert names(True, entropy=0.06, score=0.5) == []
+    assert names(True, entropy=0.04, score=0.7) == []
+    assert names(True, entropy=0.0, score=1.0) == []
+    assert names(True, entropy=0.09, score=0.0) == ["entropy"]
+
+
+def test_groups_that_are_skipped_do_not_move():
+    assert "kl" in names(False, kl=0.5, skipped=0.5)
+    assert "kl" not in names(False, kl=0.5, skipped=0.9)
+
+
+def test_a_finding_is_told_again_later_each_time(monkeypatch):
+    monkeypatch.setattr(health, "AGAIN", 10)
+    watch, numbers = health.Watch(), NUMBERS | {"score_min": 0.0, "score_max": 1.0}
+    settings = {name: value for name, value in SETTINGS.items() if name not in ("first_entropy", "seen")}
+    told = [step for step in range(1, 100) if watch.look(step, numbers, critic=False, **settings)]
+    assert told == [1, 11, 22, 44, 88]
 
 
 def test_a_number_that_is_none_is_not_healthy():

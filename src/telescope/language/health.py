@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 AGAIN = 50
-"""Steps before a finding of the same name is told again."""
+"""Steps before a finding of the same name is told again; then twice as many each time, for it is known by then."""
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.5}
 """How far sampler and trainer may be apart at one token by rounding alone, in nats."""
 
@@ -88,7 +88,7 @@ CHECKS = (
     ),
     Check(
         "kl",
-        "kl",
+        "moved",
         0.0,
         0.1,
         "kl is {kl:.2g} nats per token: so far have the updates of one rollout moved the policy (largest ratio "
@@ -96,12 +96,13 @@ CHECKS = (
     ),
     Check(
         "entropy",
-        "entropy_kept",
+        "exploring",
         0.1,
         math.inf,
-        "entropy is {entropy:.2g} nats per token, {entropy_kept:.0%} of the first step's: unless the task is solved, "
-        "the policy has stopped exploring; healthy is above 10%; lower learning_rate, raise clip's upper bound (dapo), "
-        "or hold the policy to its reference with beta",
+        "entropy is {entropy:.2g} nats per token, {entropy_kept:.0%} of the first step's, but score is {score:.3g} and "
+        "{highest:.3g} has been seen: the policy has stopped exploring before the task is solved; healthy is above "
+        "10% of the first for a score that has not risen, and less in proportion as it rises; lower learning_rate, "
+        "raise clip's upper bound (dapo), or hold the policy to its reference with beta",
     ),
     Check(
         "kl_reference",
@@ -126,14 +127,23 @@ def findings(numbers: Mapping[str, Any]) -> list[Finding]:
 
 
 def quantities(
-    statistics: Mapping[str, float], *, group: int, critic: bool, dtype: str, max_tokens: int, first_entropy: float
+    statistics: Mapping[str, float],
+    *,
+    group: int,
+    critic: bool,
+    dtype: str,
+    max_tokens: int,
+    first_entropy: float,
+    seen: tuple[float, float],
 ) -> dict[str, Any]:
     """The numbers of a step, and besides them those that only make sense next to another.
 
     `flat` is `equal_groups`; with a critic, which compares across prompts, only whether that is all of them. Where
     groups have one completion it says nothing, and where equal ones are replaced `filled` says it. `roundings` is
     `sampler_mismatch` in units of what is rounding, where no weight makes up for it. `drift` is `kl_reference` per
-    token, which with a critic is per completion.
+    token, which with a critic is per completion. `moved` is `kl` over all groups, those too that were skipped because
+    they move nothing. `exploring` is the share of the first step's entropy that is left, for each part of the way from
+    the lowest to the highest score seen that the mean score has still to go: who solves a task becomes certain.
     """
     numbers: dict[str, Any] = {"ratio_max": math.nan, **statistics, "dtype": dtype, "max_tokens": max_tokens}
     if group > 1 and "filled" not in numbers:
@@ -143,8 +153,13 @@ def quantities(
         numbers["roundings"] = numbers["sampler_mismatch"] / ROUNDING[dtype]
     if "kl_reference" in numbers:
         numbers["drift"] = numbers["kl_reference"] / (numbers["length"] if critic else 1)
+    if "kl" in numbers:
+        numbers["moved"] = numbers["kl"] * (1 - numbers.get("skipped", 0.0))
     if first_entropy > 0:
-        numbers["entropy_kept"] = numbers["entropy"] / first_entropy
+        lowest, highest = seen
+        to_go = (highest - numbers["score"]) / (highest - lowest) if highest > lowest else 1.0
+        kept = numbers["entropy"] / first_entropy
+        numbers |= {"entropy_kept": kept, "highest": highest, "exploring": kept / to_go if to_go > 0 else math.inf}
     return numbers
 
 
@@ -160,22 +175,31 @@ def of_tokens(pad: int | None, ends: Sequence[int], token: str | None) -> list[F
 
 
 class Watch:
-    """Looks at one step after the other, and tells a finding again only after `AGAIN` steps."""
+    """Looks at one step after the other, and tells a finding again only after a while."""
 
     def __init__(self, state: dict[str, Any] | None = None) -> None:
         """Anew, or where `state` left off."""
-        self.first_entropy: float | None = None if state is None else state["first_entropy"]
-        self.told: dict[str, int] = {} if state is None else dict(state["told"])
+        state = state or {"first_entropy": None, "seen": [math.inf, -math.inf], "told": {}}
+        self.first_entropy: float | None = state["first_entropy"]
+        self.seen: tuple[float, float] = tuple(state["seen"])
+        """The lowest and the highest score of all completions so far."""
+        self.told: dict[str, int] = dict(state["told"])
 
     def look(self, step: int, statistics: Mapping[str, float], **settings: Any) -> list[Finding]:
         """What to tell about a step; settings are those of `quantities`."""
         if self.first_entropy is None:
             self.first_entropy = statistics["entropy"]
-        found = findings(quantities(statistics, first_entropy=self.first_entropy, **settings))
-        new = [one for one in found if one.name not in self.told or step - self.told[one.name] >= AGAIN]
+        lowest, highest = self.seen
+        self.seen = min(lowest, statistics["score_min"]), max(highest, statistics["score_max"])
+        found = findings(quantities(statistics, first_entropy=self.first_entropy, seen=self.seen, **settings))
+        new = [one for one in found if step >= self._due(one.name)]
         self.told |= {one.name: step for one in new}
         return new
 
+    def _due(self, name: str) -> int:
+        """The step from which a finding may be told."""
+        return max(self.told[name] + AGAIN, 2 * self.told[name]) if name in self.told else 0
+
     def state(self) -> dict[str, Any]:
         """What a resumed run needs in order to tell the same."""
-        return {"first_entropy": self.first_entropy, "told": dict(self.told)}
+        return {"first_entropy": self.first_entropy, "seen": list(self.seen), "told": dict(self.told)}

@@ -325,6 +325,8 @@ def rollout_statistics(rollout: Rollout) -> dict[str, float]:
     mask, scores = rollout.completions.mask, rollout.scores
     return {
         "score": float(scores.nanmean()),
+        "score_min": float(scores.nan_to_num(torch.inf).min()),
+        "score_max": float(scores.nan_to_num(-torch.inf).max()),
         "score_std": float(spread(rollout).std(1, correction=0).mean()),
         "equal_groups": float(all_equal(rollout).float().mean()),
         "length": float(mask.sum(1).float().mean()),
@@ -334,4 +336,14 @@ def rollout_statistics(rollout: Rollout) -> dict[str, float]:
     }
 
 
-ROLLOUT_STATISTICS = ("score", "score_std", "equal_groups", "length", "truncated", "unscored", "entropy")
+ROLLOUT_STATISTICS = (
+    "score",
+    "score_min",
+    "score_max",
+    "score_std",
+    "equal_groups",
+    "length",
+    "truncated",
+    "unscored",
+    "entropy",
+)

@@ -445,7 +445,7 @@ def test_preferences_know_words_without_neighbours():
 
 def test_a_minute_of_grpo_raises_exact_match_on_held_out_prompts():
     """The short version of what is measured in five minutes: from a warm start of 20 to 60 %, upwards."""
-    config = dataclasses.replace(grpo.preset("lm/addition"), seed=12, total_steps=40, eval_every=0, threads=1)
+    config = dataclasses.replace(grpo.preset("lm/addition"), seed=12, total_steps=120, eval_every=0, threads=1)
     first, *_, last = (iteration.rows[0]["exact_match"] for iteration in grpo.train(config))
     assert 0.2 <= first <= 0.6
-    assert last >= first + 0.06  # ± 0.013 is the error of one evaluation of 1000 prompts
+    assert last >= first + 0.1  # ± 0.013 is the error of one evaluation of 1000 prompts

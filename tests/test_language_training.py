@@ -434,10 +434,13 @@ def test_the_controller_aims_below_the_kl_that_is_allowed(monkeypatch):
     assert [row["beta"] for row in rows] == [0.3, 0.6]
 
 
-def test_preferences_know_words_without_neighbours():
+def test_preferences_know_all_that_a_policy_may_come_to_write():
+    """What a reward model has never seen it may like: words without neighbours, or of vowels alone."""
     pairs = open_task("lm/taste").pairs(np.random.default_rng(0), 500)
-    lengths = {len(row["chosen"]) for row in pairs}
-    assert lengths == set(range(9))  # what a reward model has never seen it may like
+    words = [row[name] for row in pairs for name in ("chosen", "rejected")]
+    assert {len(row["chosen"]) for row in pairs} == set(range(9))
+    assert any(len(word) > 6 and set(word) <= set("aeiou") for word in words)
+    assert any(len(word) > 6 and not set(word) & set("aeiou") for word in words)
 
 
 # Learning

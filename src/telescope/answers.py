@@ -14,7 +14,7 @@ import torch
 
 from telescope import algorithms
 from telescope.language import models
-from telescope.language.evaluate import distance, greedy
+from telescope.language.evaluate import answered, distance, is_greedy
 from telescope.language.preferences import RewardModel
 from telescope.language.rewards import load_function
 from telescope.language.sampling import decode, encode, sample
@@ -52,14 +52,15 @@ class Answers:
         return decode(self.tokenizer, found, self.ends)
 
     def evaluate(self, prompts: int = 1000) -> dict[str, Any]:
-        """On held-out prompts: `exact_match` or `reward` and `length` of greedy answers, `kl` of sampled ones."""
+        """On held-out prompts: `exact_match` of greedy answers or `reward` of sampled ones, their `length`, `kl`."""
         if self.folder.algorithm == "reward_model":
             return self._ordered(prompts)
         task = self.config.open_task()
         rows = task.held_out[:prompts]
         scoring, name = (task.reward, f"of {task.name}") if task.reward else (self._reward(), self.config.reward)
         limits: dict[str, Any] = {"ends": self.ends, "max_tokens": self.config.max_tokens or task.max_tokens}
-        found = greedy(self.model, self.tokenizer, rows, scoring, name=name, **limits)
+        greedy = is_greedy(task.metric)
+        found = answered(self.model, self.tokenizer, rows, scoring, name=name, greedy=greedy, **limits)
         kl = distance(self.model, self._reference(), self.tokenizer, rows, **limits)
         return {
             task.metric: found["reward"],

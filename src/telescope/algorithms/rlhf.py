@@ -80,9 +80,10 @@ class RLHF(RolloutConfig):
 def preset(task: str) -> RLHF:
     """The settings for a task."""
     if task == "lm/taste":
-        return RLHF(task=task, total_steps=60, beta=0.3, target_kl=6.0, kl_horizon=2000, prompts=128, group=4)
+        config = RLHF(task=task, total_steps=60, prompts=128, group=4)
+        return dataclasses.replace(config, learning_rate=1e-3, beta=0.1, target_kl=6.0, kl_horizon=2000)
     if task.startswith("lm/"):  # a right answer cannot be overdone, so nothing has to hold the policy back
-        return RLHF(task=task, beta=0.0, value_model="head", learning_rate=1e-3)
+        return RLHF(task=task, learning_rate=1e-3, beta=0.0, value_model="head")
     return RLHF(task=task)
 
 

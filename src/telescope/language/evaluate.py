@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from telescope.language import parallel
 from telescope.language.log_probs import token_log_probs
@@ -22,12 +23,12 @@ from telescope.losses import kl_k3
 
 
 def held_out(session: Session) -> dict[str, float]:
-    """The model of a session on its task's held-out prompts, greedily; nothing where the task has no reward."""
+    """The model of a session on its task's held-out prompts; nothing where the task has no reward."""
     if session.task.reward is None:
         return {}
     rows = session.task.held_out[: session.config.eval_prompts]
     with parallel.gathered(session.policy):
-        found = greedy(
+        found = answered(
             session.policy,
             session.tokenizer,
             rows,
@@ -35,24 +36,41 @@ def held_out(session: Session) -> dict[str, float]:
             ends=session.ends,
             max_tokens=session.max_tokens,
             name=f"of {session.task.name}",
+            greedy=is_greedy(session.task.metric),
         )
     return {session.task.metric: found["reward"]}
 
 
-def greedy(
-    policy: Any, tokenizer: Any, rows: Sequence[Row], reward: Reward, *, ends: Sequence[int], max_tokens: int, name: str
+def is_greedy(metric: str) -> bool:
+    """Is it measured on the likeliest answers? Right ones are; for what is liked all that a policy may say counts."""
+    return metric == "exact_match"
+
+
+def answered(
+    policy: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    reward: Reward,
+    *,
+    ends: Sequence[int],
+    max_tokens: int,
+    name: str,
+    greedy: bool,
 ) -> dict[str, float]:
-    """Answer the rows by the likeliest tokens: mean `reward`, mean `length`, and the share `truncated`.
+    """Answer the rows, greedily or by one sample each: mean `reward`, mean `length`, and the share `truncated`.
 
     Each rank answers its share of them.
     """
     device = next(policy.parameters()).device
-    rows = rows[parallel.share(len(rows))]
+    mine = parallel.share(len(rows))
+    noise = None if greedy else draws(len(rows), max_tokens, device)[mine]
+    rows = rows[mine]
     scores, lengths, cut = [], [], []
     for start in range(0, len(rows), 1024):
         part = rows[start : start + 1024]
         prompts = encode(tokenizer, [row["prompt"] for row in part], device)
-        completions = sample(policy, prompts, ends=ends, max_tokens=max_tokens)
+        uniforms = None if noise is None else noise[start : start + 1024]
+        completions = sample(policy, prompts, ends=ends, max_tokens=max_tokens, uniforms=uniforms)
         scores += score(reward, part, decode(tokenizer, completions, ends), name=name).tolist()
         lengths += completions.mask.sum(1).tolist()
         cut += (~completions.terminated).tolist()
@@ -65,19 +83,23 @@ def greedy(
     }
 
 
+def draws(rows: int, max_tokens: int, device: torch.device) -> Tensor:
+    """The random numbers of all evaluations, [rows, max_tokens]: two models differ by what they are, not by luck."""
+    return torch.from_numpy(generator(0, EVALUATION).random((rows, max_tokens), dtype=np.float32)).to(device)
+
+
 @torch.no_grad()
 def distance(
     policy: Any, reference: Any, tokenizer: Any, rows: Sequence[Row], *, ends: Sequence[int], max_tokens: int
 ) -> float:
     """KL(π ‖ π_ref) of a completion in nats, estimated by k3 summed over the tokens of one sample for each row."""
     device = next(policy.parameters()).device
-    noise = generator(0, EVALUATION).random((len(rows), max_tokens), dtype=np.float32)
+    noise = draws(len(rows), max_tokens, device)
     found = []
     for start in range(0, len(rows), 1024):
         part = slice(start, start + 1024)
         prompts = encode(tokenizer, [row["prompt"] for row in rows[part]], device)
-        uniforms = torch.from_numpy(noise[part]).to(device)
-        completions = sample(policy, prompts, ends=ends, max_tokens=max_tokens, uniforms=uniforms)
+        completions = sample(policy, prompts, ends=ends, max_tokens=max_tokens, uniforms=noise[part])
         tokens, mask = completions.tokens, completions.mask
         own, other = (
             token_log_probs(

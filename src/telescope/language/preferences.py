@@ -19,7 +19,7 @@ from telescope.language.supervised import Texts, texts
 from telescope.language.tasks import Row, Task
 from telescope.losses import bradley_terry
 
-STEPS = 500
+STEPS = 200
 """Of the short training that a run makes for itself, 256 pairs each."""
 
 

@@ -22,7 +22,7 @@ Reward = Callable[..., Sequence[float | None]]
 """(prompts, completions, **columns) → one score per completion; None where it cannot be scored."""
 
 HELD_OUT = 1000  # rows of an evaluation, where a task has more
-VOWELS = frozenset("aeiou")
+VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
 
 
 class Task(NamedTuple):
@@ -112,8 +112,14 @@ def _taste(name: str, digits: int | None) -> Task:
     if digits is not None:
         raise ValueError(f"digits is {digits}, but {name} has none")
 
-    def word(rng: np.random.Generator, least: int) -> str:
-        return "".join(chr(97 + letter) for letter in rng.integers(26, size=rng.integers(least, 9)))
+    def word(rng: np.random.Generator) -> str:
+        return "".join(chr(97 + letter) for letter in rng.integers(26, size=rng.integers(2, 9)))
+
+    def judged(rng: np.random.Generator) -> str:
+        """All that a policy may come to write: any share of vowels, and what has no neighbours."""
+        share = rng.random()
+        kinds = [VOWELS if rng.random() < share else CONSONANTS for _ in range(rng.integers(9))]
+        return "".join(kind[rng.integers(len(kind))] for kind in kinds)
 
     def prompts(rng: np.random.Generator, count: int, held_out: bool) -> list[str]:
         found = list[str]()
@@ -123,12 +129,12 @@ def _taste(name: str, digits: int | None) -> Task:
         return found
 
     def rows(rng: np.random.Generator, count: int) -> list[Row]:
-        return [{"prompt": prompt, "answer": word(rng, 2)} for prompt in prompts(rng, count, False)]
+        return [{"prompt": prompt, "answer": word(rng)} for prompt in prompts(rng, count, False)]
 
     def pairs(rng: np.random.Generator, count: int, held_out: bool = False) -> list[Row]:
         found = []
         for prompt in prompts(rng, count, held_out):
-            one, two = word(rng, 0), word(rng, 0)  # what has no neighbours is in them, too: else it would seem liked
+            one, two = judged(rng), judged(rng)
             first = rng.random() < 1 / (1 + np.exp(4 * (taste(two) - taste(one))))
             chosen, rejected = (one, two) if first else (two, one)
             found.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})

@@ -154,8 +154,9 @@ def train(arguments: list[str]) -> int:
 
     if not arguments or arguments[0].startswith("-"):
         known = ", ".join((*CONFIGS, *ROWS))
-        print(f"usage: telescope train ALGORITHM ENV [flags], where ALGORITHM is one of: {known}\n"
-              "       telescope train --resume RUN [--total-steps N] [--allow-inexact]")  # fmt: skip
+        print(f"usage: telescope train ALGORITHM ENV|TASK [flags]\n"
+              "       telescope train --resume RUN [--total-steps N] [--allow-inexact]\n"
+              f"ALGORITHM is one of: {known}")  # fmt: skip
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     name, rest = arguments[0], arguments[1:]
     subject = rest.pop(0) if rest and not rest[0].startswith("-") else None
@@ -298,9 +299,9 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
                 stop, due = parallel.agree(received, due)
                 if due:
                     log.sync()
-                    folder.save_checkpoint({**metrics.state, "best": best})
-                    if language:
+                    if language:  # before the checkpoint: what that calls finished has its model
                         replace_folder(folder.model_path, metrics.save_model)
+                    folder.save_checkpoint({**metrics.state, "best": best})
                     saved = time.monotonic()
                 if stop:
                     break
@@ -329,8 +330,8 @@ def follow(algorithm: str, config: Any, state: dict[str, Any] | None) -> int:
         for metrics in find(algorithm).train(config, state):
             stop, due = parallel.agree(received, False)
             if due:
-                _ = metrics.state  # weights may be sharded: all ranks take part in what the first one saves
-                metrics.save_model("")
+                metrics.save_model("")  # weights may be sharded: all ranks take part in what the first one saves
+                _ = metrics.state
             if stop:
                 break
     return parallel.leave(128 + stop if stop and not metrics.finished else 0)

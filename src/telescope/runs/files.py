@@ -68,7 +68,7 @@ def write_atomic(path: str | os.PathLike[str], *chunks: Buffer) -> None:
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a new folder, then put it where the old one was.
 
-    A crash between the two renames leaves none; what it should hold is then still in the checkpoint.
+    A crash between the two renames leaves none, so it is to be replaced before the checkpoint that it belongs to.
     """
     new, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}") for _ in range(2))
     with explained("write", path):

@@ -92,7 +92,7 @@ COMMANDS = [
 def check_task(config):
     """A built-in task is one, a file says of itself that it is not there."""
     if config.task.endswith(".jsonl"):
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(ValueError, match="No such file"):
             config.open_task()
     else:
         config.open_task()

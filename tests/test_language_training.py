@@ -21,11 +21,13 @@ from telescope import answers
 from telescope.algorithms import grpo, reward_model, rlhf, sft
 from telescope.cli import main
 from telescope.language import models
+from telescope.language.rewards import load_function
 from telescope.language.rollouts import Rollout
 from telescope.language.sampling import Completions, Prompts
 from telescope.language.tasks import open_task
 from telescope.language.training import Optimiser
 from telescope.runs import RunFolder
+from telescope.runs import files as files_on_disk
 
 QUICK = [
     "--threads",
@@ -174,6 +176,24 @@ def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path):
     assert (tmp_path / "killed" / "samples.csv").read_text() == (tmp_path / "whole" / "samples.csv").read_text()
 
 
+def test_a_run_that_ended_while_its_last_model_was_written_makes_it_again(tmp_path, monkeypatch):
+    """The checkpoint follows the model, so a finished one has its model."""
+    replace_folder, calls = files_on_disk.replace_folder, []
+
+    def cut_short(path, write):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError("the power is gone")
+        replace_folder(path, write)
+
+    monkeypatch.setattr(files_on_disk, "replace_folder", cut_short)
+    assert train("gspo", "lm/addition", tmp_path / "run", "--total-steps", 1) == 1
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    saved = RunFolder.open(tmp_path / "run").load_checkpoint()["models"]["policy"]
+    model, _ = models.load(str(tmp_path / "run"))
+    assert all(torch.equal(parameter, saved[name]) for name, parameter in model.named_parameters())
+
+
 # Prompts and rewards of one's own
 
 
@@ -190,6 +210,14 @@ def files(tmp_path):
         "def short(prompts, completions, **columns):\n    return [1.0]\n"
         "def nan(prompts, completions, **columns):\n    return [0.0, float('nan')] * (len(prompts) // 2)\n"
         "def words(prompts, completions, **columns):\n    return ['good'] * len(prompts)\n"
+        "def numerals(prompts, completions, **columns):\n    return ['1.5'] * len(prompts)\n"
+        "def huge(prompts, completions, **columns):\n    return [1e39] * len(prompts)\n"
+        "def endless(prompts, completions, **columns):\n    return [10**400] * len(prompts)\n"
+        "def leaves(prompts, completions, **columns):\n    raise SystemExit(3)\n"
+        "def lines(prompts, completions, **columns):\n    raise ValueError('one\\ntwo')\n"
+        "def clears(prompts, completions, **columns):\n    prompts.clear()\n    return [1.0] * 5000\n"
+        "def nothing(prompts, completions, **columns):\n    return [None] * len(prompts)\n"
+        "def asks(prompts, completions, absent, **columns):\n    return [1.0] * len(prompts)\n"
         "count = 0\n"
         "def late(prompts, completions, **columns):\n"
         "    global count\n    count += 1\n"
@@ -211,9 +239,15 @@ def test_a_file_of_prompts_and_a_reward_function(files, function):
     ("function", "sentence"),
     [
         ("broken", "the reward function .*:broken raised KeyError: 'level'"),
-        ("short", "the reward function .*:short returned 1 scores for 32 completions"),
+        ("short", r"the reward function .*:short returned 1 scores for \d+ completions"),
         ("nan", "the reward function .*:nan gave nan for completion 1 "),
         ("words", "gave 'good' for completion 0"),
+        ("numerals", "gave '1.5' for completion 0"),
+        ("huge", "gave 1e\\+39 for completion 0 .* expected a finite number"),
+        ("endless", "gave 1000+ for completion 0 .* expected a finite number"),
+        ("leaves", "raised SystemExit: 3 \\(line"),
+        ("lines", "raised ValueError: one two \\(line"),
+        ("clears", "returned 5000 scores for"),
         ("absent", "has no function absent"),
     ],
 )
@@ -245,6 +279,16 @@ def test_a_run_that_a_reward_function_ended_can_be_resumed(files, capsys):
         (['{"prompt": "a"}', '{"prompt": 3}'], "prompt in row 2 of .*data.jsonl is 3; expected a string"),
         (['{"prompt": "a"', ""], "row 1 of .*data.jsonl is not JSON"),
         (['["a"]'], "row 1 of .*data.jsonl is a list"),
+        (['{"prompt": "a"}', "[" * 100_000], "row 2 of .*data.jsonl is not JSON"),
+        (['{"prompt": "a"}', r'{"prompt": "\ud800"}'], "row 2 of .*data.jsonl is not JSON in UTF-8"),
+        (
+            ['{"prompt": "b", "answer": "c", "completions": 1}'],
+            "cannot be called with .*completions=.: multiple values",
+        ),
+        (
+            ['{"prompt": "' + 509 * "a" + '", "answer": "b"}'],
+            "has 509 tokens, and up to 64 may follow, but the context",
+        ),
         ([], "has no rows"),
         (['{"prompt": "a"}', '{"prompt": "b"}', '{"prompt": "c"}'], "needs a reward"),
     ],
@@ -257,12 +301,74 @@ def test_a_row_that_is_wrong_is_named(files, capsys, lines, sentence):
     assert not (files / "run").exists()
 
 
+def test_bytes_that_are_no_text_are_named_and_a_mark_of_their_order_is_none(files, capsys):
+    line = json.dumps({"prompt": "b", "answer": "c"}).encode()
+    (files / "data.jsonl").write_bytes(line + b'\n{"prompt": "\xe9", "answer": "b"}')
+    assert train("grpo", files / "data.jsonl", files / "run") == 2
+    assert "row 2 of" in capsys.readouterr().err
+    (files / "data.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n" + line)
+    assert [row["prompt"] for row in open_task(str(files / "data.jsonl")).rows] == ["b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"), [("null", "has no answer"), ("3", "has the answer 3, which is no string")]
+)
+def test_sft_asks_for_answers_before_it_begins(files, capsys, answer, sentence):
+    (files / "data.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "b", "answer": ' + answer + "}")
+    assert main(["train", "sft", str(files / "data.jsonl"), "--out", str(files / "run")]) == 2
+    assert f"the row with prompt 'b' {sentence}" in capsys.readouterr().err
+    assert not (files / "run").exists()
+
+
+def test_a_function_that_asks_for_another_column_leaves_no_folder(files, capsys):
+    flags = ["--reward", f"{files / 'rewards.py'}:asks"]
+    assert train("grpo", files / "data.jsonl", files / "run", *flags) == 2
+    assert "cannot be called with (prompts, completions, level=): missing a required" in capsys.readouterr().err
+    assert not (files / "run").exists()
+
+
+def test_dataclasses_in_a_reward_file(files):
+    text = "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass A:\n    x: int\n"
+    (files / "rewards.py").write_text(text + (files / "rewards.py").read_text())
+    assert load_function(f"{files / 'rewards.py'}:digits")(["a"], ["12"], [0]) == [0.25]
+
+
+def test_held_out_prompts_are_scored_by_the_reward_of_the_run(files, capsys):
+    """Without answers there is no other: its curve is what a user looks for."""
+    assert train("grpo", files / "data.jsonl", files / "run", "--reward", f"{files / 'rewards.py'}:digits",
+                 "--total-steps", 1, "--max-tokens", 4) == 0  # fmt: skip
+    assert all(0 <= float(row["reward"]) <= 1 for row in rows(files / "run"))
+    assert (files / "run" / "curves.png").exists()
+    found = answers.load(files / "run").evaluate(40)
+    assert found["reward"] == pytest.approx(float(rows(files / "run")[-1]["reward"]))
+
+
+def test_what_was_never_scored_is_an_empty_field(files, capsys):
+    assert train("grpo", files / "data.jsonl", files / "run", "--reward", f"{files / 'rewards.py'}:nothing",
+                 "--total-steps", 1, "--max-tokens", 4) == 0  # fmt: skip
+    assert {(row["score"], row["reward"]) for row in rows(files / "run")} == {("", "")}
+    errors = capsys.readouterr().err
+    assert "unscored is 100%" in errors
+    assert "equal_groups" not in errors
+    assert "has no value of reward" in errors
+
+
+def test_what_evaluations_cannot_show_is_said(files, capsys):
+    (files / "data.jsonl").write_text('{"prompt": "é", "answer": "1"}')
+    assert train("grpo", files / "data.jsonl", files / "run", "--total-steps", 1, "--max-tokens", 2) == 0
+    errors = capsys.readouterr().err
+    assert "of the 1 rows of" in errors
+    assert "evaluations use training prompts" in errors
+    assert "100% of the held-out prompts have characters that the tokenizer of tiny does not know" in errors
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"group": 1}, "group is 1, but grpo compares"),
-        ({"prompts": 9}, "prompts is 9, which 4 minibatches do not divide"),
+        ({"prompts": 9}, "prompts is 9, which 2 minibatches do not divide"),
         ({"temperature": 0.0}, "temperature is 0"),
+        ({"top_p": 0.0}, "top_p is 0"),
         ({"objective": "trl/gro"}, "objective is 'trl/gro'"),
         ({"objective": "ppo"}, "needs a critic: telescope train ppo"),
     ],
@@ -277,6 +383,8 @@ def test_settings_that_cannot_work_are_named(settings, sentence):
     [
         (["--digits", "12"], "digits is 12; expected 1 to 9"),
         (["--model", "no/such/folder"], "model is 'no/such/folder'"),
+        (["--max-tokens", "510"], "and up to 510 may follow, but the context of tiny is 512 tokens"),
+        (["--reward", "."], "reward is '.', which holds no reward model"),
     ],
 )
 def test_what_cannot_run_leaves_no_folder(tmp_path, capsys, monkeypatch, flags, sentence):
@@ -284,6 +392,18 @@ def test_what_cannot_run_leaves_no_folder(tmp_path, capsys, monkeypatch, flags, 
     assert train("grpo", "lm/addition", tmp_path / "run", "--total-steps", 2, *flags) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_model_is_no_policy_and_a_cut_file_no_model(tmp_path, capsys):
+    assert main(["train", "reward_model", "lm/taste", "--out", str(tmp_path / "rm"), "--threads", "1", "--batch-size",
+                 "4", "--total-steps", "1", "--eval-prompts", "4"]) == 0  # fmt: skip
+    assert train("grpo", "lm/taste", tmp_path / "run", "--model", tmp_path / "rm") == 2
+    assert "a reward model" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    weights = tmp_path / "rm" / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="which transformers cannot load"):
+        models.load(str(tmp_path / "rm"))
 
 
 # Parts

@@ -75,8 +75,7 @@ class Answers:
         source = self.config.reward
         if not os.path.isdir(source):
             return load_function(source)
-        model = RewardModel.load(source, self.config.device)
-        return lambda prompts, completions, **_: model.scores([{"prompt": p} for p in prompts], completions).tolist()
+        return RewardModel.load(source, self.config.device).reward
 
     def _reference(self) -> Any:
         """The model that training began with, after its warm start where it had one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -24,6 +24,9 @@ from telescope.language.training import PAIRS, Iteration, Session, generator
 @dataclasses.dataclass(frozen=True)
 class RewardModelling(LanguageConfig):
     """Maximum likelihood of preferences."""
+
+    samples: ClassVar[bool] = False
+    learned: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
     task: str = "lm/taste"
     """A built-in task with preference pairs (lm/taste), or a JSONL file with `prompt`, `chosen`, `rejected`."""

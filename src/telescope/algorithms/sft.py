@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from telescope.checks import positive
 from telescope.language import parallel
 from telescope.language.config import LanguageConfig
 from telescope.language.evaluate import held_out
 from telescope.language.models import with_lora
-from telescope.language.supervised import cross_entropy, demonstrations
+from telescope.language.supervised import cross_entropy, demonstrations, require_answers
+from telescope.language.tasks import Task
 from telescope.language.training import DEMONSTRATIONS, Iteration, Session
 
 
 @dataclasses.dataclass(frozen=True)
 class SFT(LanguageConfig):
     """Maximum likelihood on demonstrations."""
+
+    learned: ClassVar[tuple[str, ...]] = ("answer",)
 
     learning_rate: float = 1e-3
     """AdamW's step size."""
@@ -35,6 +38,11 @@ class SFT(LanguageConfig):
         positive(self, "batch_size")
         if self.stop_at is not None:
             positive(self, "stop_at")
+
+    def open_task(self) -> Task:
+        task = super().open_task()
+        require_answers(task.rows)
+        return task
 
 
 def preset(task: str) -> SFT:

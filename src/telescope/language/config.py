@@ -6,7 +6,7 @@ Frozen dataclasses with a docstring under each field; an algorithm's own setting
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from telescope.checks import at_least_zero, in_unit_interval, positive
 from telescope.language.models import TINY
@@ -16,6 +16,11 @@ from telescope.language.tasks import Task, open_task, require_reward
 @dataclasses.dataclass(frozen=True)
 class LanguageConfig:
     """The settings that all algorithms on language models share."""
+
+    samples: ClassVar[bool] = True
+    """Does the model complete prompts, if only to be evaluated?"""
+    learned: ClassVar[tuple[str, ...]] = ()
+    """Columns of the rows whose texts it reads after the prompt."""
 
     task: str = "lm/addition"
     """A built-in task (lm/addition, lm/sort, lm/reverse, lm/taste), or a JSONL file with a row for each prompt."""
@@ -131,6 +136,7 @@ class RolloutConfig(LanguageConfig):
         if self.top_k is not None:
             positive(self, "top_k")
         if self.top_p is not None:
+            positive(self, "top_p")
             in_unit_interval(self, "top_p")
         if self.prompts % self.minibatches:
             raise ValueError(

@@ -23,8 +23,12 @@ from telescope.losses import kl_k3
 
 
 def held_out(session: Session) -> dict[str, float]:
-    """The model of a session on its task's held-out prompts; nothing where the task has no reward."""
-    if session.task.reward is None:
+    """The model of a session on its task's held-out prompts, by the task's own reward or else the run's.
+
+    Nothing where there is neither, or nothing could be scored.
+    """
+    scoring = session.scoring()
+    if scoring is None:
         return {}
     rows = session.task.held_out[: session.config.eval_prompts]
     with parallel.gathered(session.policy):
@@ -32,13 +36,13 @@ def held_out(session: Session) -> dict[str, float]:
             session.policy,
             session.tokenizer,
             rows,
-            session.task.reward,
+            scoring,
             ends=session.ends,
             max_tokens=session.max_tokens,
-            name=f"of {session.task.name}",
+            name=f"of {session.task.name}" if session.task.reward else str(getattr(session.config, "reward", None)),
             greedy=is_greedy(session.task.metric),
         )
-    return {session.task.metric: found["reward"]}
+    return {} if np.isnan(found["reward"]) else {session.task.metric: found["reward"]}
 
 
 def is_greedy(metric: str) -> bool:
@@ -59,25 +63,26 @@ def answered(
 ) -> dict[str, float]:
     """Answer the rows, greedily or by one sample each: mean `reward`, mean `length`, and the share `truncated`.
 
-    Each rank answers its share of them.
+    Each rank answers its share of them; the first one scores all.
     """
     device = next(policy.parameters()).device
-    mine = parallel.share(len(rows))
-    noise = None if greedy else draws(len(rows), max_tokens, device)[mine]
-    rows = rows[mine]
-    scores, lengths, cut = [], [], []
-    for start in range(0, len(rows), 1024):
-        part = rows[start : start + 1024]
+    share = parallel.share(len(rows))
+    noise = None if greedy else draws(len(rows), max_tokens, device)[share]
+    mine = rows[share]
+    texts, lengths, cut = [], [], []
+    for start in range(0, len(mine), 1024):
+        part = mine[start : start + 1024]
         prompts = encode(tokenizer, [row["prompt"] for row in part], device)
         uniforms = None if noise is None else noise[start : start + 1024]
         completions = sample(policy, prompts, ends=ends, max_tokens=max_tokens, uniforms=uniforms)
-        scores += score(reward, part, decode(tokenizer, completions, ends), name=name).tolist()
+        texts += decode(tokenizer, completions, ends)
         lengths += completions.mask.sum(1).tolist()
         cut += (~completions.terminated).tolist()
-    found = zip(*parallel.gather((scores, lengths, cut)), strict=True)
-    scores, lengths, cut = ([x for part in parts for x in part] for parts in found)
+    found = zip(*parallel.gather((texts, lengths, cut)), strict=True)
+    texts, lengths, cut = ([x for part in parts for x in part] for parts in found)
+    scores = parallel.from_first(lambda: score(reward, rows, texts, name=name))
     return {
-        "reward": float(np.nanmean(scores)),
+        "reward": float(scores.double().nanmean()),
         "length": float(np.mean(lengths)),
         "truncated": float(np.mean(cut)),
     }

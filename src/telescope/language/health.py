@@ -138,15 +138,16 @@ def quantities(
 ) -> dict[str, Any]:
     """The numbers of a step, and besides them those that only make sense next to another.
 
-    `flat` is `equal_groups`; with a critic, which compares across prompts, only whether that is all of them. Where
-    groups have one completion it says nothing, and where equal ones are replaced `filled` says it. `roundings` is
-    `sampler_mismatch` in units of what is rounding, where no weight makes up for it. `drift` is `kl_reference` per
-    token, which with a critic is per completion. `moved` is `kl` over all groups, those too that were skipped because
-    they move nothing. `exploring` is the share of the first step's entropy that is left, for each part of the way from
-    the lowest to the highest score seen that the mean score has still to go: who solves a task becomes certain.
+    `flat` is `equal_groups`, where anything was scored; with a critic, which compares across prompts, only whether that
+    is all of them. Where groups have one completion it says nothing, and where equal ones are replaced `filled` says
+    it. `roundings` is `sampler_mismatch` in units of what is rounding, where no weight makes up for it. `drift` is
+    `kl_reference` per token, which with a critic is per completion. `moved` is `kl` over all groups, those too that
+    were skipped because they move nothing. `exploring` is the share of the first step's entropy that is left, for each
+    part of the way from the lowest to the highest score seen that the mean score has still to go: who solves a task
+    becomes certain.
     """
     numbers: dict[str, Any] = {"ratio_max": math.nan, **statistics, "dtype": dtype, "max_tokens": max_tokens}
-    if group > 1 and "filled" not in numbers:
+    if group > 1 and "filled" not in numbers and "score" in numbers:
         numbers["flat"] = float(numbers["equal_groups"] == 1) if critic else numbers["equal_groups"]
     if "sampler_mismatch" in numbers and "off_policy_weight" not in numbers:
         numbers["rounding"] = ROUNDING[dtype]
@@ -155,7 +156,7 @@ def quantities(
         numbers["drift"] = numbers["kl_reference"] / (numbers["length"] if critic else 1)
     if "kl" in numbers:
         numbers["moved"] = numbers["kl"] * (1 - numbers.get("skipped", 0.0))
-    if first_entropy > 0:
+    if first_entropy > 0 and "score" in numbers:
         lowest, highest = seen
         to_go = (highest - numbers["score"]) / (highest - lowest) if highest > lowest else 1.0
         kept = numbers["entropy"] / first_entropy
@@ -189,8 +190,9 @@ class Watch:
         """What to tell about a step; settings are those of `quantities`."""
         if self.first_entropy is None:
             self.first_entropy = statistics["entropy"]
-        lowest, highest = self.seen
-        self.seen = min(lowest, statistics["score_min"]), max(highest, statistics["score_max"])
+        if "score" in statistics:
+            lowest, highest = self.seen
+            self.seen = min(lowest, statistics["score_min"]), max(highest, statistics["score_max"])
         found = findings(quantities(statistics, first_entropy=self.first_entropy, seen=self.seen, **settings))
         new = [one for one in found if step >= self._due(one.name)]
         self.told |= {one.name: step for one in new}

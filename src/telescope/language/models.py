@@ -27,11 +27,11 @@ INITIAL = 0.08
 """Deviation of its weights, about width^−½: with the usual 0.02 it needs three times the steps to learn addition."""
 
 
-def tiny(seed: int = 0) -> nn.Module:
-    """The built-in model with weights by the seed: a Llama of 2 layers and width 128."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def tiny_config() -> Any:
+    """The built-in model: a Llama of 2 layers and width 128."""
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=128,
         intermediate_size=512,
@@ -45,13 +45,20 @@ def tiny(seed: int = 0) -> nn.Module:
         bos_token_id=None,
         eos_token_id=EOS,
     )
+
+
+def tiny(seed: int = 0) -> nn.Module:
+    """The built-in model with weights by the seed."""
+    from transformers import LlamaForCausalLM
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        return LlamaForCausalLM(tiny_config())
 
 
 def load(source: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
     """A causal LM and its tokenizer: the built-in one, a run folder, a transformers folder, or a name on the hub."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -62,25 +69,41 @@ def load(source: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> t
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _not_to_be_had(source, error) from error
     return model, tokenizer
 
 
-def require(source: str) -> None:
-    """ValueError where there is no such model, by a look at its config alone."""
-    from transformers import AutoConfig
+def require(source: str) -> tuple[Any, Any]:
+    """Config and tokenizer of a model; ValueError where there is none to begin with. Its weights are not looked at."""
+    from transformers import AutoConfig, AutoTokenizer
 
     if source == TINY:
-        return
+        return tiny_config(), characters()
+    place = folder_of(source)
+    if (Path(place) / HEAD).is_file():
+        raise ValueError(f"model is {source!r}, a reward model, which says nothing any more; it serves as --reward")
     try:
-        AutoConfig.from_pretrained(folder_of(source))
+        return AutoConfig.from_pretrained(place), AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise _not_to_be_had(source, error) from error
 
 
+def require_head(folder: str) -> Path:
+    """The transformers folder within the run folder of a reward model; ValueError where it is none."""
+    place = Path(folder) / "model"
+    if not (place / HEAD).is_file():
+        raise ValueError(f"reward is {folder!r}, which holds no reward model ({place / HEAD} is missing)")
+    return place
+
+
+def context_of(config: Any) -> int | None:
+    """The longest text that a model has learned positions for, in tokens; None where its config does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def _not_to_be_had(source: str, error: Exception) -> ValueError:
-    reason = str(error).strip().splitlines()[0]
+    reason = " ".join(str(error).split())
     return ValueError(f"model is {source!r}, which transformers cannot load: {reason}")
 
 

@@ -8,7 +8,6 @@ Bradley & Terry 1952 as in InstructGPT (Ouyang et al. 2022, equation 1). It leav
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,9 +35,7 @@ class RewardModel:
     @classmethod
     def load(cls, folder: str, device: str) -> RewardModel:
         """Back from the run folder of `telescope train reward_model`."""
-        place = Path(folder) / "model"
-        if not (place / models.HEAD).is_file():
-            raise ValueError(f"reward is {folder!r}, which holds no reward model ({place / models.HEAD} is missing)")
+        place = models.require_head(folder)
         policy, tokenizer = models.load(str(place))
         model = cls(policy.eval(), tokenizer, models.ends_of(policy, tokenizer)[0], device)
         models.load_head(model.network, place)
@@ -62,6 +59,10 @@ class RewardModel:
                 f"{prompts[wrong]!r}); was its own training sound? telescope eval says how many pairs it orders right"
             )
         return found
+
+    def reward(self, prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
+        """The same as a reward function."""
+        return self.scores([{"prompt": prompt} for prompt in prompts], completions).tolist()  # type: ignore[no-any-return]
 
     def pair_loss(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """−log σ(r(chosen) − r(rejected)) of each pair, and the margin between their scores, [B] each."""

@@ -7,9 +7,11 @@ It leaves out what is done with them (`advantages.py`).
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import math
+import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +28,33 @@ def load_function(source: str) -> Reward:
         raise ValueError(f"reward is {source!r}; expected FILE.py:FUNCTION, or the folder of a trained reward model")
     if not Path(path).is_file():
         raise ValueError(f"reward is {source!r}, but there is no file {path}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(f"reward_file_{Path(path).stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{path} cannot be run: {_told(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"reward is {source!r}, but {path} has no function {name}")
     return function  # type: ignore[no-any-return]
+
+
+def require_columns(function: Reward, columns: Iterable[str], *, name: str) -> None:
+    """ValueError where the function cannot be called with these columns, as its parameters tell beforehand."""
+    names = [column for column in columns if column != "prompt"]
+    try:
+        parameters = inspect.signature(function)
+    except (TypeError, ValueError):  # of some functions written in C nothing is known
+        return
+    try:
+        parameters.bind([], [], **dict.fromkeys(names))
+    except TypeError as error:
+        given = f"prompts, completions{''.join(f', {column}=' for column in names)}"
+        raise ValueError(f"the reward function {name} cannot be called with ({given}): {error}") from error
 
 
 def score(function: Reward, rows: Sequence[Row], completions: Sequence[str], *, name: str) -> Tensor:
@@ -49,9 +66,9 @@ def score(function: Reward, rows: Sequence[Row], completions: Sequence[str], *, 
     columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
     prompts = [row["prompt"] for row in rows]
     try:
-        scores = function(prompts, list(completions), **columns)
-    except Exception as error:
-        raise ValueError(f"the reward function {name} raised {type(error).__name__}: {error}{_where(error)}") from error
+        scores = function(list(prompts), list(completions), **columns)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"the reward function {name} raised {_told(error)}{_where(error)}") from error
     scores = scores.tolist() if hasattr(scores, "tolist") else scores
     if not isinstance(scores, list | tuple):
         raise ValueError(f"the reward function {name} returned a {type(scores).__name__}; expected a list of numbers")
@@ -72,7 +89,13 @@ def overlong(lengths: Tensor, max_tokens: int, cache: int) -> Tensor:
     return ((max_tokens - cache - lengths) / cache).clamp(-1.0, 0.0)
 
 
-def _where(error: Exception) -> str:
+def _told(error: BaseException) -> str:
+    """An error's kind and what it says, on one line."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _where(error: BaseException) -> str:
     """The line of the function's own file that was reached; nothing where the call itself failed."""
     _, *inside = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     lines = [line for file, line in inside if file == inside[0][0]]
@@ -83,11 +106,14 @@ def _number(value: Any, name: str, index: int, prompt: str, completion: str) -> 
     if value is None:
         return math.nan
     what = f"the reward function {name} gave {value!r} for completion {index} ({completion!r} to {prompt!r})"
-    if not isinstance(value, bool | int | float):
-        try:
-            value = float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{what}; expected a number, or None where it cannot be scored") from None
-    if not math.isfinite(value):
-        raise ValueError(f"{what}; expected a finite number, or None where it cannot be scored")
-    return float(value)
+    if isinstance(value, str | bytes):
+        raise ValueError(f"{what}; expected a number, or None where it cannot be scored")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError):
+        raise ValueError(f"{what}; expected a number, or None where it cannot be scored") from None
+    if not abs(number) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"{what}; expected a finite number (in float32), or None where it cannot be scored")
+    return number

@@ -29,7 +29,7 @@ from telescope.language.preferences import RewardModel, train_reward_model
 from telescope.language.rewards import load_function, overlong, score
 from telescope.language.sampling import Completions, Prompts, decode, encode, joined, sample
 from telescope.language.supervised import cross_entropy, demonstrations
-from telescope.language.tasks import Row
+from telescope.language.tasks import Reward, Row
 from telescope.language.training import (
     DEMONSTRATIONS,
     MINIBATCHES,
@@ -142,6 +142,12 @@ class RolloutSession(Session):
         """An untrained one on another draw of the model's weights; its score is to be no function of the policy's."""
         policy, tokenizer = models.load(self.config.model, seed=self.config.seed + 1)
         return RewardModel(policy.eval(), tokenizer, self.ends[0], self.config.device)
+
+    def scoring(self) -> Reward:
+        """The task's own reward, or else the run's: its function, or its reward model as one."""
+        if self.task.reward is not None:
+            return self.task.reward
+        return self.reward if self.reward_model is None else self.reward_model.reward
 
     def scores(self, rows: list[Row], texts: list[str]) -> Tensor:
         """One score per completion, [B]; NaN where not scored."""
@@ -323,10 +329,9 @@ def all_equal(rollout: Rollout) -> Tensor:
 def rollout_statistics(rollout: Rollout) -> dict[str, float]:
     """What is to be seen of a rollout before anything is learned from it."""
     mask, scores = rollout.completions.mask, rollout.scores
-    return {
-        "score": float(scores.nanmean()),
-        "score_min": float(scores.nan_to_num(torch.inf).min()),
-        "score_max": float(scores.nan_to_num(-torch.inf).max()),
+    scored = scores[~scores.isnan()]
+    score = {"score": scored.mean(), "score_min": scored.min(), "score_max": scored.max()} if len(scored) else {}
+    return {name: float(value) for name, value in score.items()} | {
         "score_std": float(spread(rollout).std(1, correction=0).mean()),
         "equal_groups": float(all_equal(rollout).float().mean()),
         "length": float(mask.sum(1).float().mean()),

@@ -43,10 +43,16 @@ def texts(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], end: i
 
 def demonstrations(tokenizer: Any, rows: Sequence[Row], end: int, device: str) -> Texts:
     """Rows with a `prompt` and its right `answer` as tokens."""
-    lacking = [row for row in rows if not isinstance(row.get("answer"), str)]
-    if lacking:
-        raise ValueError(f"the row with prompt {lacking[0]['prompt']!r} has no answer; SFT learns from right answers")
+    require_answers(rows)
     return texts(tokenizer, [row["prompt"] for row in rows], [row["answer"] for row in rows], end, device)
+
+
+def require_answers(rows: Sequence[Row]) -> None:
+    """ValueError naming the first row without an answer."""
+    for row in rows:
+        if not isinstance(row.get("answer"), str):
+            what = "no answer" if row.get("answer") is None else f"the answer {row['answer']!r}, which is no string"
+            raise ValueError(f"the row with prompt {row['prompt']!r} has {what}; SFT learns from right answers")
 
 
 def cross_entropy(policy: nn.Module, batch: Texts) -> Tensor:

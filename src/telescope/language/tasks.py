@@ -6,6 +6,7 @@ where completions come from and what they are worth to a learned reward model.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import itertools
 import json
@@ -42,6 +43,8 @@ class Task(NamedTuple):
     """Does every row have an `answer` to learn from before RL?"""
     pairs: Callable[..., list[Row]] | None = None
     """Preference pairs (rng, count, held_out=False): rows with `prompt`, `chosen`, `rejected`."""
+    rows: Sequence[Row] = ()
+    """All rows of a file; a built-in task draws without end."""
 
 
 def is_held_out(prompt: str) -> bool:
@@ -204,7 +207,7 @@ def from_file(path: str) -> Task:
         return [training[int(i)] for i in rng.integers(len(training), size=count)]
 
     reward, metric = (exact_match, "exact_match") if answers else (None, "reward")
-    return Task(path, draw, held_out[:HELD_OUT] or training[:HELD_OUT], reward, metric, 64, answers)
+    return Task(path, draw, held_out[:HELD_OUT] or training[:HELD_OUT], reward, metric, 64, answers, rows=rows)
 
 
 def pairs_of(name: str) -> Task:
@@ -224,15 +227,15 @@ def pairs_of(name: str) -> Task:
         source = kept[held_out] or kept[False]
         return [source[int(i)] for i in rng.integers(len(source), size=count)]
 
-    return Task(name, lambda rng, count: pairs(rng, count), kept[True], None, "accuracy", 64, False, pairs)
+    return Task(name, lambda rng, count: pairs(rng, count), kept[True], None, "accuracy", 64, False, pairs, rows)
 
 
 def require_reward(task: Task, reward: str | None) -> None:
     """ValueError where nothing says what a completion is worth."""
     if reward is None and task.reward is None and task.pairs is None:
         raise ValueError(
-            f"{task.name} has no answers to check, so it needs a reward: --reward FILE.py:FUNCTION, or the run folder "
-            "of a reward model"
+            f"{task.name} has no answers to check (in every row a string `answer`), so it needs a reward: "
+            "--reward FILE.py:FUNCTION, or the run folder of a reward model"
         )
 
 
@@ -242,14 +245,17 @@ def read_rows(path: str | os.PathLike[str], fields: Sequence[str], *, alike: boo
     ValueError naming the row (from 1) and the field. alike: every row has the fields of the first, which a reward
     function gets as lists.
     """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read as a file of rows: {error.strerror}") from error
     rows = list[Row]()
-    with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                place = f"row {number} of {os.fspath(path)}"
-                rows.append(_row(line, place, fields))
-                if alike and (lacking := rows[0].keys() ^ rows[-1].keys()):
-                    raise ValueError(_unlike(place, min(lacking), rows[-1]))
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
+        if line.strip():
+            place = f"row {number} of {os.fspath(path)}"
+            rows.append(_row(line, place, fields))
+            if alike and (lacking := rows[0].keys() ^ rows[-1].keys()):
+                raise ValueError(_unlike(place, min(lacking), rows[-1]))
     if not rows:
         raise ValueError(f"{os.fspath(path)} has no rows; expected a JSON object in each line")
     return rows
@@ -261,11 +267,12 @@ def _unlike(place: str, field: str, row: Row) -> str:
     return f"{place} has no field {field!r}, which the first row has; give it there too (null for none)"
 
 
-def _row(line: str, place: str, fields: Sequence[str]) -> Row:
+def _row(line: bytes, place: str, fields: Sequence[str]) -> Row:
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{place} is not JSON: {error}") from error
+        row = json.loads(line.decode())
+        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is not JSON in UTF-8: {error}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{place} is a {type(row).__name__}; expected a JSON object")
     for field in fields:

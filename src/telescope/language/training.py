@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from telescope.language import models, parallel
 from telescope.language.config import LanguageConfig
 from telescope.language.health import Finding, of_tokens
-from telescope.language.rewards import load_function
-from telescope.language.tasks import Task
+from telescope.language.rewards import load_function, require_columns
+from telescope.language.tasks import Reward, Task, is_held_out
 
 # Streams of random numbers, keyed with the seed and the step: there is no generator state to store.
 PROMPTS, TOKENS, MINIBATCHES, DEMONSTRATIONS, PAIRS, EVALUATION = range(6)
@@ -85,6 +85,8 @@ class Session:
         self.task: Task = config.open_task()
         self.max_tokens = config.max_tokens or self.task.max_tokens
         policy, self.tokenizer = models.load(config.model, seed=config.seed, dtype=getattr(torch, config.dtype))
+        require_room(config, self.task, policy.config, self.tokenizer)
+        self.notes += remarks(config, self.task, self.tokenizer)
         self.ends = models.ends_of(policy, self.tokenizer)
         pad, token = self.tokenizer.pad_token_id, self.tokenizer.pad_token
         self._findings: list[Finding] = [] if resume else of_tokens(pad, self.ends, token)
@@ -151,6 +153,10 @@ class Session:
     def take_findings(self) -> list[Finding]:
         taken, self._findings = self._findings, []
         return taken
+
+    def scoring(self) -> Reward | None:
+        """What answers to held-out prompts are scored by; None where there is nothing."""
+        return self.task.reward
 
     @property
     def progress(self) -> float:
@@ -334,8 +340,55 @@ def try_out(config: LanguageConfig) -> None:
         torch.empty(0, device=config.device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {config.device!r}, which is not to be had here: {error}") from error
-    models.require(config.model)
-    config.open_task()
+    about, tokenizer = models.require(config.model)
+    task = config.open_task()
+    require_room(config, task, about, tokenizer)
     reward = getattr(config, "reward", None)
-    if reward is not None and not Path(reward).is_dir():
-        load_function(reward)
+    if reward is not None and Path(reward).is_dir():
+        models.require_head(reward)
+    elif (function := task.reward if reward is None else load_function(reward)) is not None:
+        row = task.draw(generator(config.seed, PROMPTS), 1)[0]
+        require_columns(function, row, name=reward or f"of {task.name}")
+
+
+SPECIAL = 8
+"""Tokens that a tokenizer may add to a text of its own, at most."""
+
+
+def require_room(config: LanguageConfig, task: Task, about: Any, tokenizer: Any) -> None:
+    """ValueError naming the first prompt that is longer, with what follows it, than the model's context."""
+    context = models.context_of(about)
+    if context is None:
+        return
+    limit = (config.max_tokens or task.max_tokens) if config.samples else 0
+    for row in task.rows or task.held_out:
+        answers = [row[name] for name in config.learned if name in row]
+        sizes = [len(text.encode()) for text in (row["prompt"], *answers)]
+        if sum(sizes) + limit + SPECIAL <= context:  # a token has a byte at least: most texts need no closer look
+            continue
+        asked = len(tokenizer(row["prompt"])["input_ids"])
+        follow = max([limit, *(len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in answers)])
+        if asked + follow > context:
+            name = row["prompt"] if len(row["prompt"]) <= 40 else row["prompt"][:37] + "..."
+            raise ValueError(
+                f"the prompt {name!r} has {asked} tokens, and up to {follow} may follow, but the context of "
+                f"{config.model} is {context} tokens; shorten it, or lower max_tokens"
+            )
+
+
+def remarks(config: LanguageConfig, task: Task, tokenizer: Any) -> list[str]:
+    """What the user should know of the prompts of a run's evaluations."""
+    prompts = [row["prompt"] for row in task.held_out[: config.eval_prompts]]
+    found = []
+    if task.rows and not any(is_held_out(row["prompt"]) for row in task.rows):
+        found.append(
+            f"of the {len(task.rows)} rows of {task.name} the hash holds out none: evaluations use training prompts"
+        )
+    unknown, name = tokenizer.unk_token_id, tokenizer.unk_token
+    odd = [] if unknown is None else [text for text in prompts if unknown in tokenizer(text)["input_ids"]]
+    if odd:
+        found.append(
+            f"{len(odd) / len(prompts):.0%} of the held-out prompts have characters that the tokenizer of "
+            f"{config.model} does not know, so that they all read {name} ({odd[0]!r}); take a model that has them"
+        )
+    return found

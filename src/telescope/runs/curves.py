@@ -80,7 +80,7 @@ def curve(table: dict[str, Array], metric: str, *, source: str) -> Curve:
         raise ValueError(f"{source} has no metric {metric!r}; it has {', '.join(table)}")
     live = np.isfinite(table[metric])
     if not live.any():
-        raise ValueError(f"{source} has no value of {metric} yet; let it run until an episode has ended")
+        raise ValueError(f"{source} has no value of {metric} yet; let it run until there is one")
     steps, column = np.unique(table["step"][live], return_inverse=True)
     seeds, row = np.unique(table["seed"][live], return_inverse=True)
     scores = np.full((len(seeds), len(steps)), np.nan)
@@ -141,7 +141,10 @@ def _chosen(tables: Sequence[dict[str, Array]]) -> str:
     for name in AUTO:
         if all(np.isfinite(table.get(name, np.nan)).any() for table in tables):
             return name
-    return "return_mean"  # the one to be missed in the message
+    for name in AUTO:  # to be missed in the message
+        if all(name in table for table in tables):
+            return name
+    raise ValueError(f"the runs have none of {', '.join(AUTO)} in common; name a column of all of them with --metric")
 
 
 def _labels(folders: Sequence[RunFolder]) -> list[str]:

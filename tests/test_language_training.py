@@ -543,15 +543,17 @@ def test_bootstraps_are_the_part_of_the_returns_that_the_critic_made_up():
     torch.testing.assert_close(cut.returns[1], torch.full((4,), -1.0))
 
 
-def test_the_controller_aims_below_the_kl_that_is_allowed(monkeypatch):
+@pytest.mark.parametrize(("factor", "betas"), [(2, [0.2, 0.4]), (0.5, [0.2, 0.2])])
+def test_the_controller_aims_below_the_kl_that_is_allowed_and_never_below_beta(monkeypatch, factor, betas):
     monkeypatch.setattr("telescope.language.preferences.STEPS", 2)
     asked = []
-    monkeypatch.setattr(rlhf, "adaptive_kl", lambda beta, kl, **more: asked.append((beta, kl, more)) or 2 * beta)
-    config = dataclasses.replace(CONFIGS["rlhf"][1], total_steps=2, warm_start_steps=1, eval_prompts=5, target_kl=2.5)
+    monkeypatch.setattr(rlhf, "adaptive_kl", lambda beta, kl, **more: asked.append((beta, kl, more)) or factor * beta)
+    small = {"total_steps": 2, "warm_start_steps": 1, "eval_prompts": 5}
+    config = dataclasses.replace(CONFIGS["rlhf"][1], target_kl=2.5, beta=0.2, **small)
     rows = [iteration.rows[0] for iteration in rlhf.train(config)][1:]
     told = {"target": 2.0, "samples": 16, "horizon": config.kl_horizon}
-    assert asked == [(beta, row["kl_reference"], told) for beta, row in zip((0.3, 0.6), rows, strict=True)]
-    assert [row["beta"] for row in rows] == [0.3, 0.6]
+    assert asked == [(beta, row["kl_reference"], told) for beta, row in zip(betas, rows, strict=True)]
+    assert [row["beta"] for row in rows] == betas
 
 
 def test_preferences_know_all_that_a_policy_may_come_to_write():

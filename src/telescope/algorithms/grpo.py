@@ -34,15 +34,13 @@ class GRPO(RolloutConfig):
     """A policy gradient whose baseline is the other completions of the same prompt."""
 
     objective: str = "grpo"
-    """A row of the table (grpo, dr_grpo, dapo, gspo, gspo_token, rloo, cispo, reinforce, reinforce++), or as a
-    framework has it: trl/grpo, verl/gspo, …"""
+    """A row of docs/objectives.md (grpo, dapo, gspo, rloo, …), or as a framework has it: trl/grpo, verl/gspo, …"""
     clip: tuple[float, float] | None = None
     """How far the ratio may fall below and rise above 1, in place of the row's."""
     beta: float | None = None
     """Coefficient of the KL to the reference, in place of the row's; 0 needs no reference."""
     resample: int = 0
-    """Further rounds of sampling at most, each of as many fresh prompts as there are groups whose scores are all equal
-    (DAPO's dynamic sampling); 0: such groups are kept."""
+    """Rounds of sampling at most to replace groups whose scores are all equal (DAPO); 0: such groups are kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

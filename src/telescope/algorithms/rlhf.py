@@ -53,15 +53,13 @@ class RLHF(RolloutConfig):
     whiten: bool = True
     """Whiten advantages over all tokens of the rollout."""
     beta: float = 0.01
-    """Coefficient of the KL to the reference in the reward (k1 per token); where target_kl is set, its first value."""
+    """Coefficient of the KL to the reference in the reward (k1 per token); where target_kl is set, the least."""
     target_kl: float | None = None
-    """Keep the KL of a completion to the reference below this (nats): beta is moved so that it comes to 0.8 of it, by
-    the controller of Ziegler et al. 2019."""
+    """Nats of KL to the reference that a completion may have: a controller raises beta from 0.8 of it on."""
     kl_horizon: int = 10_000
     """Completions in which that controller can change beta by a fifth."""
     truncation: Literal["bootstrap", "terminal", "drop", "penalty"] = "terminal"
-    """A completion that the length limit cut: its value goes on from the critic's (bootstrap), it ends there with its
-    score (terminal), it is not learned from (drop), or its score is reduced by truncation_penalty (penalty)."""
+    """A completion cut at max_tokens goes on by the critic, ends with its score, is left out, or loses score."""
     truncation_penalty: float = 1.0
     """What a cut completion loses of its score with truncation = penalty."""
 
@@ -80,8 +78,8 @@ class RLHF(RolloutConfig):
 def preset(task: str) -> RLHF:
     """The settings for a task."""
     if task == "lm/taste":
-        config = RLHF(task=task, total_steps=60, prompts=128, group=4)
-        return dataclasses.replace(config, learning_rate=1e-3, beta=0.1, target_kl=6.0, kl_horizon=2000)
+        config = RLHF(task=task, total_steps=80, prompts=128, group=4)
+        return dataclasses.replace(config, learning_rate=1e-3, beta=0.1, target_kl=6.0, kl_horizon=1000)
     if task.startswith("lm/"):  # a right answer cannot be overdone, so nothing has to hold the policy back
         return RLHF(task=task, learning_rate=1e-3, beta=0.0, value_model="head")
     return RLHF(task=task)
@@ -155,9 +153,8 @@ def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iterat
         if config.target_kl is not None:
             samples = config.prompts * config.group
             aim, horizon = KL_AIM * config.target_kl, config.kl_horizon
-            session.beta = adaptive_kl(
-                session.beta, found["kl_reference"], target=aim, samples=samples, horizon=horizon
-            )
+            beta = adaptive_kl(session.beta, found["kl_reference"], target=aim, samples=samples, horizon=horizon)
+            session.beta = max(beta, config.beta)  # a bound: where the KL is small there is nothing to make up for
         session.iteration += 1
         evaluation = held_out(session) if session.due() else {}
         yield session.finish(found, evaluation, session.table(rollout))

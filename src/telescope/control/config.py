@@ -52,8 +52,7 @@ class ControlConfig:
     device: str = "cpu"
     """Where networks live: cpu, cuda, cuda:1, …"""
     threads: int = 0
-    """CPU threads of the network arithmetic, in each process; 0: one, or up to 4 where a gradient step is worth
-    sharing."""
+    """CPU threads of a process's arithmetic; 0: one, or up to 4 where a gradient step is worth sharing."""
     processes: int = 1
     """Spread the seeds over so many processes, which pays where environments take most of the time."""
     compile: Literal["auto", "on", "off"] = "auto"

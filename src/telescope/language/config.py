@@ -104,10 +104,9 @@ class RolloutConfig(LanguageConfig):
     top_p: float | None = None
     """Sample from the likeliest tokens that together have this probability; log-probabilities likewise."""
     off_policy: Literal["none", "truncate", "mask"] = "none"
-    """Weigh each token by π_trainer/π_sampler, at most off_policy_cap (truncate; Yao et al. 2025), or 0 beyond that and
-    its inverse (mask). Costs one more pass of the trainer; none: only where the objective's row has a correction."""
+    """Weigh tokens by π_trainer/π_sampler, bounded (truncate) or 0 beyond the bounds (mask); none: as the row does."""
     off_policy_cap: float = 2.0
-    """The bound of that weight."""
+    """The upper bound of that weight; for mask also its inverse, the lower one."""
     warm_start: float = 0.2
     """Alone with the built-in model: train on right answers until this share of held-out prompts is answered."""
     warm_start_steps: int = 2000

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from telescope.language import parallel
 from telescope.language.log_probs import token_log_probs
-from telescope.language.models import completion_states, output_of, trunk_of
+from telescope.language.models import bias_of, completion_states, output_of, trunk_of
 from telescope.language.rewards import score
 from telescope.language.sampling import decode, encode, sample
 from telescope.language.tasks import Reward, Row
@@ -108,7 +108,11 @@ def distance(
         tokens, mask = completions.tokens, completions.mask
         own, other = (
             token_log_probs(
-                completion_states(trunk_of(model), prompts, (tokens, mask)), output_of(model), tokens, mask=mask
+                completion_states(trunk_of(model), prompts, (tokens, mask)),
+                output_of(model),
+                tokens,
+                mask=mask,
+                bias=bias_of(model),
             ).log_probs
             for model in (policy, reference)
         )

@@ -162,13 +162,19 @@ def ends_of(model: Any, tokenizer: Any) -> list[int]:
     ends = tokenizer.eos_token_id if ends is None else ends
     if ends is None:
         raise ValueError("the tokenizer has no end token (eos_token), so a completion could never end")
-    return list(ends) if isinstance(ends, list | tuple) else [int(ends)]
+    ends = list(ends) if isinstance(ends, list | tuple) else [int(ends)]
+    if unknown := [end for end in ends if end >= len(output_of(model))]:
+        raise ValueError(
+            f"eos_token_id is {unknown[0]}, but {type(model).__name__} has {len(output_of(model))} tokens, so a "
+            "completion could never end; correct it in generation_config.json and config.json of the model"
+        )
+    return ends
 
 
 def trunk_of(model: Any) -> nn.Module:
     """The part that makes hidden states, without the output matrix."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return plain.base_model if plain.base_model is not plain else plain.get_decoder()  # type: ignore[no-any-return]
+    return plain.base_model if plain.base_model is not plain else plain.model  # type: ignore[no-any-return]
 
 
 def output_of(model: Any) -> Tensor:
@@ -176,16 +182,18 @@ def output_of(model: Any) -> Tensor:
     return model.get_output_embeddings().weight  # type: ignore[no-any-return]
 
 
-def check_output(model: Any) -> None:
-    """ValueError where logits are not the plain product of hidden states and `output_of`, by a look at one token."""
-    token = torch.tensor([[int(ends_of(model, None)[0])]], device=output_of(model).device)
-    with torch.no_grad():
-        logits = model(input_ids=token, use_cache=False).logits.float()
-        product = (hidden_states(trunk_of(model), token, token > -1) @ output_of(model).T).float()
-    if not torch.allclose(logits, product, rtol=1e-2, atol=1e-2 * float(logits.abs().max())):
+def bias_of(model: Any) -> Tensor | None:
+    """What is added to their product [V], where a model has it."""
+    return getattr(model.get_output_embeddings(), "bias", None)
+
+
+def require_positions(model: Any, length: int) -> None:
+    """ValueError where a model that knows a fixed number of positions would have to read longer texts."""
+    known = None if hasattr(model.config, "rope_parameters") else getattr(model.config, "max_position_embeddings", None)
+    if known is not None and length > known:
         raise ValueError(
-            f"the logits of {type(model).__name__} are not hidden states times the output matrix (a bias, a scale or a "
-            "soft cap lies between); such models are not supported"
+            f"a text of {length} tokens, its prompt included, is too long for {type(model).__name__}, which knows "
+            f"{known} positions; a smaller max_tokens or shorter texts are needed"
         )
 
 
@@ -206,7 +214,8 @@ def completion_states(
 
     With `group` > 1 a prompt that several completions share is read once: its keys and values are repeated, and only
     the completions' own tokens run through the model, once for those of a group that are alike. Values and gradients
-    are the same, to rounding.
+    are the same, to rounding. Layers with a recurrent state (linear attention, convolutions) overwrite it, which no
+    gradient survives: with them every text is read whole.
 
     Args:
         prompts: tokens and mask [N, P], padded on the left. completions: tokens and mask [N · group, T], on the right.
@@ -218,12 +227,13 @@ def completion_states(
         return completion_states(trunk, prompts, completions, group=group, after=after)[:0]
     if not after:
         tokens, mask = tokens[:, :-1], mask[:, :-1]
-    if group == 1:
-        both, both_mask = torch.cat([asked, tokens], 1), torch.cat([asked_mask, mask], 1)
-        return _run(trunk, both, both_mask, tokens.shape[1] + 1)
     from transformers import DynamicCache
 
     cache = DynamicCache(config=trunk.config)  # type: ignore[arg-type]
+    if group == 1 or any(hasattr(layer, "conv_states") for layer in cache.layers):
+        both = torch.cat([asked.repeat_interleave(group, 0), tokens], 1)
+        both_mask = torch.cat([asked_mask.repeat_interleave(group, 0), mask], 1)
+        return _run(trunk, both, both_mask, tokens.shape[1] + 1)
     first = _run(trunk, asked, asked_mask, 1, cache)
     if tokens.shape[1] == 0:
         return first.repeat_interleave(group, 0)
@@ -251,6 +261,8 @@ def alike(tokens: Tensor, mask: Tensor, group: int) -> tuple[Tensor, Tensor]:
 def _run(trunk: nn.Module, tokens: Tensor, mask: Tensor, last: int, cache: Any = None) -> Tensor:
     """Hidden states of the last tokens. mask: of all tokens, those already in the cache too."""
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+    if positions.numel():
+        require_positions(trunk, int(positions.max()) + 1)
     out = trunk(
         input_ids=tokens,
         attention_mask=None if bool(mask.all()) else mask.long(),

@@ -23,7 +23,7 @@ from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
 from telescope.language.health import Watch
 from telescope.language.log_probs import TokenLogProbs, token_log_probs
-from telescope.language.models import completion_states, output_of, trunk_of
+from telescope.language.models import bias_of, completion_states, output_of, trunk_of
 from telescope.language.objectives import Objective
 from telescope.language.preferences import RewardModel, train_reward_model
 from telescope.language.rewards import load_function, overlong, score
@@ -241,11 +241,13 @@ class RolloutSession(Session):
     def log_probs(self, states: Tensor, rollout: Rollout, policy: nn.Module | None = None) -> TokenLogProbs:
         """Log-probabilities and entropy [B, T] of the tokens from the states before them."""
         completions = rollout.completions
+        policy = self.policy if policy is None else policy
         return token_log_probs(
             states[:, : completions.tokens.shape[1]],
-            output_of(self.policy if policy is None else policy),
+            output_of(policy),
             completions.tokens,
             mask=completions.mask,
+            bias=bias_of(policy),
             temperature=self.config.temperature,
             support=completions.support,
         )

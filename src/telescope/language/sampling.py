@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from telescope.language.log_probs import sampling_support
+from telescope.language.models import require_positions
 
 
 class Prompts(NamedTuple):
@@ -119,9 +120,10 @@ def sample(
     completions = _Growing(n, max_tokens, prompts.tokens.device)
     if n == 0:
         return completions.finish()
+    require_positions(model, prompts.tokens.shape[1] + max_tokens - 1)
     from transformers import DynamicCache
 
-    cache = DynamicCache()
+    cache = DynamicCache(config=model.config)
     mask = prompts.mask
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     logits = _step(model, prompts.tokens, mask, positions, cache)
@@ -139,7 +141,7 @@ def sample(
         rows = rows[~ended]
         source, tokens, texts = _parted(texts[~ended], tokens[~ended])
         if not torch.equal(source, torch.arange(len(mask), device=mask.device)):
-            cache.batch_select_indices(source)
+            cache.reorder_cache(source)  # type: ignore[arg-type]
             mask, position = mask[source], position[source]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         logits = _step(model, tokens[:, None], mask, (position + t)[:, None], cache)

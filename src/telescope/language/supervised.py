@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from telescope.language.log_probs import token_log_probs
-from telescope.language.models import completion_states, output_of, trunk_of
+from telescope.language.models import bias_of, completion_states, output_of, trunk_of
 from telescope.language.sampling import Prompts, encode
 from telescope.language.tasks import Row
 
@@ -58,4 +58,4 @@ def require_answers(rows: Sequence[Row]) -> None:
 def cross_entropy(policy: nn.Module, batch: Texts) -> Tensor:
     """−log π of each token of the answers [B, T]; 0 where masked."""
     states = completion_states(trunk_of(policy), batch.prompts, (batch.tokens, batch.mask))
-    return -token_log_probs(states, output_of(policy), batch.tokens, mask=batch.mask).log_probs
+    return -token_log_probs(states, output_of(policy), batch.tokens, mask=batch.mask, bias=bias_of(policy)).log_probs

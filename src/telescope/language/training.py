@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from telescope.language import models, parallel
 from telescope.language.config import LanguageConfig
 from telescope.language.health import Finding, of_tokens
+from telescope.language.probe import probe
 from telescope.language.rewards import load_function, require_columns
 from telescope.language.tasks import Reward, Task, is_held_out
 
@@ -91,7 +92,7 @@ class Session:
         pad, token = self.tokenizer.pad_token_id, self.tokenizer.pad_token
         self._findings: list[Finding] = [] if resume else of_tokens(pad, self.ends, token)
         self.policy: nn.Module = policy.to(config.device).eval()  # no dropout: ratios would be noise
-        models.check_output(self.policy)
+        probe(self.policy)
         self.trained: dict[str, nn.Module] = {}
         self.reference: nn.Module | None = None
         self.head: models.Scalar | None = None

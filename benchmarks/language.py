@@ -38,21 +38,24 @@ STOP_AT, MOST = 0.25, 1000  # exact match of the models that all begin from, and
 
 
 class Contestant(NamedTuple):
-    """Who trains: a name for the page, which trainer, settings of its own, variables of its process."""
+    """Who trains: a name for the page, which trainer, settings of its own, variables of its process, threads."""
 
     name: str
     trainer: str
     options: dict[str, Any] = {}  # noqa: RUF012 (never changed)
     environment: dict[str, str] = {}  # noqa: RUF012
+    threads: int | None = None
+    """None: as many as all others; 0: as many as it takes by itself."""
 
 
-CONTESTANTS = (Contestant("telescope", "telescope", {}, WAITING), Contestant("TRL", "trl"))
+CONTESTANTS = (Contestant("telescope", "telescope", {}, WAITING, threads=0), Contestant("TRL", "trl"))
 # What TRL could be told besides; one process each, to see that "TRL" is its best.
 CHOICES = (
     Contestant("TRL, static cache", "trl", {"cache_implementation": "static"}),
     Contestant("TRL, compiled model", "trl", {"torch_compile": True}),
     Contestant("TRL, gradient checkpointing, its default", "trl", {"gradient_checkpointing": True}),
     Contestant("TRL, threads wait as ours do", "trl", {}, WAITING),
+    Contestant("TRL, one thread", "trl", threads=1),
 )
 
 
@@ -122,7 +125,8 @@ def record(
     one: Contestant, size: Size, steps: int, number: int, begin: dict[str, Any], chosen: argparse.Namespace, room: Path
 ) -> dict[str, Any]:
     """Measures it, prints a line and returns what the page needs."""
-    job = Job(one.trainer, size, begin["model"], number, chosen.threads, steps, one.options)
+    threads = chosen.threads if one.threads is None else one.threads
+    job = Job(one.trainer, size, begin["model"], number, threads, steps, one.options)
     found, memory = run(job, environment(chosen.threads) | one.environment, room)
     known = {"name": one.name, "size": str(size), "threads": job.threads, "seed": job.seed, "memory": memory}
     known |= summary(found, size.batch, min(WARM, steps - 1))

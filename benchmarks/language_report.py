@@ -26,8 +26,9 @@ HEAD = """# GRPO on language models on {processor}
 million parameters, after `telescope train sft`), the same prompts in the same order, the same reward function, and the
 same objective (advantages by the group's mean and deviation, ratio clipped at 1 ± 0.2, mean over the tokens of a
 completion, then over completions, no KL), AdamW with the same settings, step size constant after 10 updates, float32,
-sampling at temperature 1 from the whole vocabulary. One process after the other, taking turns, {threads} threads each;
-ours wait for each other as the command line sets it, TRL's as torch has it. TRL samples with `generate` and takes its
+sampling at temperature 1 from the whole vocabulary. One process after the other, taking turns, {threads} threads each,
+or in ours one where a step is too small to share; ours wait for each other as the command line sets it, TRL's as torch
+has it. TRL samples with `generate` and takes its
 whole minibatch in one piece (`per_device_train_batch_size`, `steps_per_generation`; no gradient checkpointing, logs or
 checkpoints); the rows below with a comma are what else it could be told, one process each.
 

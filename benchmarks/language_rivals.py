@@ -259,7 +259,8 @@ def main(arguments: Sequence[str]) -> None:
     import torch
 
     job, watch = Job.read(arguments[0]), Watch()
-    torch.set_num_threads(job.threads)
+    if job.threads:
+        torch.set_num_threads(job.threads)
     TRAINERS[job.trainer](job, watch)
     Path(arguments[1]).write_text(json.dumps([step._asdict() for step in watch.steps]))
 

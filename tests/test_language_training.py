@@ -25,7 +25,7 @@ from telescope.language.rewards import load_function
 from telescope.language.rollouts import Rollout
 from telescope.language.sampling import Completions, Prompts
 from telescope.language.tasks import open_task
-from telescope.language.training import Optimiser
+from telescope.language.training import Optimiser, execution
 from telescope.runs import RunFolder
 from telescope.runs import files as files_on_disk
 
@@ -458,6 +458,16 @@ def test_micro_batches_change_nothing_but_rounding(micro_batch):
     states = [list(grpo.train(one))[-1].state for one in (config, dataclasses.replace(config, micro_batch=micro_batch))]
     for name, parameter in states[0]["models"]["policy"].items():
         torch.testing.assert_close(parameter, states[1]["models"]["policy"][name], rtol=0, atol=2e-5)
+
+
+def test_a_step_that_is_small_has_one_thread(monkeypatch, trained):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
+    large = grpo.preset("lm/addition")
+    small = dataclasses.replace(large, prompts=16)
+    assert execution(large)["threads"] == 4
+    assert execution(small)["threads"] == execution(dataclasses.replace(small, model=str(trained)))["threads"] == 1
+    assert execution(dataclasses.replace(small, max_tokens=400))["threads"] == 4
+    assert execution(dataclasses.replace(small, threads=3))["threads"] == 3
 
 
 def test_steps_that_bfloat16_cannot_hold_add_up():

@@ -43,6 +43,10 @@ class RewardModelling(LanguageConfig):
         super().__post_init__()
         positive(self, "batch_size")
 
+    @property
+    def rows(self) -> int:
+        return 2 * self.batch_size
+
     def open_task(self) -> Task:
         return pairs_of(self.task)
 

@@ -39,6 +39,10 @@ class SFT(LanguageConfig):
         if self.stop_at is not None:
             positive(self, "stop_at")
 
+    @property
+    def rows(self) -> int:
+        return self.batch_size
+
     def open_task(self) -> Task:
         task = super().open_task()
         require_answers(task.rows)

@@ -57,7 +57,7 @@ class LanguageConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and arithmetic; the optimiser keeps a float32 copy of weights in another dtype."""
     threads: int = 0
-    """CPU threads of the arithmetic; 0: one for each core, decided once for the run."""
+    """CPU threads of the arithmetic; 0: one for each core, or one where a step is too small to share."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun, what each process holds: all weights (ddp), or its shard of them (fsdp)."""
 
@@ -75,6 +75,11 @@ class LanguageConfig:
     def iterations(self) -> int:
         """Steps in the whole run."""
         return self.total_steps
+
+    @property
+    def rows(self) -> int:
+        """Texts that one optimiser step learns from."""
+        raise NotImplementedError
 
     def open_task(self) -> Task:
         """The task; ValueError where it is none that this algorithm can learn from."""
@@ -155,3 +160,7 @@ class RolloutConfig(LanguageConfig):
     def updates(self) -> int:
         """Optimiser steps made from one rollout."""
         return self.epochs * self.minibatches
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.group // self.minibatches

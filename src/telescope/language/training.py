@@ -6,6 +6,7 @@ The training loop itself stands in each algorithm's own file; nothing here decid
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -328,11 +329,30 @@ def put_back(model: nn.Module, saved: dict[str, Tensor]) -> None:
                 parameter.copy_(saved[name])
 
 
+WORTH_SHARING = 7e8
+"""Parameters times tokens of an optimiser step from which a second thread is worth waking."""
+
+
 def execution(config: LanguageConfig) -> dict[str, Any]:
     """What must stay the same for a resumed run to be bit-exact; decided once."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that share these cores
-    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // here)
+    threads = config.threads
+    if not threads:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that share these cores
+        threads = max(1, len(os.sched_getaffinity(0)) // here) if work(config) >= WORTH_SHARING else 1
     return parallel.now({"threads": threads, "device": config.device, "dtype": config.dtype})
+
+
+def work(config: LanguageConfig) -> float:
+    """Parameters of the model's layers times tokens of an optimiser step, about; inf where the model does not say."""
+    about, tokenizer = models.require(config.model)
+    layers = getattr(about.get_text_config(), "num_hidden_layers", None)
+    width = getattr(about.get_text_config(), "hidden_size", None)
+    if layers is None or width is None:
+        return math.inf
+    task = config.open_task()
+    text = task.held_out[0]["prompt"] if task.held_out else ""
+    tokens = len(tokenizer(text)["input_ids"]) + (config.max_tokens or task.max_tokens)
+    return float(12 * layers * width**2 * tokens * config.rows)
 
 
 def try_out(config: LanguageConfig) -> None:

@@ -28,15 +28,16 @@ same objective (advantages by the group's mean and deviation, ratio clipped at 1
 completion, then over completions, no KL), AdamW with the same settings, step size constant after 10 updates, float32,
 sampling at temperature 1 from the whole vocabulary. One process after the other, taking turns, {threads} threads each,
 or in ours one where a step is too small to share; ours wait for each other as the command line sets it, TRL's as torch
-has it. TRL samples with `generate` and takes its
-whole minibatch in one piece (`per_device_train_batch_size`, `steps_per_generation`; no gradient checkpointing, logs or
-checkpoints); the rows below with a comma are what else it could be told, one process each.
+has it. TRL samples with `generate` and takes its whole minibatch in one piece (`per_device_train_batch_size`,
+`steps_per_generation`; no gradient checkpointing, logs or checkpoints); the rows below with a comma are what else it
+could be told, one process each.
 
 Completion tokens per second are those sampled, up to and with the end token, per second of the training loop after the
 first {warm} steps; loading is not counted. Medians (quartiles) of the processes; × is the ratio to the median of TRL.
 "Rollout" is sampling and scoring, in TRL also the log-probabilities of the policy that sampled, for which ours takes
 the sampler's; "rest" is fetching prompts and bookkeeping. "Left out" is the share of groups whose rewards are all
-equal: they have no gradient, and ours does not run them. Memory is the most that the process held, libraries included.
+equal: they have no gradient, and ours does not run them. Completions of a group that are alike ours runs once. Memory
+is the most that the process held, libraries included.
 The reward is the share of right answers, in the first {last} steps and in the last {last}.
 """
 

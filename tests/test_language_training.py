@@ -87,6 +87,20 @@ def test_a_run_leaves_a_transformers_folder_and_a_table_of_samples(trained):
     assert table[0].keys() >= {"prompt", "completion", "score", "terminated"}
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "config", "name"),
+    [
+        ("grpo", grpo.preset("lm/sort"), "grpo"),
+        ("grpo", grpo.preset("lm/sort", "dr_grpo"), "dr_grpo"),
+        ("rlhf", rlhf.preset("lm/sort"), "ppo"),
+        ("sft", sft.preset("lm/sort"), "sft"),
+    ],
+)
+def test_a_run_is_called_what_its_user_calls_it(tmp_path, algorithm, config, name):
+    folder = RunFolder.create(tmp_path / "run", config, algorithm=algorithm, execution={}, command=[])
+    assert (folder.algorithm, folder.method) == (algorithm, name)
+
+
 def test_step_0_is_the_model_before_rl(trained):
     first, *rest = rows(trained)
     assert (first["step"], first["score"]) == ("0", "")

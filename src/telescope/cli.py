@@ -274,7 +274,7 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
         folder.save_best(best)  # the checkpoint's: what evaluated better after it is about to be trained anew
         folder.set_status("running")
         subject = getattr(config, _subject_field(config))
-        display.note(f"training {folder.algorithm} on {subject}, seeds {_range(folder.seeds)}: {folder.path}")
+        display.note(f"training {folder.method} on {subject}, seeds {_range(folder.seeds)}: {folder.path}")
         try:
             for metrics in find(folder.algorithm).train(config, state):
                 if log is None:

@@ -160,10 +160,10 @@ def _labels(folders: Sequence[RunFolder]) -> list[str]:
 
 def _title(folders: Sequence[RunFolder]) -> str:
     """`ppo on CartPole-v1`, as far as the runs have it in common."""
-    algorithms = sorted({folder.algorithm for folder in folders})
+    methods = sorted({folder.method.replace("_", " ").upper() for folder in folders})
     environments = sorted({_environment(folder) for folder in folders})
     on = f" on {environments[0]}" if len(environments) == 1 else ""
-    return f"{', '.join(name.upper() for name in algorithms)}{on}"
+    return f"{', '.join(methods)}{on}"
 
 
 def _environment(folder: RunFolder) -> str:

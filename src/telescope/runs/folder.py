@@ -106,6 +106,12 @@ class RunFolder:
         return str(self._record["algorithm"])
 
     @property
+    def method(self) -> str:
+        """The algorithm as its user calls it: `gspo` is a row of what `grpo` trains, and `ppo` has two loops."""
+        usual = {"rlhf": "ppo"}.get(self.algorithm, self.algorithm)
+        return str(self.config_mapping().get("objective", usual))
+
+    @property
     def execution(self) -> dict[str, Any]:
         """What was decided once for the whole run: compile mode, threads, device, backend."""
         return dict(self._record["execution"])

@@ -585,6 +585,7 @@ def test_preferences_know_all_that_a_policy_may_come_to_write():
     pairs = open_task("lm/taste").pairs(np.random.default_rng(0), 500)
     words = [row[name] for row in pairs for name in ("chosen", "rejected")]
     assert {len(row["chosen"]) for row in pairs} == set(range(9))
+    assert all(row["chosen"] != row["rejected"] for row in pairs)
     assert any(len(word) > 6 and set(word) <= set("aeiou") for word in words)
     assert any(len(word) > 6 and not set(word) & set("aeiou") for word in words)
 

@@ -137,7 +137,9 @@ def _taste(name: str, digits: int | None) -> Task:
     def pairs(rng: np.random.Generator, count: int, held_out: bool = False) -> list[Row]:
         found = []
         for prompt in prompts(rng, count, held_out):
-            one, two = judged(rng), judged(rng)
+            one = two = judged(rng)
+            while two == one:  # of equal words none is liked better
+                two = judged(rng)
             first = rng.random() < 1 / (1 + np.exp(4 * (taste(two) - taste(one))))
             chosen, rejected = (one, two) if first else (two, one)
             found.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})

@@ -24,7 +24,7 @@ TINY = "tiny"
 
 
 INITIAL = 0.08
-"""Deviation of its weights, about width^−½: with the usual 0.02 it needs three times the steps to learn addition."""
+"""Deviation of its weights, about width^−½: with the usual 0.02 it learns addition far more slowly."""
 
 
 def tiny_config() -> Any:

@@ -9,7 +9,7 @@ CLEAN := build/clean
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format wheel mutants bench bench-train bench-language clean
+.PHONY: help demo test test-slow check format wheel mutants bench bench-train bench-language clean
 
 help:  ## what the verbs do
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -22,6 +22,9 @@ demo: $(READY)  ## train eight seeds of PPO on CartPole, evaluate them, draw the
 
 test: $(COMPLETE)  ## run every test (ARGS="-k gae" selects)
 	$(BIN)/python -m pytest -q -n 2 $(ARGS)
+
+test-slow: $(COMPLETE)  ## run the tests that take minutes: many kills, many damaged folders, equal commands on a busy machine
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
 check: $(COMPLETE)  ## lint, formatting, types, and the import rule
 	$(BIN)/ruff check .

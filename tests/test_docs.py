@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import telescope
-from telescope import cli, estimators
+from telescope import cli, commands, estimators
 from telescope.algorithms import grpo, reward_model, rlhf, sft
 from telescope.algorithms.ppo import MUJOCO, PPO, PRESETS
 from telescope.control.config import MUJOCO_FAMILY
@@ -100,12 +100,11 @@ def check_task(config):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command, tmp_path, monkeypatch):
-    parse = cli._parse
-
     def only_parse(*arguments):
-        raise Parsed(parse(*arguments))
+        raise Parsed(commands.arguments.parse(*arguments))
 
-    monkeypatch.setattr(cli, "_parse", only_parse)
+    for module in (commands.train, commands.evaluate, commands.plot):
+        monkeypatch.setattr(module, "parse", only_parse)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "settings.toml").write_text(blocks("runs.md", "toml")[0])
     with pytest.raises(Parsed) as parsed:

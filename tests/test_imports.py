@@ -30,7 +30,9 @@ MAY_IMPORT = {  # a new part of the package gets its line here and its box in th
     "policy": MATH | DATA | {"algorithms"},
     "answers": MATH | DATA | {"algorithms"},
     "lab": MATH | DATA | {"algorithms", "policy"},
-    "cli": MATH | DATA | {"algorithms", "policy", "answers", "lab"},
+    "runner": MATH | DATA | {"algorithms", "policy"},
+    "commands": MATH | DATA | {"algorithms", "policy", "answers", "lab", "runner"},
+    "cli": {"commands"},
     "__init__": MATH | DATA | {"algorithms", "policy"},
     "__main__": {"cli"},
 }

@@ -59,6 +59,11 @@ def config_class(name: str) -> Any:
     return getattr(find(name), CONFIGS[name])
 
 
+def subject_field(config: Any) -> str:
+    """The field that says what a run is about: `task` of a language model, `env` of everything else."""
+    return "task" if hasattr(config, "task") else "env"
+
+
 def __getattr__(name: str) -> ModuleType:
     if name in CONFIGS:
         return find(name)

@@ -1,0 +1,144 @@
+"""`telescope train`: a new run, or one that is resumed.
+
+Leaves out the loop itself (`runner.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from telescope.commands.arguments import parse, value_of
+from telescope.runner import follow, follows, run
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Where the run goes."""
+
+    out: str | None = None
+    """The run folder, made anew; by default runs/ALGORITHM-ENV-DATE-TIME."""
+    config: str | None = None
+    """A TOML file with settings (a run's own config.toml, say); flags override it."""
+    checkpoint_seconds: float = 60.0
+    """Write a checkpoint at least this often; a killed run loses at most the work since the last one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeOptions:
+    """Continue a run where it stopped."""
+
+    resume: str
+    """The run folder."""
+    total_steps: int | None = None
+    """Train to this many steps per seed instead; schedules are planned anew for it."""
+    allow_inexact: bool = False
+    """Continue even if versions or machine differ, so that the last bits may."""
+    checkpoint_seconds: float = 60.0
+    """Write a checkpoint at least this often."""
+
+
+def train(arguments: list[str]) -> int:
+    """`telescope train ALGORITHM ENV [flags]` or `telescope train --resume RUN`."""
+    if any(a == "--resume" or a.startswith("--resume=") for a in arguments):
+        return resume(arguments)
+    from telescope.algorithms import CONFIGS, ROWS
+
+    if not arguments or arguments[0].startswith("-"):
+        known = ", ".join((*CONFIGS, *ROWS))
+        print(f"usage: telescope train ALGORITHM ENV|TASK [flags]\n"
+              "       telescope train --resume RUN [--total-steps N] [--allow-inexact]\n"
+              f"ALGORITHM is one of: {known}")  # fmt: skip
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    name, rest = arguments[0], arguments[1:]
+    subject = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    algorithm, config, options = _train_arguments(name, subject, rest)
+    return start(algorithm, config, options, ["telescope", "train", *arguments])
+
+
+def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tuple[str, Any, TrainOptions]:
+    """Algorithm and config: the preset of the environment or task, overridden by --config FILE, overridden by flags."""
+    from telescope.algorithms import config_class, find, meant, subject_field
+    from telescope.runs.config import from_mapping, read_toml, to_mapping
+
+    file = value_of("--config", flags)
+    settings = {} if file is None else read_toml(file)
+    algorithm, preset = meant(name, positional or value_of("--task", flags) or settings.get("task"))
+    cls = config_class(algorithm)
+    what, field = ("task", "task") if subject_field(cls) == "task" else ("environment", "env")
+    subject = _one_subject(what, positional, value_of(f"--{field}", flags)) or settings.get(field)
+    if subject is None and not any(flag in flags for flag in ("-h", "--help")):
+        example = "lm/addition" if field == "task" else "CartPole-v1"
+        raise ValueError(f"no {what} was named; it comes right after the algorithm: train {name} {example}")
+    if not isinstance(subject, str | None):
+        raise ValueError(f"{field} is {subject!r} in {file}; expected a string")
+    default = find(algorithm).preset(subject, **preset) if subject else cls()
+    named = {field: subject} if subject else {}
+    default = from_mapping(cls, to_mapping(default) | settings | named, source=str(file))
+    arguments = dataclasses.make_dataclass("Arguments", [("config", cls), ("run", TrainOptions)])
+    title = f"telescope train {name} {subject or field.upper()}"
+    parsed = parse(arguments, flags, title, {"config": default, "run": TrainOptions()})
+    return algorithm, parsed.config, parsed.run
+
+
+def _one_subject(what: str, positional: str | None, flag: str | None) -> str | None:
+    if positional is not None and flag is not None and positional != flag:
+        raise ValueError(f"two {what}s were named, {positional} and {flag}; name one")
+    return positional or flag
+
+
+def start(algorithm: str, config: Any, options: TrainOptions, command: list[str]) -> int:
+    """Begin a new run."""
+    from telescope.algorithms import family, subject_field
+    from telescope.runs.folder import RunFolder
+
+    shared = family(algorithm)
+    shared.try_out(config)  # what cannot run leaves no folder behind
+    if follows(algorithm):
+        return follow(algorithm, config, None)
+    subject = getattr(config, subject_field(config)).removesuffix(".jsonl").strip("/").replace("/", "-")
+    out = options.out or str(Path("runs") / f"{command[2]}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = RunFolder.create(out, config, algorithm=algorithm, execution=shared.execution(config), command=command)
+    with folder.lock():
+        return run(folder, config, None, options.checkpoint_seconds)
+
+
+def resume(arguments: list[str]) -> int:
+    """Continue a run from its checkpoint, or from its config where it has none yet."""
+    from telescope.runs.folder import RunFolder
+
+    options: ResumeOptions = parse(ResumeOptions, arguments, "telescope train")
+    folder = RunFolder.open(options.resume)
+    with contextlib.nullcontext() if follows(folder.algorithm) else folder.lock():
+        return _resume_locked(folder, options)
+
+
+def _resume_locked(folder: Any, options: ResumeOptions) -> int:
+    from telescope.algorithms import config_class, family
+    from telescope.language import parallel
+
+    first = not follows(folder.algorithm)
+    say = print if first else lambda *_, **__: None
+    execution = family(folder.algorithm).execution
+    config = folder.load_config(config_class(folder.algorithm))
+    state = folder.load_checkpoint()
+    if options.total_steps is not None and options.total_steps != config.total_steps:
+        config = dataclasses.replace(config, total_steps=options.total_steps)
+        say(f"total_steps is now {config.total_steps:,}: schedules are planned anew over it", file=sys.stderr)
+    if state is None:
+        say(f"{options.resume} has no checkpoint yet: starting from its config", file=sys.stderr)
+        if first:
+            folder.set_execution(execution(config))
+    elif state["iteration"] >= config.iterations or state.get("stopped"):
+        done = f"{state['step']:,} steps done, total_steps is {config.total_steps:,}"
+        say(f"{options.resume} is finished: {done}; a larger --total-steps extends it")
+        return 0
+    else:
+        folder.check_execution(parallel.now(state["execution"]), allow_inexact=options.allow_inexact)
+    if not first:
+        return follow(folder.algorithm, config, state)
+    return run(folder, config, state, options.checkpoint_seconds)

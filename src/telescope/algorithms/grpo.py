@@ -159,10 +159,9 @@ def update(
         loss.backward()
         with torch.no_grad():
             found = {
-                "policy_loss": loss,
+                "policy_loss": loss - objective.beta * (weights[here] * result.kl).sum(),  # the surrogate alone
                 "tokens": mask.sum(),
                 "kl": (kl_k3(log_probs, old) * mask).sum(),
-                "kl_reference": result.kl.sum(),
                 "clip_fraction": result.clipped.sum(),
                 "ratio_max": largest(result.ratio),
                 "sampler_mismatch": mismatch(log_probs, old, mask)["max_difference"],
@@ -172,11 +171,11 @@ def update(
             sums[name] = combine(sums[name], value.detach()) if name in sums else value.detach()
     norm = session.optimiser.step(session.progress)
     all_sums = parallel.combined(sums, largest=("ratio_max", "sampler_mismatch"))
-    tokens = all_sums.pop("tokens", 1.0)
-    means = {name: all_sums.get(name, 0.0) / tokens for name in ("kl", "kl_reference", "clip_fraction")}
-    rest = {name: all_sums[name] for name in ("policy_loss", "ratio_max") if name in all_sums}
-    seen = {"sampler_mismatch": all_sums["sampler_mismatch"]} if first and all_sums else {}
-    return means | rest | seen | {"gradient_norm": norm, "skipped": 1 - len(learning) / len(prompts)}
+    tokens = all_sums.pop("tokens", 0.0)
+    measured = {name: x / tokens if name in ("kl", "clip_fraction") else x for name, x in all_sums.items() if tokens}
+    if not first:
+        measured.pop("sampler_mismatch", None)
+    return measured | {"gradient_norm": norm, "skipped": 1 - len(learning) / len(prompts)}
 
 
 def summary(session: RolloutSession, seen: dict[str, float], statistics: list[dict[str, float]]) -> dict[str, float]:

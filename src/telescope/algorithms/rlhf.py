@@ -258,7 +258,8 @@ def update(
             found["clip_fraction"] += float((weights[here] * result.clipped).sum())
             found["ratio_max"] = max(found["ratio_max"], float(largest(result.ratio)))
             found["mismatch"] = max(found["mismatch"], float(mismatch(log_probs, old, live)["max_difference"]))
-    found = parallel.combined(found, largest=("ratio_max", "mismatch"))
+    measured = found if bool(batch.live[members].any()) else {}  # of nothing there is no loss, not one of 0
+    found = parallel.combined(measured, largest=("ratio_max", "mismatch"))
     return found | {"gradient_norm": session.optimiser.step(session.progress)}
 
 
@@ -275,20 +276,22 @@ def summary(
     """The step's metrics by name; of its updates the mean, or the largest."""
     found = rollout_statistics(rollout)
     for name in ("policy_loss", "value_loss", "kl", "clip_fraction", "gradient_norm"):
-        found[name] = sum(one[name] for one in statistics) / len(statistics)
+        if values := [one[name] for one in statistics if name in one]:
+            found[name] = sum(values) / len(values)
+    if ratios := [one["ratio_max"] for one in statistics if "ratio_max" in one]:
+        found["ratio_max"] = max(ratios)
+    if "mismatch" in statistics[0]:
+        found["sampler_mismatch"] = statistics[0]["mismatch"]
     live = batch.live
     other = torch.where(live, batch.returns - batch.bootstraps, 0.0).abs().sum()
     own = torch.where(live, batch.bootstraps, 0.0).abs().sum()
     values, returns = (x.flatten().cpu().numpy() for x in (batch.values, batch.returns))
-    explained = explained_variance(values, returns, live.flatten().cpu().numpy())
+    explained = float(explained_variance(values, returns, live.flatten().cpu().numpy()))
+    if explained == explained:  # of returns that are all alike nothing is to be explained
+        found["explained_variance"] = explained
     if rollout.reference is not None:
         distance = (rollout.completions.log_probs - rollout.reference) * rollout.completions.mask
         found["kl_reference"] = float(distance.sum(1).mean())
-    return found | {
-        "ratio_max": max(one["ratio_max"] for one in statistics),
-        "sampler_mismatch": statistics[0]["mismatch"],
-        "explained_variance": float(explained),
-        "bootstrapped": float(own / (own + other).clamp(min=1e-8)),
-        "beta": session.beta,
-        "learning_rate": session.optimiser.learning_rate,
-    }
+    if bool(own + other > 0):
+        found["bootstrapped"] = float(own / (own + other))
+    return found | {"beta": session.beta, "learning_rate": session.optimiser.learning_rate}

@@ -43,6 +43,7 @@ from telescope.language.training import (
     put_back,
     trainable,
 )
+from telescope.losses import kl_k3
 
 WARM_START_EVERY = 50
 """Steps between two looks at how good the warm start has become."""
@@ -332,9 +333,14 @@ def rollout_statistics(rollout: Rollout) -> dict[str, float]:
     """What is to be seen of a rollout before anything is learned from it."""
     mask, scores = rollout.completions.mask, rollout.scores
     scored = scores[~scores.isnan()]
-    score = {"score": scored.mean(), "score_min": scored.min(), "score_max": scored.max()} if len(scored) else {}
-    return {name: float(value) for name, value in score.items()} | {
-        "score_std": float(spread(rollout).std(1, correction=0).mean()),
+    found = dict[str, Tensor]()
+    if len(scored):
+        some = (~scores.view(-1, rollout.group).isnan()).any(1)
+        found = {"score": scored.mean(), "score_min": scored.min(), "score_max": scored.max()}
+        found["score_std"] = spread(rollout)[some].std(1, correction=0).mean()
+    if rollout.reference is not None:
+        found["kl_reference"] = kl_k3(rollout.reference, rollout.completions.log_probs)[mask].mean()
+    return {name: float(value) for name, value in found.items()} | {
         "equal_groups": float(all_equal(rollout).float().mean()),
         "length": float(mask.sum(1).float().mean()),
         "truncated": float((~rollout.completions.terminated).float().mean()),

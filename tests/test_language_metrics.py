@@ -5,6 +5,7 @@ Leaves out what is healthy (`test_language_health.py`).
 
 import csv
 import dataclasses
+import math
 import os
 import sys
 
@@ -102,13 +103,16 @@ def test_what_was_not_measured_is_empty(rewards):
         assert row[name] is None, name
 
 
-def test_the_spread_within_groups_is_of_groups_that_have_scores():
+def test_a_rollout_is_measured_where_there_is_something_to_measure():
+    """The spread over groups that have scores, the distance over live tokens."""
     scores = torch.tensor([1.0, 3.0, torch.nan, torch.nan])
-    mask = torch.ones(4, 1, dtype=torch.bool)
-    zeros = torch.zeros(4, 1)
+    mask = torch.tensor([[True, True], [True, False], [True, False], [True, False]])
+    zeros = torch.zeros(4, 2)
     completions = rollouts.Completions(zeros.long(), mask, zeros, zeros, mask[:, 0], None)
-    rollout = rollouts.Rollout([], [], rollouts.Prompts(zeros.long()[:2], mask[:2]), completions, scores, None, 2)
-    assert rollouts.rollout_statistics(rollout)["score_std"] == 1.0
+    prompts = rollouts.Prompts(zeros.long()[:2], mask[:2])
+    found = rollouts.rollout_statistics(rollouts.Rollout([], [], prompts, completions, scores, zeros - 1.0, 2))
+    assert found["score_std"] == 1.0
+    assert found["kl_reference"] == pytest.approx(math.exp(-1))  # k3 of −1 at each live token
 
 
 # Tables

@@ -60,6 +60,8 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
                 stop, due = parallel.agree(received, due)
                 if due:
                     log.sync()
+                    samples.sync()
+                    health.sync()
                     if language:  # before the checkpoint: what that calls finished has its model
                         replace_folder(folder.model_path, metrics.save_model)
                     folder.save_checkpoint({**metrics.state, "best": best})

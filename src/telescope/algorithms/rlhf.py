@@ -276,8 +276,8 @@ def summary(
     """The step's metrics by name; of its updates the mean, or the largest."""
     found = rollout_statistics(rollout)
     for name in ("policy_loss", "value_loss", "kl", "clip_fraction", "gradient_norm"):
-        if values := [one[name] for one in statistics if name in one]:
-            found[name] = sum(values) / len(values)
+        if measured := [one[name] for one in statistics if name in one]:
+            found[name] = sum(measured) / len(measured)
     if ratios := [one["ratio_max"] for one in statistics if "ratio_max" in one]:
         found["ratio_max"] = max(ratios)
     if "mismatch" in statistics[0]:

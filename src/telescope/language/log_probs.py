@@ -84,7 +84,8 @@ def sampling_support(logits: Tensor, *, temperature: float = 1.0, top_k: int | N
     if top_p is None or top_p == 1:  # which rounding would make a little less of
         return ids
     probabilities = values.softmax(-1)
-    kept = probabilities.cumsum(-1) - probabilities < top_p  # the likeliest is always kept
+    kept = probabilities.cumsum(-1) - probabilities < top_p
+    kept[..., 0] = True  # the likeliest, also where a top_p of 1e-300 is 0 in single precision
     ids = torch.where(kept, ids, -1)
     return ids[..., : max(1, int(kept.sum(-1).max()))]
 

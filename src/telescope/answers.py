@@ -18,7 +18,8 @@ from telescope.language.evaluate import answered, distance, is_greedy
 from telescope.language.preferences import RewardModel
 from telescope.language.rewards import load_function
 from telescope.language.sampling import decode, encode, sample
-from telescope.language.tasks import Reward
+from telescope.language.tasks import Reward, without_ends
+from telescope.language.text import end_texts
 from telescope.language.training import PAIRS, generator, put_back
 from telescope.runs.config import from_mapping
 from telescope.runs.files import RunError
@@ -55,7 +56,7 @@ class Answers:
         """On held-out prompts: `exact_match` of greedy answers or `reward` of sampled ones, their `length`, `kl`."""
         if self.folder.algorithm == "reward_model":
             return self._ordered(prompts)
-        task = self.config.open_task()
+        task = without_ends(self.config.open_task(), end_texts(self.tokenizer, self.ends))
         rows = task.held_out[:prompts]
         scoring, name = (task.reward, f"of {task.name}") if task.reward else (self._reward(), self.config.reward)
         limits: dict[str, Any] = {"ends": self.ends, "max_tokens": self.config.max_tokens or task.max_tokens}

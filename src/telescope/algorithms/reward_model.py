@@ -64,7 +64,7 @@ def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iter
     session = Session(config, resume, STATISTICS)
     task = session.task
     assert task.pairs is not None
-    model = RewardModel(session.policy, session.tokenizer, session.ends[0], config.device)
+    model = RewardModel(session.policy, session.tokenizer, session.ends, config.device)
     session.head = model.network
     session.begin({"reward_model": model.network}, resume)
     held_out = task.pairs(generator(0, PAIRS, 2**31), config.eval_prompts, held_out=True)

@@ -68,7 +68,7 @@ def train(config: SFT, resume: dict[str, Any] | None = None) -> Iterator[Iterati
         yield session.first(held_out(session))
     for _ in session.iterations():
         rows = session.task.draw(session.generator(DEMONSTRATIONS), config.batch_size)
-        batch = demonstrations(session.tokenizer, rows, session.ends[0], config.device)
+        batch = demonstrations(session.tokenizer, rows, session.ends, config.device)
         with session.timed("update"):
             weights, total = batch.mask / batch.mask.sum(), 0.0
             for piece in session.pieces(len(rows)):

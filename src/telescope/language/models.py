@@ -157,18 +157,18 @@ def adapter_off(model: Any) -> Iterator[None]:
 
 
 def ends_of(model: Any, tokenizer: Any) -> list[int]:
-    """The ids that end a completion."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    ends = tokenizer.eos_token_id if ends is None else ends
-    if ends is None:
+    """The ids that end a completion: the tokenizer's, which is taught, then those of the generation config."""
+    listed = getattr(model.generation_config, "eos_token_id", None)
+    listed = list(listed) if isinstance(listed, list | tuple) else [listed]
+    ends = [int(end) for end in (getattr(tokenizer, "eos_token_id", None), *listed) if end is not None]
+    if not ends:
         raise ValueError("the tokenizer has no end token (eos_token), so a completion could never end")
-    ends = list(ends) if isinstance(ends, list | tuple) else [int(ends)]
     if unknown := [end for end in ends if end >= len(output_of(model))]:
         raise ValueError(
             f"eos_token_id is {unknown[0]}, but {type(model).__name__} has {len(output_of(model))} tokens, so a "
             "completion could never end; correct it in generation_config.json and config.json of the model"
         )
-    return ends
+    return list(dict.fromkeys(ends))
 
 
 def trunk_of(model: Any) -> nn.Module:

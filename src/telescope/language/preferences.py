@@ -25,19 +25,19 @@ STEPS = 200
 class RewardModel:
     """A trunk, a scalar head read at the last token, and the tokenizer that goes with them."""
 
-    def __init__(self, policy: nn.Module, tokenizer: Any, end: int, device: str) -> None:
+    def __init__(self, policy: nn.Module, tokenizer: Any, ends: Sequence[int], device: str) -> None:
         """On the trunk of a causal LM, which it takes over; its head is 0."""
         policy = policy.to(device)
         trunk, width = models.trunk_of(policy), models.output_of(policy).shape[1]
         self.network = models.Scalar(width, trunk).to(device, next(policy.parameters()).dtype)
-        self.tokenizer, self.end, self.device = tokenizer, end, device
+        self.tokenizer, self.ends, self.device = tokenizer, ends, device
 
     @classmethod
     def load(cls, folder: str, device: str) -> RewardModel:
         """Back from the run folder of `telescope train reward_model`."""
         place = models.require_head(folder)
         policy, tokenizer = models.load(str(place))
-        model = cls(policy.eval(), tokenizer, models.ends_of(policy, tokenizer)[0], device)
+        model = cls(policy.eval(), tokenizer, models.ends_of(policy, tokenizer), device)
         models.load_head(model.network, place)
         model.network.requires_grad_(False)
         return model
@@ -51,7 +51,7 @@ class RewardModel:
     def scores(self, rows: Sequence[Row], completions: Sequence[str]) -> Tensor:
         """[B]. Texts are tokenised anew: the reward model need not share the policy's vocabulary."""
         prompts = [row["prompt"] for row in rows]
-        found = self.last(texts(self.tokenizer, prompts, completions, self.end, self.device)).float()
+        found = self.last(texts(self.tokenizer, prompts, completions, self.ends, self.device)).float()
         if not bool(found.isfinite().all()):
             wrong = int(found.isfinite().logical_not().nonzero()[0])
             raise FloatingPointError(
@@ -68,7 +68,7 @@ class RewardModel:
         """−log σ(r(chosen) − r(rejected)) of each pair, and the margin between their scores, [B] each."""
         prompts = [row["prompt"] for row in rows]
         chosen, rejected = (
-            self.last(texts(self.tokenizer, prompts, [row[name] for row in rows], self.end, self.device))
+            self.last(texts(self.tokenizer, prompts, [row[name] for row in rows], self.ends, self.device))
             for name in ("chosen", "rejected")
         )
         return bradley_terry(chosen, rejected), (chosen - rejected).detach()

@@ -142,7 +142,7 @@ class RolloutSession(Session):
     def _own_reward_model(self) -> RewardModel:
         """An untrained one on another draw of the model's weights; its score is to be no function of the policy's."""
         policy, tokenizer = models.load(self.config.model, seed=self.config.seed + 1)
-        return RewardModel(policy.eval(), tokenizer, self.ends[0], self.config.device)
+        return RewardModel(policy.eval(), tokenizer, self.ends, self.config.device)
 
     def scoring(self) -> Reward:
         """The task's own reward, or else the run's: its function, or its reward model as one."""
@@ -173,7 +173,7 @@ class RolloutSession(Session):
         most = config.warm_start_steps if verifiable else min(config.warm_start_steps, 300)
         while step < most and not (verifiable and accuracy >= config.warm_start):
             rows = self.task.draw(generator(config.seed, DEMONSTRATIONS, step), 256)
-            batch = demonstrations(self.tokenizer, rows, self.ends[0], config.device)
+            batch = demonstrations(self.tokenizer, rows, self.ends, config.device)
             mine = batch.part(parallel.share(len(rows)))
             (cross_entropy(self.policy, mine).sum() / batch.mask.sum()).backward()
             optimiser.step(0.0)

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from telescope.language.log_probs import sampling_support
 from telescope.language.models import require_positions
+from telescope.language.text import following_texts, prompt_ids
 
 
 class Prompts(NamedTuple):
@@ -71,7 +72,7 @@ def stacked(one: Tensor, two: Tensor, *, fill: int = 0, left: bool = False) -> T
 
 def encode(tokenizer: Any, texts: Sequence[str], device: str | torch.device = "cpu") -> Prompts:
     """Texts as left-padded tokens. The mask is made from lengths, so that PAD may be a token of the text."""
-    ids = tokenizer(list(texts))["input_ids"] if texts else []
+    ids = prompt_ids(tokenizer, texts)
     empty = [i for i, one in enumerate(ids) if not one]
     if empty:
         raise ValueError(f"prompt {empty[0]} ({texts[empty[0]]!r}) has no tokens; an empty prompt asks for nothing")
@@ -90,7 +91,7 @@ def decode(tokenizer: Any, completions: Completions, ends: Sequence[int]) -> lis
         live = tuple(token for token, here in zip(tokens, mask, strict=True) if here)
         ids.append(live[:-1] if live and live[-1] in ends else live)
     distinct = list(dict.fromkeys(ids))  # most completions of a group are alike, and a tokenizer takes its time
-    texts = dict(zip(distinct, tokenizer.batch_decode([list(one) for one in distinct]), strict=True))
+    texts = dict(zip(distinct, following_texts(tokenizer, distinct), strict=True))
     return [texts[one] for one in ids]
 
 

@@ -16,6 +16,7 @@ from telescope.language.log_probs import token_log_probs
 from telescope.language.models import bias_of, completion_states, output_of, trunk_of
 from telescope.language.sampling import Prompts, encode
 from telescope.language.tasks import Row
+from telescope.language.text import answer_ids
 
 
 class Texts(NamedTuple):
@@ -30,10 +31,11 @@ class Texts(NamedTuple):
         return Texts(self.prompts.rows(rows), self.tokens[rows], self.mask[rows])
 
 
-def texts(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], end: int, device: str) -> Texts:
-    """Prompts and answers as tokens; every answer ends with `end`."""
-    ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"] if answers else []
-    ids = [[*one, end] for one in ids]
+def texts(
+    tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], ends: int | Sequence[int], device: str
+) -> Texts:
+    """Prompts and answers as tokens; an answer without an end of its own gets the first of `ends`."""
+    ids = answer_ids(tokenizer, answers, ends)
     width = max(map(len, ids), default=0)
     tokens, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
     for i, one in enumerate(ids):
@@ -41,10 +43,10 @@ def texts(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], end: i
     return Texts(encode(tokenizer, prompts, device), tokens.to(device), mask.to(device))
 
 
-def demonstrations(tokenizer: Any, rows: Sequence[Row], end: int, device: str) -> Texts:
+def demonstrations(tokenizer: Any, rows: Sequence[Row], ends: int | Sequence[int], device: str) -> Texts:
     """Rows with a `prompt` and its right `answer` as tokens."""
     require_answers(rows)
-    return texts(tokenizer, [row["prompt"] for row in rows], [row["answer"] for row in rows], end, device)
+    return texts(tokenizer, [row["prompt"] for row in rows], [row["answer"] for row in rows], ends, device)
 
 
 def require_answers(rows: Sequence[Row]) -> None:

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from telescope.language.text import open_text
+
 Row = dict[str, Any]
 """A prompt and what belongs to it: `prompt`, `answer` where there is one right answer, any other columns."""
 Reward = Callable[..., Sequence[float | None]]
@@ -55,6 +57,17 @@ def is_held_out(prompt: str) -> bool:
 def exact_match(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str], **_: Any) -> list[float]:
     """1 where the completion is the answer, else 0."""
     return [float(completion == right) for completion, right in zip(completions, answer, strict=True)]
+
+
+def without_ends(task: Task, ends: tuple[str, ...]) -> Task:
+    """The task, its answers compared without the end token that closes them, since completions come without it."""
+    if task.reward is not exact_match or not task.rows:
+        return task
+
+    def match(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str], **_: Any) -> list[float]:
+        return exact_match(prompts, completions, answer=[open_text(one, ends) for one in answer])
+
+    return task._replace(reward=match)
 
 
 def open_task(name: str, digits: int | None = None) -> Task:

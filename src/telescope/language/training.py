@@ -22,7 +22,8 @@ from telescope.language.config import LanguageConfig
 from telescope.language.health import Finding, of_tokens
 from telescope.language.probe import probe
 from telescope.language.rewards import load_function, require_columns
-from telescope.language.tasks import Reward, Task, is_held_out
+from telescope.language.tasks import Reward, Task, is_held_out, without_ends
+from telescope.language.text import end_texts, plain_ids, prompt_ids
 
 # Streams of random numbers, keyed with the seed and the step: there is no generator state to store.
 PROMPTS, TOKENS, MINIBATCHES, DEMONSTRATIONS, PAIRS, EVALUATION = range(6)
@@ -88,8 +89,10 @@ class Session:
         self.max_tokens = config.max_tokens or self.task.max_tokens
         policy, self.tokenizer = models.load(config.model, seed=config.seed, dtype=getattr(torch, config.dtype))
         require_room(config, self.task, policy.config, self.tokenizer)
-        self.notes += remarks(config, self.task, self.tokenizer)
         self.ends = models.ends_of(policy, self.tokenizer)
+        ends = end_texts(self.tokenizer, self.ends)
+        self.notes += remarks(config, self.task, self.tokenizer, ends)
+        self.task = without_ends(self.task, ends)
         pad, token = self.tokenizer.pad_token_id, self.tokenizer.pad_token
         self._findings: list[Finding] = [] if resume else of_tokens(pad, self.ends, token)
         self.policy: nn.Module = policy.to(config.device).eval()  # no dropout: ratios would be noise
@@ -351,7 +354,7 @@ def work(config: LanguageConfig) -> float:
         return math.inf
     task = config.open_task()
     text = task.held_out[0]["prompt"] if task.held_out else ""
-    tokens = len(tokenizer(text)["input_ids"]) + (config.max_tokens or task.max_tokens)
+    tokens = len(prompt_ids(tokenizer, [text])[0]) + (config.max_tokens or task.max_tokens)
     return float(12 * layers * width**2 * tokens * config.rows)
 
 
@@ -387,8 +390,8 @@ def require_room(config: LanguageConfig, task: Task, about: Any, tokenizer: Any)
         sizes = [len(text.encode()) for text in (row["prompt"], *answers)]
         if sum(sizes) + limit + SPECIAL <= context:  # a token has a byte at least: most texts need no closer look
             continue
-        asked = len(tokenizer(row["prompt"])["input_ids"])
-        follow = max([limit, *(len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in answers)])
+        asked = len(prompt_ids(tokenizer, [row["prompt"]])[0])
+        follow = max([limit, *(len(ids) + 1 for ids in plain_ids(tokenizer, answers))])
         if asked + follow > context:
             name = row["prompt"] if len(row["prompt"]) <= 40 else row["prompt"][:37] + "..."
             raise ValueError(
@@ -397,16 +400,22 @@ def require_room(config: LanguageConfig, task: Task, about: Any, tokenizer: Any)
             )
 
 
-def remarks(config: LanguageConfig, task: Task, tokenizer: Any) -> list[str]:
-    """What the user should know of the prompts of a run's evaluations."""
+def remarks(config: LanguageConfig, task: Task, tokenizer: Any, ends: tuple[str, ...]) -> list[str]:
+    """What the user should know of the prompts of a run. ends: what closes a completion, as text."""
     prompts = [row["prompt"] for row in task.held_out[: config.eval_prompts]]
     found = []
     if task.rows and not any(is_held_out(row["prompt"]) for row in task.rows):
         found.append(
             f"of the {len(task.rows)} rows of {task.name} the hash holds out none: evaluations use training prompts"
         )
+    texts = [row["prompt"] for row in task.rows]
+    if closed := [text for text in texts if (bare := text.rstrip()).endswith(ends) and bare not in ends]:
+        found.append(
+            f"{len(closed) / len(texts):.0%} of the prompts of {task.name} end in an end token ({closed[0][-20:]!r}), "
+            "so completions begin behind the end of a text; a chat template needs add_generation_prompt=True"
+        )
     unknown, name = tokenizer.unk_token_id, tokenizer.unk_token
-    odd = [] if unknown is None else [text for text in prompts if unknown in tokenizer(text)["input_ids"]]
+    odd = [] if unknown is None else [text for text in prompts if unknown in plain_ids(tokenizer, [text])[0]]
     if odd:
         found.append(
             f"{len(odd) / len(prompts):.0%} of the held-out prompts have characters that the tokenizer of "

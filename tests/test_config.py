@@ -68,8 +68,6 @@ def test_defaults_fill_what_a_file_leaves_out_and_ints_become_floats() -> None:
     config = from_mapping(Config, {"env": "a", "gamma": 1}, source="x.toml")
     assert config == Config("a", None, gamma=1.0)
     assert type(config.gamma) is float
-    nan = from_mapping(Config, {"env": "a", "gamma": math.nan}, source="x.toml").gamma
-    assert math.isnan(nan)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +79,8 @@ def test_defaults_fill_what_a_file_leaves_out_and_ints_become_floats() -> None:
         ({}, "no value for 'env', which Config needs"),
         ({"env": 3}, r"env is 3 \(int\); expected str"),
         ({"env": "a", "seeds": "8"}, r"seeds is '8' \(str\); expected int"),
-        ({"env": "a", "seeds": 8.0}, r"seeds is 8.0 \(float\); expected int"),
+        ({"env": "a", "seeds": 8.0}, r"seeds is 8.0 \(float\); expected int; write 8"),
+        ({"env": "a", "gamma": math.nan}, r"x\.toml: gamma is nan; expected a number"),
         ({"env": "a", "seeds": True}, r"seeds is True \(bool\); expected int"),
         ({"env": "a", "gamma": True}, r"gamma is True \(bool\); expected float"),
         ({"env": "a", "anneal": 1}, r"anneal is 1 \(int\); expected bool"),

@@ -25,7 +25,7 @@ MAY_IMPORT = {  # a new part of the package gets its line here and its box in th
     "metrics": {"arrays"},
     "control": MATH,
     "language": MATH,
-    "runs": {"arrays", "metrics"},
+    "runs": {"arrays", "checks", "metrics"},
     "algorithms": MATH | DATA,
     "policy": MATH | DATA | {"algorithms"},
     "answers": MATH | DATA | {"algorithms"},

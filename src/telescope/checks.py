@@ -3,9 +3,102 @@
 It leaves out what only one configuration asks.
 """
 
+import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+
+def typed(config: object) -> None:
+    """Hold every field against its annotation: a wrong kind of value is a ValueError, whoever made the config.
+
+    NumPy's scalars become Python's, ints become floats and lists tuples where the annotation says so.
+    """
+    for name, hint in hints(type(config)).items():
+        object.__setattr__(config, name, fitted(getattr(config, name), hint, name))
+
+
+@functools.cache
+def hints(cls: type[Any]) -> dict[str, Any]:
+    """The annotations of a dataclass's fields, by name."""
+    found = typing.get_type_hints(cls)
+    return {field.name: found[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def fitted(value: Any, hint: Any, place: str, none: str = "None") -> Any:
+    """The value as the annotation wants it. ValueError if it is something else; `none` is its word for None."""
+    value = _plain(value)
+    for option in options(hint):
+        matched, result = _match(value, option, place)
+        if matched:
+            return result
+    whole = f"; write {int(value)}" if type(value) is float and value.is_integer() and int in options(hint) else ""
+    raise ValueError(f"{place} is {value!r} ({type(value).__name__}); expected {described(hint, none)}{whole}")
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy or torch as Python's own; everything else as it is."""
+    scalar = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    return value.item() if scalar else value
+
+
+def _match(value: Any, option: Any, place: str) -> tuple[bool, Any]:
+    """Whether one alternative of an annotation takes the value, and what it makes of it."""
+    origin = typing.get_origin(option)
+    if option is Any:
+        return True, value
+    if origin is typing.Literal:
+        return any(value == one and type(value) is type(one) for one in typing.get_args(option)), value
+    if option in (None, types.NoneType):
+        return value is None, None
+    if option is tuple or origin is tuple:
+        return isinstance(value, list | tuple), _fitted_tuple(value, typing.get_args(option), place)
+    if option is dict or origin in (dict, Mapping):
+        return isinstance(value, Mapping), _plain_values(value)
+    if option is float and type(value) is int:
+        return True, float(value)
+    if option is float and type(value) is float and math.isnan(value):
+        raise ValueError(f"{place} is nan; expected a number")
+    return type(value) is option, value  # exactly: True is no int here
+
+
+def _fitted_tuple(value: Any, hints: tuple[Any, ...], place: str) -> Any:
+    if not isinstance(value, list | tuple):
+        return None
+    if not hints:
+        return tuple(value)
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        hints = hints[:1] * len(value)
+    if len(hints) != len(value):
+        raise ValueError(f"{place} is {value!r}; expected {len(hints)} values, not {len(value)}")
+    return tuple(fitted(item, hint, f"{place}[{i}]") for i, (item, hint) in enumerate(zip(value, hints, strict=True)))
+
+
+def _plain_values(value: Any) -> Any:
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def options(hint: Any) -> list[Any]:
+    """The alternatives of a union; float last, since it takes an int."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return sorted(typing.get_args(hint) if union else [hint], key=lambda one: (one is not types.NoneType, one is float))
+
+
+def described(hint: Any, none: str = "None") -> str:
+    """An annotation in words: `a float or None`, `one of 'auto', 'on', 'off'`."""
+
+    def words(option: Any) -> str:
+        if option is types.NoneType:
+            return none
+        if typing.get_origin(option) is typing.Literal:
+            return f"one of {', '.join(map(repr, typing.get_args(option)))}"
+        return str(getattr(option, "__name__", option)) if typing.get_origin(option) is None else str(option)
+
+    return " or ".join(words(option) for option in reversed(options(hint)))
 
 
 def positive(config: object, *names: str) -> None:
@@ -22,6 +115,10 @@ def at_least_zero(config: object, *names: str) -> None:
     _require(config, names, lambda x: math.isfinite(x) and x >= 0, "a number >= 0")
 
 
+def finite(config: object, *names: str) -> None:
+    _require(config, names, math.isfinite, "a finite number")
+
+
 def in_unit_interval(config: object, *names: str) -> None:
     _require(config, names, lambda x: 0 <= x <= 1, "a number in [0, 1]")
 
@@ -31,3 +128,12 @@ def _require(config: object, names: Iterable[str], holds: Callable[[Any], bool],
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
             raise ValueError(f"{name} is {value!r}; expected {expected}")
+
+
+def fits_memory(numbers: int, subject: str) -> None:
+    """ValueError if so many float32 numbers are more than this machine's memory; `subject` begins the sentence."""
+    if not hasattr(os, "sysconf"):
+        return
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * numbers > there:
+        raise ValueError(f"{subject} {4 * numbers / 1e9:,.0f} GB of memory, but this machine has {there / 1e9:,.0f} GB")

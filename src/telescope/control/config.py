@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from telescope.checks import at_least_zero, in_unit_interval, positive, positive_all
+from telescope.checks import at_least_zero, finite, in_unit_interval, positive, positive_all, typed
 
+MOST_ENVIRONMENTS = 2**20
+"""Of a run, all seeds together: more is a slip of the finger, and would fill the memory before anything is said."""
 MUJOCO_FAMILY = (
     "Ant",
     "HalfCheetah",
@@ -41,7 +43,7 @@ class ControlConfig:
     """Environment steps per seed. Whole iterations that fit are run, so it is never exceeded."""
     num_envs: int = 1
     """Environments per seed."""
-    env_kwargs: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keyword arguments for the environment."""
     backend: Literal["gymnasium", "envpool"] = "gymnasium"
     """Who steps the environments. EnvPool is faster, but its episodes start anew on resume."""
@@ -64,10 +66,16 @@ class ControlConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name and number."""
+        typed(self)
         positive(self, "seeds", "total_steps", "num_envs", "eval_episodes", "processes")
         at_least_zero(self, "seed", "eval_every", "threads")
         if self.seed + self.seeds > 2**63:
             raise ValueError(f"seed is {self.seed}; expected seeds below 2**63")
+        if self.seeds * self.num_envs > MOST_ENVIRONMENTS:
+            raise ValueError(
+                f"seeds {self.seeds} × num_envs {self.num_envs} are {self.seeds * self.num_envs} environments; "
+                f"expected at most {MOST_ENVIRONMENTS}"
+            )
         if self.processes > self.seeds:
             raise ValueError(
                 f"processes is {self.processes}, but there are {self.seeds} seeds to spread; ask for fewer"
@@ -122,6 +130,7 @@ class OnPolicyConfig(ControlConfig):
         positive_all(self, "hidden")
         in_unit_interval(self, "gamma", "lam")
         at_least_zero(self, "value_coefficient", "entropy_coefficient")
+        finite(self, "log_std")
         if self.total_steps < self.batch_size:
             raise ValueError(
                 f"total_steps is {self.total_steps}, less than one rollout of {self.batch_size} steps "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Literal
 
-from telescope.checks import at_least_zero, in_unit_interval, positive
+from telescope.checks import at_least_zero, in_unit_interval, positive, typed
 from telescope.language.models import TINY
 from telescope.language.tasks import Task, open_task, require_reward
 
@@ -63,6 +63,7 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name and number."""
+        typed(self)
         positive(self, "total_steps", "learning_rate", "max_grad_norm", "eval_prompts")
         at_least_zero(self, "seed", "lr_warmup", "weight_decay", "lora_rank", "micro_batch", "eval_every", "threads")
         for name in ("digits", "max_tokens"):

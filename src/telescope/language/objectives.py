@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from telescope.checks import typed
+
 Level = Literal["token", "sequence", "geometric"]
 
 
@@ -28,6 +30,7 @@ class Correction:
     high: float = 2.0
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.outside == "clamp" and self.weight != self.decision:
             raise ValueError(
                 f'decision is "{self.decision}" but weight is "{self.weight}"; with outside="clamp" they are the same '
@@ -94,6 +97,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         """Refuse columns that contradict each other."""
+        typed(self)
         low, high = self.clip
         if not (low >= 0 and high >= 0):
             raise ValueError(f"clip is {self.clip}; expected two numbers that are not negative")

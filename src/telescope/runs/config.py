@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from telescope.checks import fitted, options
 from telescope.runs.files import explained, join, require, write_atomic
 
 NONE = "none"
@@ -78,7 +79,8 @@ def from_mapping(cls: type[Any], mapping: Mapping[str, Any], *, source: str) -> 
     for key in mapping:
         if key not in fields:
             raise ValueError(f"{source}: unknown key {key!r}{_hint(key, fields)}")
-    values = {key: _fitted(value, hints[key], f"{source}: {key}") for key, value in mapping.items()}
+    given = {key: None if value == NONE and _admits_none(hints[key]) else value for key, value in mapping.items()}
+    values = {key: fitted(value, hints[key], f"{source}: {key}", f'"{NONE}"') for key, value in given.items()}
     absent = [name for name, field in fields.items() if name not in mapping and _required(field)]
     missing = [name for name in absent if not _admits_none(hints[name])]
     if missing:
@@ -86,66 +88,8 @@ def from_mapping(cls: type[Any], mapping: Mapping[str, Any], *, source: str) -> 
     return cls(**values, **dict.fromkeys(absent))
 
 
-def _fitted(value: Any, hint: Any, place: str) -> Any:
-    """The value as the annotation wants it; ValueError if it is something else."""
-    for option in _options(hint):
-        matched, result = _match(value, option, place)
-        if matched:
-            return result
-    raise ValueError(f"{place} is {value!r} ({type(value).__name__}); expected {_described(hint)}")
-
-
-def _match(value: Any, option: Any, place: str) -> tuple[bool, Any]:
-    """Whether one alternative of an annotation takes the value, and what it makes of it."""
-    origin = typing.get_origin(option)
-    if option is Any:
-        return True, value
-    if origin is typing.Literal:
-        return any(value == one and type(value) is type(one) for one in typing.get_args(option)), value
-    if option in (None, types.NoneType):
-        return value is None or value == NONE, None
-    if option is tuple or origin is tuple:
-        return isinstance(value, list | tuple), _fitted_tuple(value, typing.get_args(option), place)
-    if option is dict or origin in (dict, Mapping):
-        return isinstance(value, Mapping), value
-    if option is float and type(value) is int:
-        return True, float(value)
-    return type(value) is option, value  # exactly: True is no int here
-
-
-def _fitted_tuple(value: Any, hints: tuple[Any, ...], place: str) -> Any:
-    if not isinstance(value, list | tuple):
-        return None
-    if not hints:
-        return tuple(value)
-    if len(hints) == 2 and hints[1] is Ellipsis:
-        hints = hints[:1] * len(value)
-    if len(hints) != len(value):
-        raise ValueError(f"{place} is {value!r}; expected {len(hints)} values, not {len(value)}")
-    return tuple(_fitted(item, hint, f"{place}[{i}]") for i, (item, hint) in enumerate(zip(value, hints, strict=True)))
-
-
-def _options(hint: Any) -> list[Any]:
-    """The alternatives of a union: None first, its word could pass for a str; float last, it takes an int."""
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return sorted(typing.get_args(hint) if union else [hint], key=lambda one: (one is not types.NoneType, one is float))
-
-
 def _admits_none(hint: Any) -> bool:
-    return any(option in (None, types.NoneType) for option in _options(hint))
-
-
-def _described(hint: Any) -> str:
-    """An annotation in words: `a float or "none"`, `one of 'auto', 'on', 'off'`."""
-
-    def words(option: Any) -> str:
-        if option is types.NoneType:
-            return f'"{NONE}"'
-        if typing.get_origin(option) is typing.Literal:
-            return f"one of {', '.join(map(repr, typing.get_args(option)))}"
-        return str(getattr(option, "__name__", option)) if typing.get_origin(option) is None else str(option)
-
-    return " or ".join(words(option) for option in reversed(_options(hint)))
+    return any(option in (None, types.NoneType) for option in options(hint))
 
 
 def _hint(key: str, names: Mapping[str, Any]) -> str:

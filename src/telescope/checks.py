@@ -18,7 +18,8 @@ def typed(config: object) -> None:
 
     NumPy's scalars become Python's, ints become floats and lists tuples where the annotation says so.
     """
-    for name, hint in hints(type(config)).items():
+    cls: Any = type(config)
+    for name, hint in hints(cls).items():
         object.__setattr__(config, name, fitted(getattr(config, name), hint, name))
 
 

@@ -27,6 +27,7 @@ from telescope.language.policy_loss import kl_penalty, largest, mismatch, policy
 from telescope.language.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, all_equal
 from telescope.language.training import Iteration
 from telescope.losses import kl_k3
+from telescope.threads import own_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class GRPO(RolloutConfig):
             at_least_zero(self, "beta")
         if row(self).critic:
             raise ValueError(f"objective is {self.objective!r}, which needs a critic: telescope train ppo {self.task}")
+        self.require_company(row(self).whiten)
         if self.group < 2 and row(self).baseline != "none":
             raise ValueError(
                 f"group is {self.group}, but {self.objective} compares completions of one prompt; 2 or more"
@@ -95,6 +97,7 @@ STATISTICS = (
 )
 
 
+@own_settings
 def train(config: GRPO, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
     """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""
     objective = row(config)

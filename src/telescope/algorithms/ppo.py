@@ -26,6 +26,7 @@ from telescope.control.rollout import Rollout, final_values, live_mask, per_seed
 from telescope.control.training import Iteration, Session, mean_statistics
 from telescope.losses import clipped_value_loss, importance_ratio, kl_k3, ppo_clip, squared_value_loss
 from telescope.metrics import explained_variance
+from telescope.threads import own_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PPO(OnPolicyConfig):
     adam_eps: float = 1e-5
     """Adam's ε (c3: 1e-5 as in OpenAI baselines, not PyTorch's 1e-8)."""
     normalise_advantages: bool = True
-    """Whiten advantages within each minibatch, per seed (c7)."""
+    """Whiten advantages within each minibatch, per seed (c7); a sample alone in one is whitened within the rollout."""
     clip_value_loss: bool = False
     """Clip the value loss around the old values by `value_clip` (c9); ablations found no gain in it."""
     value_clip: float = 0.2
@@ -62,6 +63,11 @@ class PPO(OnPolicyConfig):
             raise ValueError(
                 f"minibatch_size is {self.minibatch_size}, more than the {self.batch_size} samples of a rollout "
                 f"(num_steps {self.num_steps} × num_envs {self.num_envs}); lower it or collect more"
+            )
+        if self.normalise_advantages and self.batch_size == 1:
+            raise ValueError(
+                "normalise_advantages is True, but a rollout has one sample (num_steps 1 × num_envs 1), and the "
+                "whitened advantage of one sample is 0; collect more, or set normalise_advantages to False"
             )
 
     @property
@@ -154,12 +160,15 @@ class Batch(NamedTuple):
     returns: Tensor
     live: Tensor
     action_masks: Tensor | None
+    alone: Tensor | None = None
+    """Advantages whitened over the rollout, for minibatches with one live sample; None where there are none."""
 
 
 STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gradient_norm", "updated")
 
 
 @over_processes
+@own_settings
 def train(config: PPO, resume: dict[str, Any] | None = None, *, network: Network | None = None) -> Iterator[Iteration]:
     """Train and yield after every iteration: `.rows` are its metrics, `.state` continues it bit for bit.
 
@@ -205,7 +214,21 @@ def with_advantages(config: PPO, session: Session, rollout: Rollout, batch: Batc
     last, finals = session.value(rollout.last_observations).cpu(), final_values(rollout, session.value)
     successors = next_values(values, last, final_values=finals, **ends)
     advantages, returns = gae(rollout.rewards, values, successors, gamma=config.gamma, lam=config.lam, **ends)
-    return batch._replace(**session.to_device({"advantages": per_seed(advantages), "returns": per_seed(returns)}))
+    found = {"advantages": per_seed(advantages), "returns": per_seed(returns)}
+    if config.normalise_advantages and session.rollouts.may_be_alone(config.minibatch_size):
+        found["alone"] = whitened_rollout(found["advantages"], per_seed(rollout.mask))
+    return batch._replace(**session.to_device(found))
+
+
+def whitened_rollout(advantages: Tensor, live: Tensor) -> Tensor:
+    """Advantages [S, N] whitened per seed; as they are where just one sample is live."""
+    return torch.where(live.sum(1, keepdim=True) > 1, whiten(advantages, mask=live, axis=1), advantages)
+
+
+def whitened_minibatch(batch: Batch) -> Tensor:
+    """One agent's advantages [M] whitened over its live samples."""
+    advantages = whiten(batch.advantages, mask=batch.live)
+    return advantages if batch.alone is None else torch.where(batch.live.sum() > 1, advantages, batch.alone)
 
 
 def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Agent, Tensor, Tensor]]:
@@ -214,7 +237,7 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Agent, 
     def loss(vector: Tensor, batch: Batch, clip: Tensor) -> tuple[Tensor, Tensor]:
         log_probs, entropy, values = agent.evaluate(vector, batch.observations, batch.actions, batch.action_masks)
         ratio = importance_ratio(log_probs, batch.log_probs)
-        advantages = whiten(batch.advantages, mask=batch.live) if config.normalise_advantages else batch.advantages
+        advantages = whitened_minibatch(batch) if config.normalise_advantages else batch.advantages
         weights = batch.live / batch.live.sum().clamp(min=1)
         policy = (weights * ppo_clip(ratio, advantages, clip)).sum()
         value = (weights * value_loss(config, values, batch)).sum()

@@ -19,6 +19,7 @@ from telescope.language.config import LanguageConfig
 from telescope.language.preferences import RewardModel
 from telescope.language.tasks import Task, pairs_of
 from telescope.language.training import PAIRS, Iteration, Session, generator
+from telescope.threads import own_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,7 @@ def preset(task: str) -> RewardModelling:
 STATISTICS = ("accuracy", "loss", "margin", "gradient_norm", "learning_rate")
 
 
+@own_settings
 def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
     """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""
     session = Session(config, resume, STATISTICS)

@@ -27,6 +27,7 @@ from telescope.language.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSess
 from telescope.language.training import Iteration
 from telescope.losses import clipped_value_loss, kl_k3, squared_value_loss
 from telescope.metrics import explained_variance
+from telescope.threads import own_settings
 
 KL_AIM = 0.8
 """Of the KL that is allowed: the controller swings about what it aims at."""
@@ -68,6 +69,7 @@ class RLHF(RolloutConfig):
         positive(self, "clip", "value_learning_rate", "kl_horizon")
         in_unit_interval(self, "gamma", "lam")
         at_least_zero(self, "value_coefficient", "beta", "truncation_penalty")
+        self.require_company(row(self).whiten)
         for name in ("value_clip", "target_kl"):
             if getattr(self, name) is not None:
                 positive(self, name)
@@ -128,6 +130,7 @@ STATISTICS = (
 )
 
 
+@own_settings
 def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
     """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""
     session = RolloutSession(config, row(config), resume, STATISTICS)

@@ -18,6 +18,7 @@ from telescope.language.models import with_lora
 from telescope.language.supervised import cross_entropy, demonstrations, require_answers
 from telescope.language.tasks import Task
 from telescope.language.training import DEMONSTRATIONS, Iteration, Session
+from telescope.threads import own_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,7 @@ def preset(task: str) -> SFT:
 STATISTICS = ("loss", "gradient_norm", "learning_rate")
 
 
+@own_settings
 def train(config: SFT, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
     """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""
     session = Session(config, resume, STATISTICS)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from telescope.commands import keywords
+
 
 def parse(cls: type[Any], flags: list[str], title: str, defaults: dict[str, Any] | None = None) -> Any:
     """Flags → the dataclass; nested dataclasses share one flat set of flags."""
@@ -16,7 +18,8 @@ def parse(cls: type[Any], flags: list[str], title: str, defaults: dict[str, Any]
     except ImportError as error:
         raise ImportError('the command line needs more packages: pip install "telescope-rl[control]"') from error
     default = {} if defaults is None else {"default": cls(**defaults)}
-    return tyro.cli(cls, args=flags, prog=title, config=(tyro.conf.OmitArgPrefixes,), **default)
+    rules = {"config": (tyro.conf.OmitArgPrefixes,), "registry": keywords.registry()}
+    return tyro.cli(cls, args=flags, prog=title, **rules, **default)
 
 
 def positionals(arguments: list[str], options: Any) -> tuple[list[str], list[str]]:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from telescope.checks import at_least_zero
 from telescope.commands.arguments import parse, value_of
 from telescope.runner import follow, follows, run
 
@@ -27,6 +28,9 @@ class TrainOptions:
     checkpoint_seconds: float = 60.0
     """Write a checkpoint at least this often; a killed run loses at most the work since the last one."""
 
+    def __post_init__(self) -> None:
+        at_least_zero(self, "checkpoint_seconds")
+
 
 @dataclasses.dataclass(frozen=True)
 class ResumeOptions:
@@ -40,6 +44,9 @@ class ResumeOptions:
     """Continue even if versions or machine differ, so that the last bits may."""
     checkpoint_seconds: float = 60.0
     """Write a checkpoint at least this often."""
+
+    def __post_init__(self) -> None:
+        at_least_zero(self, "checkpoint_seconds")
 
 
 def train(arguments: list[str]) -> int:

@@ -6,6 +6,7 @@ Everything in `ActorCritic` is written for one agent; `Agents` makes it run for 
 # S seeds, N observations, D observation size, P parameters
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from telescope.arrays import Array
+from telescope.checks import fits_memory
 from telescope.control.config import OnPolicyConfig
 from telescope.control.distributions import Distribution, distribution
 from telescope.control.lifting import lift
@@ -126,6 +128,10 @@ class Agents:
 def default_network(config: OnPolicyConfig, observation_size: int, action_space: gym.Space) -> Network:
     """The perceptrons that the config describes, for this action space."""
     actions = distribution(action_space)
+    widths = (observation_size, *config.hidden, actions.outputs)
+    weights = (1 if config.shared_network else 2) * sum(a * b for a, b in itertools.pairwise(widths))
+    # weights, their gradient, and Adam's two moments
+    fits_memory(4 * config.seeds * weights, f"hidden is {config.hidden}, so the networks of {config.seeds} seeds need")
     return mlp(
         observation_size,
         actions.outputs,

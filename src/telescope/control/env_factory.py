@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
@@ -72,6 +73,28 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
         return gym.spec(name)
     except gym.error.Error as error:
         raise ValueError(unknown_id(env, gym.registry)) from error
+
+
+UNLIMITED = 2**31 - 1
+"""The time limit of a vector environment that has none: they count steps in 32 bits, and know no other word for it."""
+
+
+def time_limit(source: EnvironmentSource | str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments with an id's `max_episode_steps` checked; None, which is the registered one, left out."""
+    limit = kwargs.get("max_episode_steps")
+    if not isinstance(source, EnvSpec | str):  # a callable's argument of that name is its own affair
+        return dict(kwargs)
+    if limit is None:
+        return {name: value for name, value in kwargs.items() if name != "max_episode_steps"}
+    steps = int(limit) if isinstance(limit, Integral) and not isinstance(limit, bool) else 0
+    if not (steps > 0 or steps == -1):
+        raise ValueError(f"max_episode_steps is {limit!r}; expected a whole number > 0, or -1 for no time limit")
+    return dict(kwargs) | {"max_episode_steps": steps}
+
+
+def without_limit(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a vector environment, where −1 would be a limit of one step and not none as in gymnasium.make."""
+    return dict(kwargs) | ({"max_episode_steps": UNLIMITED} if kwargs.get("max_episode_steps") == -1 else {})
 
 
 def unknown_id(env: str, known: Any, where: str = "registered with Gymnasium") -> str:

@@ -17,7 +17,7 @@ try:
 except ImportError as error:
     raise ImportError('environments need Gymnasium: pip install "telescope-rl[control]"') from error
 
-from telescope.control.env_factory import Factory, check_spaces, find_source, name_of
+from telescope.control.env_factory import Factory, check_spaces, find_source, name_of, time_limit, without_limit
 from telescope.control.env_lanes import MODES, Lane, Reset, Step, own_vector_lanes, pool_lane, recorded_lane
 
 BACKENDS = ("gymnasium", "envpool")
@@ -86,8 +86,9 @@ class Environments:
         check_choice("autoreset", autoreset, tuple(MODES))
         self.seeds, self.num_envs = check_counts(seeds, num_envs)
         self.backend = backend
-        self._env, self._kwargs, self._stream, self._restarts = env, dict(env_kwargs or {}), stream, 0
+        self._env, self._stream, self._restarts = env, stream, 0
         self._source = env if backend == "envpool" else find_source(env)
+        self._kwargs = time_limit(self._source, env_kwargs or {})
         self.vectorization = choose_vectorization(self._source, backend, vectorization)
         self._wanted_autoreset = autoreset
         self._open()
@@ -106,10 +107,10 @@ class Environments:
 
     def _build_lanes(self) -> list[Lane]:
         if self.backend == "envpool":
-            return [pool_lane(self._env, self._kwargs, self._environment_seeds())]  # type: ignore[arg-type]
+            return [pool_lane(self._env, without_limit(self._kwargs), self._environment_seeds())]  # type: ignore[arg-type]
         if self.vectorization == "vector_entry_point":
             shape = len(self.seeds), self.num_envs
-            return own_vector_lanes(self._source, self._kwargs, *shape)  # type: ignore[arg-type]
+            return own_vector_lanes(self._source, without_limit(self._kwargs), *shape)  # type: ignore[arg-type]
         factory = Factory(self._source, self._kwargs)  # type: ignore[arg-type]
         count = len(self.seeds) * self.num_envs
         return [recorded_lane(factory, count, self._wanted_autoreset, self.vectorization == "async")]

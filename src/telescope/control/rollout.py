@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from telescope.checks import fits_memory
 from telescope.control.agents import Act
 from telescope.control.environments import Environments, Step
 from telescope.control.normalisation import ObservationNormaliser, RewardScaler
@@ -93,10 +94,17 @@ class Rollouts:
         self.environments, self.seeds, self.num_steps = environments, list(seeds), num_steps
         self.distribution, self.normaliser, self.scaler = distribution, normaliser, scaler
         self.encoder = encoder(environments.observation_space)
+        numbers = num_steps * len(self.seeds) * num_envs * (self.encoder.size + 4)
+        fits_memory(numbers, f"a rollout of num_steps {num_steps} × {len(self.seeds) * num_envs} environments needs")
         self.shape = (len(self.seeds), num_envs)
         self.episode_return = np.zeros(self.shape)
         self.episode_length = np.zeros(self.shape, dtype=np.int64)
         self.time = {"env": 0.0, "policy": 0.0}
+
+    def may_be_alone(self, minibatch_size: int) -> bool:
+        """Can a minibatch of this size have just one live sample, by size, as the last one, or beside reset rows?"""
+        left_over = self.num_steps * self.shape[1] % minibatch_size
+        return 1 in (minibatch_size, left_over) or self.environments.autoreset == "next_step"
 
     def reset(self) -> None:
         """Start every environment's first episode."""

@@ -148,6 +148,14 @@ class RolloutConfig(LanguageConfig):
                 f"prompts is {self.prompts}, which {self.minibatches} minibatches do not divide; groups stay whole"
             )
 
+    def require_company(self, whiten: str) -> None:
+        """ValueError where advantages are whitened over one completion, which has nothing to be compared with."""
+        if whiten != "none" and self.prompts * self.group == 1:
+            raise ValueError(
+                "prompts is 1 and group is 1, but advantages are whitened over the rollout, which makes those of one "
+                "completion 0; collect more completions, or choose an objective that does not whiten"
+            )
+
     def open_task(self) -> Task:
         task = super().open_task()
         require_reward(task, self.reward)

@@ -1,0 +1,82 @@
+"""Keyword arguments on the command line, `--env-kwargs NAME VALUE NAME VALUE`: values are what TOML knows.
+
+Leaves out what the names mean; the environment says which it takes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+CAPITALS = {"True": True, "False": False}
+"""As Python writes them, which fingers do too."""
+
+
+def registry() -> Any:
+    """The rules that tyro lacks: a dictionary of values of any kind."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+
+    rules = ConstructorRegistry()
+
+    @rules.primitive_rule
+    def keywords(info: Any) -> Any:
+        if typing.get_origin(info.type) is not dict:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="[NAME VALUE [NAME VALUE ...]]",
+            instance_from_str=parsed,
+            is_instance=lambda x: isinstance(x, dict),
+            str_from_instance=written,
+        )
+
+    return rules
+
+
+def parsed(words: Sequence[str]) -> dict[str, Any]:
+    """NAME VALUE pairs as a dictionary; a value that is not TOML is a string."""
+    if len(words) % 2:
+        raise ValueError(f"{' '.join(words)!r} has {len(words)} words; expected pairs of NAME VALUE")
+    names = words[::2]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{', '.join(sorted(twice))} is given more than once; expected each NAME once")
+    return {name: value(word) for name, word in zip(names, words[1::2], strict=True)}
+
+
+def value(word: str) -> Any:
+    """`false`, `5`, `0.1`, `[1, 2]`, `{x = 1}`, `"5"` as TOML reads them; everything else is the word itself."""
+    if word in CAPITALS:
+        return CAPITALS[word]
+    try:
+        table = tomllib.loads(f"value = {word}")
+    except tomllib.TOMLDecodeError:
+        return word
+    alone = list(table) == ["value"]
+    return table["value"] if alone and _kept(table["value"]) else word
+
+
+def _kept(found: Any) -> bool:
+    """Is it made of what a run's config.toml can hold? A date is left a word."""
+    if isinstance(found, Mapping):
+        return all(map(_kept, found.values()))
+    return all(map(_kept, found)) if isinstance(found, list) else isinstance(found, bool | int | float | str)
+
+
+def written(keywords: Mapping[str, Any]) -> list[str]:
+    """The words that `parsed` reads back, for the help text."""
+    return list(itertools.chain.from_iterable((name, _word(value)) for name, value in keywords.items()))
+
+
+def _word(found: Any) -> str:
+    if isinstance(found, Mapping):
+        return "{" + ", ".join(f"{name} = {_inner(item)}" for name, item in found.items()) + "}"
+    if isinstance(found, list | tuple):
+        return "[" + ", ".join(map(_inner, found)) + "]"
+    return str(found).lower() if isinstance(found, bool) else str(found)
+
+
+def _inner(found: Any) -> str:
+    return f'"{found}"' if isinstance(found, str) else _word(found)

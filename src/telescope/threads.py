@@ -1,0 +1,56 @@
+"""Torch's global settings: a training loop has its own while it works, and its caller has theirs whenever they do.
+
+How many threads a run takes is decided where its execution is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Settings(NamedTuple):
+    """What a process sets once for all of its torch."""
+
+    threads: int
+    dtype: torch.dtype
+    """Of tensors that name none."""
+
+    @classmethod
+    def found(cls) -> Settings:
+        return cls(torch.get_num_threads(), torch.get_default_dtype())
+
+    def hold(self) -> None:
+        torch.set_num_threads(self.threads)
+        torch.set_default_dtype(self.dtype)
+
+
+def own_settings(train: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """`train` in float32, with threads of its own from the caller's `next` to its answer; both never last longer."""
+
+    @functools.wraps(train)
+    def alone(*arguments: Any, **more: Any) -> Iterator[Any]:
+        return _alternating(train(*arguments, **more))
+
+    return alone
+
+
+def _alternating(loop: Any) -> Iterator[Any]:
+    own = Settings.found()._replace(dtype=torch.float32)
+    try:
+        while True:
+            callers = Settings.found()
+            own.hold()
+            try:
+                answer = next(loop)
+            except StopIteration:
+                return
+            finally:
+                own = Settings.found()
+                callers.hold()
+            yield answer
+    finally:
+        loop.close()

@@ -4,10 +4,14 @@ Leaves out the fixtures of single test files.
 """
 
 import os
+import tempfile
 
 # Set before NumPy or torch is loaded, and inherited by the commands that tests start: workers share cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(
+    prefix="telescope-state-"
+)  # the key that signs runs: not the user's own
 
 import torch
 from hypothesis import settings

@@ -126,17 +126,23 @@ def test_more_steps_plan_the_schedules_anew_and_say_so(tmp_path, capsys):
     assert float(rows[3]["learning_rate"]) == pytest.approx(1e-3 / 2)
 
 
+def stop_at_once(folder, *flags):
+    """A run whose disk fails at its first checkpoint."""
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(RunFolder, "save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        return train(folder, *flags)
+
+
 def test_without_a_checkpoint_resume_starts_from_the_config(tmp_path, capsys):
-    assert train(tmp_path / "run", "--total-steps", 96) == 0
-    wanted = metrics(tmp_path / "run")
-    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    assert train(tmp_path / "whole", "--total-steps", 96) == 0
+    assert stop_at_once(tmp_path / "run", "--total-steps", 96) == 1
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     record["versions"]["torch"] = "1.0"  # nothing was trained with it that is continued
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert RunFolder.open(tmp_path / "run").versions["torch"] != "1.0"
     assert "no checkpoint yet" in capsys.readouterr().err
-    assert metrics(tmp_path / "run") == wanted
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
 def test_a_config_file_and_flags_over_it(tmp_path):

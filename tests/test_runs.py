@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from telescope.runs import RunError, RunFolder, folder
+from telescope.runs import RunError, RunFolder, record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,8 @@ def test_what_is_no_run_folder_is_refused(tmp_path: Path, content: bytes | None)
 
 
 def test_a_folder_of_another_format_is_refused(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "FORMAT", 2)
-    with pytest.raises(RunError, match="run folder of format 1, but this version of telescope reads 2"):
+    monkeypatch.setattr(record, "FORMAT", 3)
+    with pytest.raises(RunError, match="run folder of format 2, but this version of telescope reads 3"):
         RunFolder.open(run)
 
 
@@ -148,10 +148,10 @@ def test_the_same_execution_continues(run: RunFolder) -> None:
 
 
 def test_every_difference_is_listed_in_one_sentence(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = folder.installed_versions() | {"numpy": "9.9"}
-    monkeypatch.setattr(folder, "installed_versions", lambda: now)
-    monkeypatch.setattr(folder, "_processor", lambda: "Z80")
-    record = json.loads((run.path / "run.json").read_text())
+    now = record.installed_versions() | {"numpy": "9.9"}
+    monkeypatch.setattr(record, "installed_versions", lambda: now)
+    monkeypatch.setattr(record, "_processor", lambda: "Z80")
+    known = json.loads((run.path / "run.json").read_text())
     current = {"compile": "on", "threads": 2, "device": "cpu", "shape": (1, 2), "backend": "envpool"}
     with pytest.raises(RunError) as caught:
         run.check_execution(current, allow_inexact=False)
@@ -159,7 +159,7 @@ def test_every_difference_is_listed_in_one_sentence(run: RunFolder, monkeypatch:
         "backend was absent and is envpool",
         "compile was off and is on",
         f"numpy was {np.__version__} and is 9.9",
-        f"processor was {record['platform']['processor']} and is Z80",
+        f"processor was {known['platform']['processor']} and is Z80",
     ]
     assert all(difference in str(caught.value) for difference in differences)
     assert "threads" not in str(caught.value)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from telescope import algorithms
+from telescope.checks import on_device
 from telescope.language import models
 from telescope.language.evaluate import answered, distance, is_greedy
 from telescope.language.preferences import RewardModel
@@ -21,22 +22,19 @@ from telescope.language.sampling import decode, encode, sample
 from telescope.language.tasks import Reward, without_ends
 from telescope.language.text import end_texts
 from telescope.language.training import PAIRS, generator, put_back
-from telescope.runs.config import from_mapping
-from telescope.runs.files import RunError
 from telescope.runs.folder import RunFolder
 
 
 class Answers:
     """The language model of a run as it stands in its folder."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, *, trust: bool = False, device: str | None = None) -> None:
         self.folder = folder
         cls = algorithms.config_class(folder.algorithm)
-        self.config: Any = from_mapping(cls, folder.config_mapping(), source=os.fspath(folder))
-        if not folder.model_path.is_dir():
-            raise RunError(f"{os.fspath(folder)} has no model yet; `telescope train --resume` continues the run")
+        self.trust = trust
+        self.config: Any = on_device(folder.config_to_use(cls, trusted=trust, runs_code=False), device)
         dtype = getattr(torch, self.config.dtype)
-        self.model, self.tokenizer = models.load(str(folder.model_path), dtype=dtype)
+        self.model, self.tokenizer = models.load(str(folder.require_model()), dtype=dtype)
         self.model = self.model.to(self.config.device).eval()
         self.ends = models.ends_of(self.model, self.tokenizer)
 
@@ -75,6 +73,7 @@ class Answers:
         """What the run was rewarded by, a function or a model, as a function."""
         source = self.config.reward
         if not os.path.isdir(source):
+            self.folder.require_trust(self.trust)
             return load_function(source)
         return RewardModel.load(source, self.config.device).reward
 
@@ -96,9 +95,14 @@ class Answers:
         return {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean()), "pairs": len(rows)}
 
 
-def load(run: str | os.PathLike[str]) -> Answers:
-    """The language model in a run folder: `telescope.answers.load("runs/grpo").complete(["37+58="])`."""
+def load(run: str | os.PathLike[str], *, trust: bool = False, device: str | None = None) -> Answers:
+    """The language model in a run folder: `telescope.answers.load("runs/grpo").complete(["37+58="])`.
+
+    trust: run the code that the folder names (a reward file), though somebody else began the run; without it that is a
+    RunError. device: where the model lives; by default where it was trained, or on the CPU, with a warning, if there is
+    no such device here.
+    """
     folder = RunFolder.open(run)
     if folder.algorithm not in algorithms.LANGUAGE:
         raise ValueError(f"{os.fspath(run)} is a run of {folder.algorithm}; telescope.load has its agents")
-    return Answers(folder)
+    return Answers(folder, trust=trust, device=device)

@@ -9,6 +9,7 @@ import math
 import os
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -138,3 +139,31 @@ def fits_memory(numbers: int, subject: str) -> None:
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * numbers > there:
         raise ValueError(f"{subject} {4 * numbers / 1e9:,.0f} GB of memory, but this machine has {there / 1e9:,.0f} GB")
+
+
+def missing_device(device: str) -> str:
+    """Why torch can keep no numbers on a device of this name, in words; empty if it can."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).cpu()  # which also turns down those that hold no numbers
+    except Exception as error:  # a name that it does not know, or a device that is not there: of many kinds
+        return " ".join(str(error).split()).partition(". ")[0]
+    return ""
+
+
+def require_device(config: Any) -> None:
+    """ValueError where the configuration's device is not available."""
+    if reason := missing_device(config.device):
+        raise ValueError(f"device is {config.device!r}, which is not available here ({reason}); try --device cpu")
+
+
+def on_device(config: Any, device: str | None) -> Any:
+    """The configuration with a device that is here: the one that is asked for, or its own, or else the CPU."""
+    if device is not None:
+        config = dataclasses.replace(config, device=device)
+        require_device(config)
+    elif reason := missing_device(config.device):
+        warnings.warn(f"device {config.device!r} is not available here ({reason}); using cpu", stacklevel=3)
+        config = dataclasses.replace(config, device="cpu")
+    return config

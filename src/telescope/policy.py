@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from telescope import algorithms
+from telescope.checks import on_device
 from telescope.control.agents import ActorCritic, Agents, default_network
 from telescope.control.config import OnPolicyConfig
 from telescope.control.distributions import distribution
@@ -23,7 +24,6 @@ from telescope.control.networks import Network
 from telescope.control.population import create
 from telescope.control.rollout import bounded, encoder
 from telescope.control.training import normaliser
-from telescope.runs.config import from_mapping
 from telescope.runs.files import RunError
 from telescope.runs.folder import RunFolder
 
@@ -131,14 +131,24 @@ class Policy:
         return self.seeds.index(seed)
 
 
-def load(run: str | os.PathLike[str], *, best: bool = False, network: Network | None = None) -> Policy:
+def load(
+    run: str | os.PathLike[str],
+    *,
+    best: bool = False,
+    network: Network | None = None,
+    trust: bool = False,
+    device: str | None = None,
+) -> Policy:
     """The trained policy in a run folder: `telescope.load("runs/cartpole").act(observation)`.
 
     best: each seed as it was at its best evaluation during training, instead of at the end. network: the network the
-    run was trained with, if it was not built from the config.
+    run was trained with, if it was not built from the config. trust: run the code that the folder names (the module of
+    its environment), though somebody else began the run; without it that is a RunError. device: where the networks
+    live; by default where they were trained, or on the CPU, with a warning, if there is no such device here.
     """
     folder = RunFolder.open(run)
-    config = from_mapping(algorithms.config_class(folder.algorithm), folder.config_mapping(), source=str(run))
+    config = folder.config_to_use(algorithms.config_class(folder.algorithm), trusted=trust)
+    config = on_device(config, device)
     if best:
         state = folder.load_best()
         missing = "no best agent yet; train with --eval-every to keep one"

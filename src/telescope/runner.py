@@ -19,8 +19,7 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
     from telescope.algorithms import LANGUAGE, find, subject_field
     from telescope.language import parallel
     from telescope.runs.display import Display
-    from telescope.runs.files import replace_folder
-    from telescope.runs.log import MetricsLog
+    from telescope.runs.log import METRICS, MetricsLog
     from telescope.runs.tables import GrowingTable
 
     language = folder.algorithm in LANGUAGE
@@ -30,6 +29,7 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
         from telescope.policy import keep_best
     first_step, best = (0, None) if state is None else (state["step"], state["best"])
     log, saved, stop = None, time.monotonic(), 0
+    tables: dict[str, Any] = {}
     with _signals() as received, Display(config.total_steps, first_step=first_step) as display:
         folder.save_config(config)
         folder.save_best(best)  # the checkpoint's: what evaluated better after it is about to be trained anew
@@ -40,9 +40,13 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
             for metrics in find(folder.algorithm).train(config, state):
                 if log is None:
                     resumed = first_step if state else None
-                    log = MetricsLog(folder, columns=list(metrics.rows[0]), resume_step=resumed)
-                    samples = GrowingTable(folder.samples_path, resume_step=resumed)
-                    health = GrowingTable(folder.health_path, resume_step=resumed)
+                    columns, marks = list(metrics.rows[0]), folder.marks
+                    log = MetricsLog(folder, columns=columns, resume_step=resumed, mark=marks.get(METRICS))
+                    samples, health = (
+                        GrowingTable(path, resume_step=resumed, mark=marks.get(path.name))
+                        for path in (folder.samples_path, folder.health_path)
+                    )
+                    tables = {METRICS: log, folder.samples_path.name: samples, folder.health_path.name: health}
                     for sentence in metrics.notes:
                         display.note(sentence)
                 log.write(metrics.rows)
@@ -59,12 +63,12 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
                 due = started or metrics.finished or time.monotonic() - saved >= checkpoint_seconds
                 stop, due = parallel.agree(received, due)
                 if due:
-                    log.sync()
-                    samples.sync()
-                    health.sync()
+                    for table in tables.values():
+                        table.sync()
                     if language:  # before the checkpoint: what that calls finished has its model
-                        replace_folder(folder.model_path, metrics.save_model)
-                    folder.save_checkpoint({**metrics.state, "best": best})
+                        folder.save_model(metrics.save_model)
+                    marks = {name: table.mark for name, table in tables.items()}
+                    folder.save_checkpoint({**metrics.state, "best": best}, marks)
                     saved = time.monotonic()
                 if stop:
                     break
@@ -73,8 +77,8 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
                 folder.set_status("stopped")
             raise
         finally:
-            if log is not None:
-                log.close()
+            for table in tables.values():
+                table.close()
         folder.set_status("stopped" if stop and not metrics.finished else "finished")
         _draw_curve(folder, display)
     if stop and not metrics.finished:
@@ -113,13 +117,14 @@ def follows(algorithm: str) -> bool:
 
 def _draw_curve(folder: Any, display: Any) -> None:
     from telescope.runs.curves import plot as draw
+    from telescope.runs.files import RunError
 
     try:
-        draw([folder.path], folder.curves_path)
-    except ValueError as error:  # no episode has ended yet, say: that takes nothing from the run
+        draw([folder], folder.curves_path)
+    except (ValueError, RunError) as error:  # no episode has ended yet, say: that takes nothing from the run
         display.note(f"no learning curve: {error}")
     else:
-        display.note(f"learning curve: {folder.curves_path}")
+        display.note(f"learning curve: {folder.path / folder.curves_path.name}")
 
 
 @contextlib.contextmanager

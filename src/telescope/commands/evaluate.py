@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import json
 import sys
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from telescope.commands.arguments import parse, positionals
@@ -25,6 +27,10 @@ class EvalOptions:
     """Each seed as it was at its best evaluation during training (--eval-every), instead of at the end."""
     video: str | None = None
     """Also record one episode of the first seed into this folder."""
+    device: str | None = None
+    """Where the networks live; by default where they were trained, or the CPU if there is no such device here."""
+    trust: bool = False
+    """Run the code that the run names (an environment's module), though somebody else began it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +41,10 @@ class AnswerOptions:
     """Held-out prompts, at most."""
     json: bool = False
     """Print one JSON object on standard output instead of a table."""
+    device: str | None = None
+    """Where the model lives; by default where it was trained, or the CPU if there is no such device here."""
+    trust: bool = False
+    """Run the code that the run names (a reward file), though somebody else began it."""
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -50,7 +60,8 @@ def evaluate(arguments: list[str]) -> int:
     from telescope.metrics import summarise
     from telescope.policy import load
 
-    policy = load(run_path[0], best=options.best)
+    with notes():
+        policy = load(run_path[0], best=options.best, trust=options.trust, device=options.device)
     result = policy.evaluate(options.episodes, stochastic=options.stochastic)
     summary = summarise(result.returns)
     if options.video is not None:
@@ -76,10 +87,23 @@ def _evaluate_language(arguments: list[str]) -> int | None:
         raise ValueError(f"prompts is {options.prompts}; expected at least 1")
     from telescope.answers import load
 
-    found = load(run_path[0]).evaluate(options.prompts)
+    with notes():
+        answers = load(run_path[0], trust=options.trust, device=options.device)
+    found = answers.evaluate(options.prompts)
     lines = [f"{name:12} {value:,.4g}" for name, value in found.items()]
     print(json.dumps(found) if options.json else "\n".join(lines))
     return 0
+
+
+@contextlib.contextmanager
+def notes() -> Iterator[None]:
+    """Warnings of the block as plain lines on standard error."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            print(f"note: {warning.message}", file=sys.stderr)
 
 
 def _is_language(run: str) -> bool:

@@ -41,7 +41,11 @@ class ResumeOptions:
     total_steps: int | None = None
     """Train to this many steps per seed instead; schedules are planned anew for it."""
     allow_inexact: bool = False
-    """Continue even if versions or machine differ, so that the last bits may."""
+    """Continue even if versions or machine differ, so that the last bits may, or rows of a table are lost."""
+    device: str | None = None
+    """Go on with the networks on this device: cpu, cuda, cuda:1, …; the last bits may differ from then on."""
+    trust: bool = False
+    """Run the code that the run names (an environment's module, a reward file), though somebody else began it."""
     checkpoint_seconds: float = 60.0
     """Write a checkpoint at least this often."""
 
@@ -130,22 +134,49 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
 
     first = not follows(folder.algorithm)
     say = print if first else lambda *_, **__: None
-    execution = family(folder.algorithm).execution
+    shared = family(folder.algorithm)
+    folder.require_trust(options.trust)
     config = folder.load_config(config_class(folder.algorithm))
     state = folder.load_checkpoint()
+    folder.require_tables(allow_inexact=options.allow_inexact)
     if options.total_steps is not None and options.total_steps != config.total_steps:
         config = dataclasses.replace(config, total_steps=options.total_steps)
         say(f"total_steps is now {config.total_steps:,}: schedules are planned anew over it", file=sys.stderr)
+    moved = _moved(config, options)
+    if moved is not None:
+        say(f"device is now {moved}, and was {config.device}: the last bits may differ from here on", file=sys.stderr)
+        config = dataclasses.replace(config, device=moved)
+        state = None if state is None else _on_device(state, shared.execution(config))
     if state is None:
         say(f"{options.resume} has no checkpoint yet: starting from its config", file=sys.stderr)
         if first:
-            folder.set_execution(execution(config))
+            folder.set_execution(shared.execution(config))
     elif state["iteration"] >= config.iterations or state.get("stopped"):
         done = f"{state['step']:,} steps done, total_steps is {config.total_steps:,}"
         say(f"{options.resume} is finished: {done}; a larger --total-steps extends it")
         return 0
     else:
-        folder.check_execution(parallel.now(state["execution"]), allow_inexact=options.allow_inexact)
+        now = parallel.now(state["execution"])
+        inexact = options.allow_inexact or moved is not None
+        if folder.check_execution(now, allow_inexact=inexact) and first:
+            folder.set_execution(now)  # from here on the run is this machine's
     if not first:
         return follow(folder.algorithm, config, state)
     return run(folder, config, state, options.checkpoint_seconds)
+
+
+def _moved(config: Any, options: ResumeOptions) -> str | None:
+    """The device that a run goes on with, where it is not its own; ValueError where there is none such here."""
+    from telescope.checks import missing_device
+
+    device = options.device or config.device
+    if (reason := missing_device(device)) and (options.device or not options.allow_inexact):
+        raise ValueError(f"device is {device!r}, which is not available here ({reason}); go on with --device cpu")
+    device = "cpu" if reason else device
+    return None if device == config.device else device
+
+
+def _on_device(state: dict[str, Any], execution: dict[str, Any]) -> dict[str, Any]:
+    """The state as one that was made in this way; of a run in several processes, each share."""
+    shares = [share | {"execution": {**execution, "processes": 1}} for share in state.get("shares", [])]
+    return state | {"execution": execution} | ({"shares": shares} if shares else {})

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from telescope.checks import require_device
 from telescope.control import population
 from telescope.control.agents import ActorCritic, Agents, default_network
 from telescope.control.config import OnPolicyConfig
@@ -314,10 +315,7 @@ def missing_for_compiling(device: str) -> str:
 
 def try_out(config: OnPolicyConfig) -> None:
     """ValueError if there is no such device or environment, or one whose spaces are not supported."""
-    try:
-        torch.empty(0, device=config.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {config.device!r}, which is not to be had here: {error}") from error
+    require_device(config)
     _environments(config, [config.seed], 1).close()
 
 

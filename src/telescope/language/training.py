@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from telescope.checks import require_device
 from telescope.language import models, parallel
 from telescope.language.config import LanguageConfig
 from telescope.language.health import Finding, of_tokens
@@ -360,10 +361,7 @@ def work(config: LanguageConfig) -> float:
 
 def try_out(config: LanguageConfig) -> None:
     """ValueError if there is no such device, task, reward or model."""
-    try:
-        torch.empty(0, device=config.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {config.device!r}, which is not to be had here: {error}") from error
+    require_device(config)
     about, tokenizer = models.require(config.model)
     task = config.open_task()
     require_room(config, task, about, tokenizer)

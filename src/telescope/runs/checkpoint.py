@@ -5,9 +5,9 @@ unpickled.
 
 File: an ordinary safetensors file. Arrays are its tensors, named by JSON pointer (RFC 6901:
 `/agent/params/w0`). Its metadata has one entry (several are written in random order), `telescope`: a JSON
-object of `sha256`, `format`, `kind`, `leaves` (pointer → what the array was) and `state` (everything else,
-with null where an array goes). The digest is taken over the whole file with its own 64 digits as zeros, so no
-byte of the file can change unseen.
+object of `sha256`, `format`, `kind`, `about` (whose it is), `leaves` (pointer → what the array was) and `state`
+(everything else, with null where an array goes). The digest is taken over the whole file with its own 64 digits as
+zeros, so no byte of the file can change unseen.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import hashlib
 import json
 import os
 import sys
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from telescope.runs.files import RunError, explained, require, write_atomic
+from telescope.runs.files import RunError, read, require, shown, write_atomic
 
 FORMAT = 1
 _MARKER = "telescope"
@@ -34,7 +34,9 @@ _DTYPES = {"bool", "float16", "float32", "float64", "complex64", *_INTEGERS}
 Array = npt.NDArray[Any]
 
 
-def save(path: str | os.PathLike[str], state: dict[str, Any], *, kind: str) -> None:
+def save(
+    path: str | os.PathLike[str], state: dict[str, Any], *, kind: str, about: Mapping[str, Any] | None = None
+) -> None:
     """Write the state to `path`, atomically.
 
     state: nested dicts with str keys, and lists; leaves are NumPy arrays and scalars, torch tensors on any
@@ -47,7 +49,8 @@ def save(path: str | os.PathLike[str], state: dict[str, Any], *, kind: str) -> N
     arrays: dict[str, Array] = {}
     leaves: dict[str, str] = {}
     tree = _split(state, "", arrays, leaves)
-    header = {"sha256": _NO_DIGEST, "format": FORMAT, "kind": kind, "leaves": leaves, "state": tree}
+    head = {"sha256": _NO_DIGEST, "format": FORMAT, "kind": kind, "about": dict(about or {})}
+    header = {**head, "leaves": leaves, "state": tree}
     data = require("safetensors.numpy").save(arrays, metadata={_MARKER: json.dumps(header)})
     view = memoryview(data)
     start = data.index(_NO_DIGEST.encode())  # the first key of the only metadata entry, which opens the file
@@ -62,31 +65,42 @@ def load(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
     RunError, in one sentence, if the file is missing, cut short, altered in any byte, written by something
     else, in another format version or of another kind. Nothing of such a file is used.
     """
-    with explained("read", path):
-        data = Path(path).read_bytes()
-    header = _verified_header(data, os.fspath(path))
-    if header["format"] != FORMAT:
+    return load_about(path, kind=kind)[0]
+
+
+def load_about(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `load`, and what `save` was told `about` the file."""
+    data = read(path)
+    name = shown(path)
+    header = _verified_header(data, name)
+    if header.get("format") != FORMAT:
         raise RunError(
-            f"{os.fspath(path)} is a checkpoint of format {header['format']}, but this version of telescope "
+            f"{name} is a checkpoint of format {header.get('format')}, but this version of telescope "
             f"reads format {FORMAT}"
         )
-    if header["kind"] != kind:
-        raise RunError(f"{os.fspath(path)} is a checkpoint of kind {header['kind']!r}, but {kind!r} was expected")
-    arrays = require("safetensors.numpy").load(data)
-    state: dict[str, Any] = header["state"]
-    for pointer, origin in header["leaves"].items():
-        _insert(state, pointer, _restored(arrays[pointer], origin))
-    return state
+    if header.get("kind") != kind:
+        raise RunError(f"{name} is a checkpoint of kind {header.get('kind')!r}, but {kind!r} was expected")
+    library = require("safetensors.numpy")
+    try:
+        arrays = library.load(data)
+        state, about = dict(header["state"]), dict(header.get("about", {}))
+        for pointer, origin in header["leaves"].items():
+            _insert(state, pointer, _restored(arrays[pointer], origin))
+    except Exception as error:  # the digest is right: whoever wrote this wrote another thing than `save` does
+        told = f"{type(error).__name__}: {error}"
+        raise RunError(f"{name} does not hold what a checkpoint of telescope holds ({told})") from error
+    return state, about
 
 
 def _verified_header(data: bytes, path: str) -> dict[str, Any]:
     """The `telescope` metadata of a file whose digest is right."""
     length = int.from_bytes(data[:8], "little")
     try:
+        header: dict[str, Any]
         if not 2 <= length <= len(data) - 8:
             raise ValueError("the header ends beyond the file")
         text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_MARKER, "{}")
-        header: dict[str, Any] = json.loads(text)
+        header = json.loads(text)
         digest = header.get("sha256")
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise RunError(f"{path} is cut short, damaged, or not a checkpoint at all; nothing of it was loaded") from error
@@ -160,6 +174,8 @@ def _restored(array: Array, origin: str) -> Any:
         return array
     torch = require("torch")
     dtype = getattr(torch, origin.removeprefix("tensor "))
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{origin!r} is no kind of array")
     if array.size == 0:  # NumPy gives it strides of 0, which torch would keep
         return torch.empty(array.shape, dtype=dtype)
     return torch.from_numpy(array).view(dtype)

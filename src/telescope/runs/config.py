@@ -16,11 +16,10 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from telescope.checks import fitted, options
-from telescope.runs.files import explained, join, require, write_atomic
+from telescope.runs.files import join, read, require, shown, write_atomic
 
 NONE = "none"
 
@@ -59,12 +58,11 @@ def read_config(path: str | os.PathLike[str], cls: type[Any]) -> Any:
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a TOML file as it stands. RunError if it cannot be read, ValueError if it is not TOML."""
-    with explained("read", path):
-        data = Path(path).read_bytes()
+    data = read(path)
     try:
         return tomllib.loads(data.decode())
-    except ValueError as error:  # also what a wrong byte raises
-        raise ValueError(f"{os.fspath(path)} is not a TOML file: {error}") from error
+    except (ValueError, RecursionError) as error:  # also what a wrong byte raises
+        raise ValueError(f"{shown(path)} is not a TOML file: {error}") from error
 
 
 def from_mapping(cls: type[Any], mapping: Mapping[str, Any], *, source: str) -> Any:

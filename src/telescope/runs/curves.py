@@ -54,9 +54,11 @@ def plot(
     RunError if a folder is not a run, or the file cannot be written; ValueError for an unknown metric, or a
     run without a single value of it.
     """
-    folders = [RunFolder.open(run) for run in runs]
+    folders = [run if isinstance(run, RunFolder) else RunFolder.open(run) for run in runs]
     if not folders:
         raise ValueError("runs is empty; expected at least one run folder")
+    for folder in folders:
+        folder.require_metrics()
     tables = [read_metrics(folder.metrics_path) for folder in folders]
     name = _chosen(tables) if metric == "auto" else metric
     curves = [curve(table, name, source=str(folder.path)) for table, folder in zip(tables, folders, strict=True)]

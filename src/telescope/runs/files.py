@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import importlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ _ADVICE = {
     errno.EACCES: "permission denied; choose a folder you may write to",
     errno.EEXIST: "a file of that name is in the way; choose another path",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
+    errno.ELOOP: "it is a link, and a run writes to no place outside its folder; remove the link",
 }
+_HANDLE = "/proc/self/fd/"
 
 
 class RunError(OSError):
@@ -42,7 +46,34 @@ def explained(action: str, path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except OSError as error:
         reason = _ADVICE.get(error.errno or 0, error.strerror or str(error))
-        raise RunError(f"cannot {action} {os.fspath(path)}: {reason}") from error
+        raise RunError(f"cannot {action} {shown(path)}: {reason}") from error
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as its user knows it, also where a folder is reached through an open descriptor."""
+    text = os.fspath(path)
+    if not text.startswith(_HANDLE):
+        return text
+    number, _, rest = text.removeprefix(_HANDLE).partition("/")
+    with contextlib.suppress(OSError):
+        text = os.path.join(os.readlink(_HANDLE + number), rest).rstrip("/")
+    return text
+
+
+def held(descriptor: int, path: Path) -> Path:
+    """The folder that is open as `descriptor`, wherever it is moved to meanwhile; `path` where no system says so."""
+    handle = Path(f"{_HANDLE}{descriptor}")
+    return handle if handle.exists() else path
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """All bytes of a file; RunError if it is missing, or something that is read without end (a pipe, a device)."""
+    with explained("read", path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise RunError(f"{shown(path)} is not an ordinary file")
+            return file.read()
 
 
 def write_atomic(path: str | os.PathLike[str], *chunks: Buffer) -> None:
@@ -66,32 +97,54 @@ def write_atomic(path: str | os.PathLike[str], *chunks: Buffer) -> None:
 
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a new folder, then put it where the old one was.
+    """Have `write` fill a new folder, then put it where the old one was; of a link, what it leads to stays.
 
     A crash between the two renames leaves none, so it is to be replaced before the checkpoint that it belongs to.
+    RunError if that fails: the old folder is untouched then, and the new one is removed.
     """
     new, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}") for _ in range(2))
     with explained("write", path):
-        new.mkdir()
-        write(new)
-        for file in new.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(new, path)
+        try:
+            new.mkdir()
+            _fill(new, write, path)
+            for file in new.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if os.path.lexists(path):
+                os.replace(path, old)
+            os.replace(new, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                if not os.path.lexists(path):
+                    os.replace(old, path)
+            remove(new)
+            raise
         _sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
+
+
+def _fill(new: Path, write: Callable[[Path], None], path: Path) -> None:
+    try:
+        write(new)
+    except Exception as error:
+        if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
+            raise RunError(f"cannot write {shown(path)}: {error}") from error  # its words for a full disk, say
+        raise
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link (not what it leads to) or a folder, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files that a killed writer left in the folder; only for whoever holds its lock."""
     for leftover in folder.glob(f".*{TEMPORARY}"):
-        with explained("remove", leftover):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)
+        remove(leftover)
 
 
 class Appender:
@@ -100,7 +153,8 @@ class Appender:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
         with explained("open", path):
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._file = open(os.open(path, flags, 0o666), "ab", buffering=0)  # noqa: SIM115 - closed by close()
 
     def write(self, *chunks: Buffer) -> None:
         """Write all bytes of all chunks; RunError if the disk takes only a part."""
@@ -124,6 +178,35 @@ class Appender:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Table(Appender):
+    """A file that grows, and knows what a checkpoint must remember of it: its size and SHA-256 so far, its `mark`."""
+
+    def __init__(self, path: str | os.PathLike[str], start: Buffer) -> None:
+        """Replace what is there by `start`, atomically, and append from then on."""
+        write_atomic(path, start)
+        super().__init__(path)
+        self._size, self._digest = len(start), hashlib.sha256(start)
+
+    def write(self, *chunks: Buffer) -> None:
+        super().write(*chunks)
+        for chunk in chunks:
+            self._size += memoryview(chunk).nbytes
+            self._digest.update(chunk)
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        return {"size": self._size, "sha256": self._digest.hexdigest()}
+
+
+def until(path: str | os.PathLike[str], mark: Mapping[str, Any]) -> bytes | None:
+    """The file as it was when it had this mark; None where it is shorter, or was changed."""
+    if not mark["size"]:
+        return b""
+    data = read(path)[: mark["size"]] if os.path.lexists(path) else b""
+    whole = len(data) == mark["size"] and hashlib.sha256(data).hexdigest() == mark["sha256"]
+    return data if whole else None
 
 
 def require(module: str) -> Any:

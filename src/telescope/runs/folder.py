@@ -10,25 +10,19 @@ caller).
 from __future__ import annotations
 
 import contextlib
-import datetime
-import importlib.metadata
-import json
 import os
-import platform
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from telescope import __version__
-from telescope.runs import checkpoint
-from telescope.runs.config import read_config, read_toml, write_config
-from telescope.runs.files import RunError, explained, join, remove_leftovers, write_atomic
-from telescope.runs.lock import LOCK, locked
+from telescope.runs import checkpoint, record, seal, verify
+from telescope.runs.config import from_mapping, to_mapping, write_config
+from telescope.runs.files import RunError, explained, held, join, remove_leftovers, replace_folder, shown
+from telescope.runs.lock import locked
 from telescope.runs.log import METRICS, TENSORBOARD
 
-FORMAT = 1
-PACKAGES = ("numpy", "numba", "torch", "gymnasium", "mujoco", "envpool", "transformers", "tokenizers", "peft")
+CHECKPOINT = "checkpoint.safetensors"
 
 Status = Literal["running", "finished", "stopped"]
 
@@ -36,9 +30,12 @@ Status = Literal["running", "finished", "stopped"]
 class RunFolder:
     """A folder that holds one run; made by `create` or `open`. Usable wherever a path is."""
 
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
-        self.path = path
-        self._record = record
+    def __init__(self, path: Path, known: dict[str, Any]) -> None:
+        self._path = path
+        self._record = known
+        self._descriptor: int | None = None  # of the folder itself, while it is locked
+        self.marks: dict[str, Any] = {}
+        """What the checkpoint that was loaded remembers of the tables beside it: name → size and SHA-256."""
 
     @classmethod
     def create(
@@ -59,17 +56,18 @@ class RunFolder:
         RunError if the folder exists and is not empty, or the disk refuses.
         """
         path = Path(path)
-        _refuse_used(path)
+        verify.unused(path)
         with explained("create the run folder", path):
             path.mkdir(parents=True, exist_ok=True)
         with locked(path):
-            _refuse_used(path)  # by another process, since the look above
-            folder = cls(path, _new_record(config, algorithm, execution, command))
+            verify.unused(path)  # by another process, since the look above
+            remove_leftovers(path)
+            folder = cls(path, record.new(to_mapping(config), algorithm, execution, command))
             try:
-                folder.save_config(config)
-                folder._write_record()
+                folder._write_record()  # first: from this file alone the run can be begun
+                write_config(folder.config_path, config)
             except BaseException:  # what is half made would only stand in the way of the next try
-                for half in (folder.config_path, path / "run.json"):
+                for half in (folder.config_path, path / record.NAME):
                     half.unlink(missing_ok=True)
                 raise
         return folder
@@ -78,22 +76,28 @@ class RunFolder:
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
         """Open an existing run folder; RunError if it is none, or one of another format version."""
         path = Path(path)
-        if not (path / "run.json").is_file():
+        if not os.path.lexists(path / record.NAME):
             what = "has no run.json, so it is not a run folder" if path.is_dir() else "is not a folder"
             raise RunError(f"{path} {what}; name the folder that was given to `telescope train --out`")
-        with explained("read", path / "run.json"):
-            data = (path / "run.json").read_bytes()
-        try:
-            record = json.loads(data)
-            version = record["format"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{path / 'run.json'} is damaged, or was not written by telescope") from error
-        if version != FORMAT:
-            raise RunError(f"{path} is a run folder of format {version}, but this version of telescope reads {FORMAT}")
-        return cls(path, record)
+        return cls(path, record.read_record(path / record.NAME))
+
+    @property
+    def path(self) -> Path:
+        """Where the folder is; while it is locked also after it was moved."""
+        if self._descriptor is None:
+            return self._path
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
+                return self._path
+        return Path(shown(held(self._descriptor, self._path)))
+
+    @property
+    def place(self) -> Path:
+        """What its files are reached by: while it is locked the folder that was locked, whatever is at its path now."""
+        return self._path if self._descriptor is None else held(self._descriptor, self._path)
 
     def __fspath__(self) -> str:
-        return os.fspath(self.path)
+        return os.fspath(self.place)
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r}, algorithm={self.algorithm!r}, status={self.status!r})"
@@ -110,6 +114,11 @@ class RunFolder:
         """The algorithm as its user calls it: `gspo` is a row of what `grpo` trains, and `ppo` has two loops."""
         usual = {"rlhf": "ppo"}.get(self.algorithm, self.algorithm)
         return str(self.config_mapping().get("objective", usual))
+
+    @property
+    def id(self) -> str:
+        """A random name that its checkpoints bear too."""
+        return str(self._record["id"])
 
     @property
     def execution(self) -> dict[str, Any]:
@@ -139,11 +148,7 @@ class RunFolder:
 
     def set_execution(self, execution: Mapping[str, Any]) -> None:
         """Record that the run begins (again) here and now: execution, versions and machine are this process's."""
-        self._record |= {
-            "execution": _as_json(execution),
-            "versions": installed_versions(),
-            "platform": _platform(),
-        }
+        self._record |= {"execution": record.as_json(execution), **record.here()}
         self._write_record()
 
     def check_execution(self, current: Mapping[str, Any], *, allow_inexact: bool) -> list[str]:
@@ -153,8 +158,9 @@ class RunFolder:
         and the processor: each may change the last bits of a float. RunError listing every difference, unless
         allow_inexact.
         """
-        then = self._record["execution"] | self.versions | {"processor": self._record["platform"]["processor"]}
-        now = _as_json(current) | installed_versions() | {"processor": _platform()["processor"]}
+        then = self._record["execution"] | self.versions | {"processor": self._record["platform"].get("processor")}
+        here = record.here()
+        now = record.as_json(current) | here["versions"] | {"processor": here["platform"]["processor"]}
         differences = [
             f"{name} was {then.get(name, 'absent')} and is {now.get(name, 'absent')}"
             for name in sorted(then | now)
@@ -169,35 +175,113 @@ class RunFolder:
     # Config and checkpoints.
 
     def config_mapping(self) -> dict[str, Any]:
-        """config.toml as a plain dict."""
-        return read_toml(self.config_path)
+        """The configuration as a plain dict, as run.json has it; config.toml is a copy for the reader."""
+        return dict(self._record["config"])
+
+    def require_unedited(self, *but: str) -> None:
+        """RunError naming every change of config.toml, but of these fields: a run goes on as it began."""
+        verify.unedited(self.config_path, self._record, but)
+
+    def require_trust(self, trusted: bool = False) -> None:
+        """RunError naming the code that the configuration names, unless the user began this run, or says trusted."""
+        verify.trusted(self.path, verify.on_disk(self.config_path, self._record), self._record, trusted)
+
+    def config_to_use(self, cls: type[Any], *, trusted: bool = False, runs_code: bool = True) -> Any:
+        """The configuration for reading only: on whatever device, and as it was edited where the user trusts that.
+
+        runs_code: whether the caller goes on to run what it names without asking `require_trust` again.
+        """
+        if not trusted:
+            try:
+                self.require_unedited("device")
+            except RunError:
+                self.require_trust()  # the graver of two faults
+                raise
+        if runs_code:
+            self.require_trust(trusted)
+        return from_mapping(cls, verify.on_disk(self.config_path, self._record), source=str(self.path / "config.toml"))
 
     def load_config(self, cls: type[Any]) -> Any:
-        """config.toml as the dataclass `cls`."""
-        return read_config(self.config_path, cls)
+        """The configuration as the dataclass `cls`; RunError where config.toml says something else."""
+        self.require_unedited()
+        return from_mapping(cls, self.config_mapping(), source=str(self.path / record.NAME))
 
     def save_config(self, config: Any) -> None:
-        """Replace config.toml, as for a run that is resumed with another number of steps."""
+        """Replace the configuration, as for a run that is resumed with another number of steps."""
+        mapping = to_mapping(config)
+        if mapping != self._record["config"]:
+            self._record |= {"config": mapping, "before": self._record["config"]}
+            self._write_record()
         write_config(self.config_path, config)
 
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint that the run resumes from; call `MetricsLog.sync` first."""
-        checkpoint.save(self.checkpoint_path, state, kind=f"{self.algorithm} checkpoint")
+    def save_checkpoint(self, state: dict[str, Any], marks: Mapping[str, Any] | None = None) -> None:
+        """Replace the checkpoint that the run resumes from; call `MetricsLog.sync` first.
+
+        marks: of the tables, by their file's name, so that a resumed run finds them as they are now.
+        """
+        about = {"run": self.id, "config": record.fingerprint(self._record["config"]), "tables": dict(marks or {})}
+        checkpoint.save(self.checkpoint_path, state, kind=f"{self.algorithm} checkpoint", about=about)
+        self._record |= {"saved": True, "tables": about["tables"]}
+        self._write_record()
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state to resume from, or None if there is none yet; RunError if it cannot be trusted."""
-        return self._load(self.checkpoint_path, "checkpoint")
+        """The state to resume from, or None if there is none yet.
+
+        RunError if it cannot be trusted, is missing although the run had one, or belongs to another run.
+        """
+        if not os.path.lexists(self.checkpoint_path):
+            if self._record.get("saved"):
+                raise RunError(
+                    f"{self.path / CHECKPOINT} is missing, although the run had one; bring it back, or begin the run "
+                    f"anew elsewhere: `telescope train {self._command()} --config {shlex.quote(str(self.path))}"
+                    "/config.toml --out FOLDER`"
+                )
+            return None
+        state, about = self._load(self.checkpoint_path, "checkpoint")
+        if about.get("config") != record.fingerprint(self._record["config"]):
+            raise RunError(f"{self.path / CHECKPOINT} was written with another configuration than {record.NAME} has")
+        self.marks = about.get("tables", {})
+        return state
 
     def save_best(self, state: dict[str, Any] | None) -> None:
         """Replace the state that evaluated best; None removes it."""
         if state is None:
             self.best_path.unlink(missing_ok=True)
             return
-        checkpoint.save(self.best_path, state, kind=f"{self.algorithm} best")
+        checkpoint.save(self.best_path, state, kind=f"{self.algorithm} best", about={"run": self.id})
 
     def load_best(self) -> dict[str, Any] | None:
         """The state that evaluated best, or None if none was saved; RunError if it cannot be trusted."""
-        return self._load(self.best_path, "best")
+        return self._load(self.best_path, "best")[0] if os.path.lexists(self.best_path) else None
+
+    def save_model(self, write: Callable[[Path], None]) -> None:
+        """Have `write` fill the folder of the language model anew, and seal it."""
+
+        def sealed(new: Path) -> None:
+            write(new)
+            seal.close(new, self.id)
+
+        replace_folder(self.model_path, sealed)
+
+    def require_model(self) -> Path:
+        """The folder of the language model; RunError if there is none yet, or its files are not those of this run."""
+        if not self.model_path.is_dir():
+            raise RunError(f"{self.path} has no model yet; `telescope train --resume` continues the run")
+        seal.check(self.model_path, self.id)
+        return self.model_path
+
+    def require_tables(self, *, allow_inexact: bool = False) -> None:
+        """RunError if a table is shorter than the checkpoint that was loaded, or was changed before its step."""
+        for name, mark in self.marks.items():
+            complaint = verify.table(self.place / name, mark)
+            if complaint and not allow_inexact:
+                raise RunError(f"{complaint}; `--allow-inexact` goes on with the rows that can be read")
+
+    def require_metrics(self) -> None:
+        """RunError if metrics.csv is not what it was at the latest checkpoint, with rows behind it perhaps."""
+        mark = self._record.get("tables", {}).get(METRICS)
+        if mark and (complaint := verify.table(self.metrics_path, mark)):
+            raise RunError(complaint)
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Be the only writer for the block; RunError naming the process that is, if there is one already.
@@ -205,122 +289,73 @@ class RunFolder:
         The lock is the operating system's: it ends with the process, however that ends. What a killed writer
         left half written is removed.
         """
-        return _locked_and_swept(self.path)
+        return self._locked_and_swept()
 
     # Where things are.
 
     @property
     def config_path(self) -> Path:
         """config.toml."""
-        return self.path / "config.toml"
+        return self.place / "config.toml"
 
     @property
     def checkpoint_path(self) -> Path:
         """checkpoint.safetensors, the state to resume from."""
-        return self.path / "checkpoint.safetensors"
+        return self.place / CHECKPOINT
 
     @property
     def best_path(self) -> Path:
         """best.safetensors, the state that evaluated best."""
-        return self.path / "best.safetensors"
+        return self.place / "best.safetensors"
 
     @property
     def metrics_path(self) -> Path:
         """metrics.csv, one row per iteration and seed."""
-        return self.path / METRICS
+        return self.place / METRICS
 
     @property
     def samples_path(self) -> Path:
         """samples.csv, some completions of a language model with their scores."""
-        return self.path / "samples.csv"
+        return self.place / "samples.csv"
 
     @property
     def health_path(self) -> Path:
         """health.csv, what looked wrong in the training of a language model."""
-        return self.path / "health.csv"
+        return self.place / "health.csv"
 
     @property
     def model_path(self) -> Path:
         """The folder of a language model as `from_pretrained` loads it."""
-        return self.path / "model"
+        return self.place / "model"
 
     @property
     def curves_path(self) -> Path:
         """curves.png, the learning curve."""
-        return self.path / "curves.png"
+        return self.place / "curves.png"
 
     @property
     def tensorboard_path(self) -> Path:
         """The folder of TensorBoard event files."""
-        return self.path / TENSORBOARD
+        return self.place / TENSORBOARD
 
-    def _load(self, path: Path, kind: str) -> dict[str, Any] | None:
-        return checkpoint.load(path, kind=f"{self.algorithm} {kind}") if path.exists() else None
+    @contextlib.contextmanager
+    def _locked_and_swept(self) -> Iterator[None]:
+        with locked(self._path) as descriptor:
+            self._descriptor = descriptor
+            try:
+                remove_leftovers(self.place)
+                yield
+            finally:
+                self._path, self._descriptor = self.path, None
+
+    def _load(self, path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        state, about = checkpoint.load_about(path, kind=f"{self.algorithm} {kind}")
+        if about.get("run") != self.id:
+            raise RunError(f"{self.path / path.name} belongs to another run; nothing of it was loaded")
+        return state, about
+
+    def _command(self) -> str:
+        return shlex.quote("ppo" if self.algorithm == "rlhf" else self.method)
 
     def _write_record(self) -> None:
-        write_atomic(self.path / "run.json", (json.dumps(self._record, indent=2) + "\n").encode())
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of telescope, Python and those `PACKAGES` that are installed, read without importing them."""
-    versions = {"telescope": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
-
-
-@contextlib.contextmanager
-def _locked_and_swept(path: Path) -> Iterator[None]:
-    with locked(path):
-        remove_leftovers(path)
-        yield
-
-
-def _refuse_used(path: Path) -> None:
-    """RunError unless nothing is there, or a folder that is empty but for a lock file."""
-    if not os.path.lexists(path):
-        return
-    with explained("look into", path):
-        used = any(name != LOCK for name in os.listdir(path))
-    if (path / "run.json").exists():
-        raise RunError(
-            f"{path} already holds a run; resume it with `telescope train --resume {shlex.quote(str(path))}` "
-            "or choose another --out"
-        )
-    if used:
-        raise RunError(f"{path} exists and is not empty; choose another --out")
-
-
-def _new_record(config: Any, algorithm: str, execution: Mapping[str, Any], command: list[str]) -> dict[str, Any]:
-    first_seed, seeds = getattr(config, "seed", 0), getattr(config, "seeds", 1)
-    return {
-        "format": FORMAT,
-        "algorithm": algorithm,
-        "status": "running",
-        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": list(command),
-        "seeds": list(range(first_seed, first_seed + seeds)),
-        "execution": _as_json(execution),
-        "versions": installed_versions(),
-        "platform": _platform(),
-    }
-
-
-def _as_json(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping as it is after a trip through a file, so that a tuple equals the list it became."""
-    plain: dict[str, Any] = json.loads(json.dumps(dict(mapping)))
-    return plain
-
-
-def _platform() -> dict[str, Any]:
-    """System, processor model and number of cores."""
-    return {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        record.write(self.place / record.NAME, self._record)

@@ -5,7 +5,7 @@ Leaves out what the metrics mean (each algorithm's page in the docs) and how the
 
 from __future__ import annotations
 
-import itertools
+import errno
 import os
 import re
 import socket
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from telescope.runs.files import Appender, RunError, explained, require, write_atomic
+from telescope.runs.files import Appender, RunError, Table, explained, read, require, shown, until
 
 METRICS = "metrics.csv"
 TENSORBOARD = "tensorboard"
@@ -34,13 +34,15 @@ class MetricsLog:
         *,
         columns: Sequence[str],
         resume_step: int | None = None,
+        mark: Mapping[str, Any] | None = None,
         tensorboard: bool = True,
     ) -> None:
         """Start the log anew, or continue it after `resume_step`.
 
         columns: every metric that any row will have, in the order of the file; step, iteration and seed come
         first in any case. resume_step: the step of the checkpoint that the run continues from; later rows, a
-        last line that a crash cut short, and TensorBoard's later events are dropped. None drops everything.
+        last line that a crash cut short, and TensorBoard's later events are dropped. None drops everything. mark: what
+        `mark` was at that step; the table then goes on with just these bytes, if it has them still.
 
         RunError if the disk refuses, or the file that is there has other columns.
         """
@@ -48,12 +50,15 @@ class MetricsLog:
         if len(set(self.columns)) != len(self.columns):
             raise ValueError(f"columns has a name twice: {', '.join(columns)}")
         path = Path(folder) / METRICS
-        kept = [] if resume_step is None else _rows_until(path, self.columns, resume_step)
-        write_atomic(path, "".join([",".join(self.columns) + "\n", *kept]).encode())
+        header = ",".join(self.columns) + "\n"
+        kept = None if resume_step is None or mark is None else until(path, mark)
+        if kept is None or not kept.startswith(header.encode()):
+            rows = [] if resume_step is None else _rows_until(path, self.columns, resume_step)
+            kept = "".join([header, *rows]).encode()
         self._events = None
         if tensorboard:
             self._events = _Events(Path(folder) / TENSORBOARD, 0 if resume_step is None else resume_step + 1)
-        self._table = Appender(path)
+        self._table = Table(path, kept)
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append the rows: numbers by column name; None, or a name left out, is an empty field.
@@ -66,6 +71,11 @@ class MetricsLog:
         self._table.write("".join(lines).encode())
         if self._events is not None:
             self._events.write(numbers)
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What a checkpoint remembers of metrics.csv as it is now."""
+        return self._table.mark
 
     def sync(self) -> None:
         """Return once everything written is on the disk; to be called before every checkpoint."""
@@ -101,18 +111,19 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
     is being written, is left out. RunError if the file is missing or not a metrics file.
     """
     path = Path(path) / METRICS if Path(path).is_dir() else Path(path)
+    name = shown(path)
     header, lines = _lines(path)
     names = tuple(header.split(","))
     if names[: len(LEADING)] != LEADING:
-        raise RunError(f"{path} is not a metrics file: its columns are {header!r}")
+        raise RunError(f"{name} is not a metrics file: its columns are {header!r}")
     table = [line.rstrip("\n").split(",") for line in lines]
     if any(len(fields) != len(names) for fields in table):
-        raise RunError(f"{path} is damaged: a row does not have the {len(names)} fields of the header")
+        raise RunError(f"{name} is damaged: a row does not have the {len(names)} fields of the header")
     columns = zip(*table, strict=True) if table else [()] * len(names)
     try:
         return {name: _column(name, fields) for name, fields in zip(names, columns, strict=True)}
     except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}") from error
+        raise RunError(f"{name} is damaged: {error}") from error
 
 
 def _column(name: str, fields: Sequence[str]) -> npt.NDArray[Any]:
@@ -123,9 +134,7 @@ def _column(name: str, fields: Sequence[str]) -> npt.NDArray[Any]:
 
 def _lines(path: Path) -> tuple[str, list[str]]:
     """Header and complete lines of the file."""
-    with explained("read", path):
-        text = path.read_bytes().decode(errors="replace")
-    lines = text.splitlines(keepends=True)
+    lines = read(path).decode(errors="replace").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     return (lines[0].rstrip("\n"), lines[1:]) if lines else ("", [])
@@ -136,10 +145,10 @@ def _rows_until(path: Path, columns: tuple[str, ...], step: int) -> list[str]:
     header, lines = _lines(path)
     if header != ",".join(columns):
         raise RunError(
-            f"{path} has the columns {header!r}, but the run would write {','.join(columns)!r}; "
+            f"{shown(path)} has the columns {header!r}, but the run would write {','.join(columns)!r}; "
             "was it written by another version?"
         )
-    return list(itertools.takewhile(lambda line: _is_row_until(line, len(columns), step), lines))
+    return [line for line in lines if _is_row_until(line, len(columns), step)]
 
 
 def _is_row_until(line: str, fields: int, step: int) -> bool:
@@ -170,6 +179,8 @@ class _Events:
         self._value = require("tensorboard.compat.proto.summary_pb2").Summary.Value
         record_writer = require("tensorboard.summary.writer.record_writer").RecordWriter
         with explained("create", folder):
+            if folder.is_symlink():
+                raise OSError(errno.ELOOP, "a link")
             folder.mkdir(exist_ok=True)
             before = [int(name.split(".")[3]) for name in os.listdir(folder) if _EVENT_FILE.match(name)]
         # Readers take the files in the order of their names: ours must come last, whatever the clock says.

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from telescope.runs.files import Appender, explained, write_atomic
+from telescope.runs.files import Table, read, until
 
 HEADER = b"step,"
 
@@ -19,36 +20,49 @@ HEADER = b"step,"
 class GrowingTable:
     """Appends to a CSV file; begins it with the first rows that there are."""
 
-    def __init__(self, path: Path, *, resume_step: int | None) -> None:
-        """Start the table anew, or continue it after `resume_step`: later rows are dropped."""
+    def __init__(self, path: Path, *, resume_step: int | None, mark: Mapping[str, Any] | None = None) -> None:
+        """Start the table anew, or continue it after `resume_step`: later rows are dropped.
+
+        mark: what `mark` was at that step; the table then goes on with just these bytes, if it has them still.
+        """
         self.path = path
-        header, *rows = _records(path) if resume_step is not None and path.exists() else [b""]
-        if header.startswith(HEADER):
-            write_atomic(path, header, *(row for row in rows if _is_until(row, resume_step or 0)))
+        self._table: Table | None = None
+        kept = b"" if resume_step is None else until(path, mark) if mark is not None else None
+        if kept is None and resume_step is not None:
+            header, *rows = _records(path) if os.path.lexists(path) else [b""]
+            kept = b"".join([header, *(row for row in rows if _is_until(row, resume_step))])
+        if kept and kept.startswith(HEADER):
+            self._table = Table(path, kept)
         else:
             path.unlink(missing_ok=True)
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What a checkpoint remembers of the table as it is now."""
+        return {"size": 0, "sha256": ""} if self._table is None else self._table.mark
 
     def write(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows of one step, all with the same names."""
         if not rows:
             return
-        if not self.path.exists():
-            write_atomic(self.path, HEADER, _csv([list(rows[0])], csv.QUOTE_MINIMAL))
-        with Appender(self.path) as file:
-            file.write(_csv([[step, *row.values()] for row in rows], csv.QUOTE_NONNUMERIC))
+        if self._table is None:
+            self._table = Table(self.path, HEADER + _csv([list(rows[0])], csv.QUOTE_MINIMAL))
+        self._table.write(_csv([[step, *row.values()] for row in rows], csv.QUOTE_NONNUMERIC))
 
     def sync(self) -> None:
         """Return once everything written is on the disk; to be called before every checkpoint."""
-        if self.path.exists():
-            with Appender(self.path) as file:
-                file.sync()
+        if self._table is not None:
+            self._table.sync()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._table is not None:
+            self._table.close()
 
 
 def _records(path: Path) -> list[bytes]:
     """The complete records of a file as they stand there, of any size: a line's end within quotes ends none."""
-    with explained("read", path):
-        data = path.read_bytes()
-    return list(_complete(data)) or [b""]
+    return list(_complete(read(path))) or [b""]
 
 
 def _complete(data: bytes) -> Iterator[bytes]:

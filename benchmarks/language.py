@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import language_report, machine
 from benchmarks.language_rivals import Job, Size, Step
 from benchmarks.processes import watched
-from telescope.cli import WAITING
+from telescope.runner import WAITING
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "benchmarks"

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import telescope
-from telescope.cli import WAITING, main
+from telescope.cli import main
+from telescope.runner import WAITING
 from telescope.runs import RunFolder
 
 FAST = ["--num-envs", "2", "--num-steps", "16", "--minibatch-size", "32", "--epochs", "1"]

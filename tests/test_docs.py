@@ -8,6 +8,7 @@ import inspect
 import re
 import shlex
 import tomllib
+import types
 from pathlib import Path
 
 import gymnasium as gym
@@ -21,6 +22,7 @@ from telescope.algorithms.ppo import MUJOCO, PPO, PRESETS
 from telescope.control.config import MUJOCO_FAMILY
 from telescope.language.health import CHECKS
 from telescope.metrics import summarise
+from telescope.runs import RunFolder
 from telescope.runs.config import from_mapping, to_mapping
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +78,7 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
         np.testing.assert_allclose(names["next_values"], [0.4, 0.0, 0.7, 0.9], rtol=1e-6)
 
 
-class Parsed(Exception):
+class Parsed(BaseException):
     """Stands in for what a command does after it has understood its arguments."""
 
 
@@ -105,6 +107,8 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
 
     for module in (commands.train, commands.evaluate, commands.plot):
         monkeypatch.setattr(module, "parse", only_parse)
+    run = types.SimpleNamespace(algorithm="grpo" if "--prompts" in command else "ppo")
+    monkeypatch.setattr(RunFolder, "open", lambda _: run)  # eval looks there for the kind of a run
     monkeypatch.chdir(tmp_path)
     (tmp_path / "settings.toml").write_text(blocks("runs.md", "toml")[0])
     with pytest.raises(Parsed) as parsed:

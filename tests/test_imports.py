@@ -14,7 +14,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "telescope"
 
 CORE = {"arrays", "recurrence", "estimators"}
-MATH = CORE | {"checks", "losses", "metrics", "threads"}
+MATH = CORE | {"checks", "failures", "losses", "metrics", "threads"}
 DATA = {"control", "language", "runs"}
 MAY_IMPORT = {  # a new part of the package gets its line here and its box in the picture
     "arrays": set(),
@@ -22,6 +22,7 @@ MAY_IMPORT = {  # a new part of the package gets its line here and its box in th
     "recurrence": {"arrays"},
     "estimators": {"arrays", "recurrence"},
     "threads": set(),
+    "failures": set(),
     "losses": {"arrays"},
     "metrics": {"arrays"},
     "control": MATH,
@@ -33,7 +34,7 @@ MAY_IMPORT = {  # a new part of the package gets its line here and its box in th
     "lab": MATH | DATA | {"algorithms", "policy"},
     "runner": MATH | DATA | {"algorithms", "policy"},
     "commands": MATH | DATA | {"algorithms", "policy", "answers", "lab", "runner"},
-    "cli": {"commands"},
+    "cli": {"commands", "failures"},
     "__init__": MATH | DATA | {"algorithms", "policy"},
     "__main__": {"cli"},
 }

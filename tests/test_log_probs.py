@@ -197,7 +197,8 @@ def kept_by_hand(logits, temperature, top_k, top_p):
 
 
 @pytest.mark.parametrize(
-    ("top_k", "top_p"), [(3, None), (None, 0.8), (10, 0.6), (None, 1e-9), (None, 1e-300), (1, 0.5), (100, None), (None, 1.0)]
+    ("top_k", "top_p"),
+    [(3, None), (None, 0.8), (10, 0.6), (None, 1e-9), (None, 1e-300), (1, 0.5), (100, None), (None, 1.0)],
 )
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_the_support_is_that_of_top_k_and_top_p(top_k, top_p, temperature):

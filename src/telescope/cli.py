@@ -5,13 +5,17 @@ Leaves out the commands themselves (`commands/`).
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
 
 from telescope.commands.evaluate import evaluate
 from telescope.commands.plot import plot
 from telescope.commands.train import train
+from telescope.failures import is_users, missing_extra
 
 USAGE = """usage: telescope COMMAND …
 
@@ -26,20 +30,25 @@ Each command explains its flags with --help (telescope train ppo CartPole-v1 --h
 Training needs more packages than the estimators: pip install "telescope-rl[control]", or [language]
 """
 
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-"""How threads wait for each other where language models are trained: some microseconds awake, then asleep.
+WORDS = {
+    "evaluate": "eval",
+    "test": "eval",
+    "learn": "train",
+    "fit": "train",
+    "run": "train",
+    "resume": "train --resume",
+}
+"""Commands of other programs, and what they are here."""
 
-Always awake, as torch has it, they take the processors from other work and steps last many times as long; asleep at
-once, small steps spend much of their time on waking them. PPO on environments leaves threads as torch has them.
-"""
+TOLD = (ValueError, OSError, ImportError, FloatingPointError)
+"""Kinds of exceptions that telescope raises with a sentence in them; any other kind is a mistake in its code."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for a run that failed, 2 for a command that makes no sense."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if any(word.startswith("lm/") or word.endswith(".jsonl") for word in arguments):
-        for name, value in WAITING.items():  # before torch is loaded
-            os.environ.setdefault(name, value)
+    if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())  # as `python -m` has it: the user's own modules are found
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if arguments else 2
@@ -50,24 +59,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {"train": train, "eval": evaluate, "plot": plot}
     if arguments[0] not in commands:
-        return _fail(f"there is no command {arguments[0]!r}; expected train, eval or plot", 2)
+        close = (
+            [WORDS[arguments[0]]] if arguments[0] in WORDS else difflib.get_close_matches(arguments[0], commands, n=1)
+        )
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return _fail(f"there is no command {arguments[0]!r}; expected train, eval or plot{hint}", 2)
     return _explained(commands[arguments[0]], arguments[1:])
 
 
 def _explained(command: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Turn what can go wrong into one sentence on standard error."""
+    """Turn what can go wrong into one sentence on standard error; what the user's code raised keeps its traceback."""
     try:
         return command(arguments)
-    except ImportError as error:
-        return _fail(f"{error}", 1)
-    except FloatingPointError as error:
-        return _fail(f"{error}", 1)
-    except ValueError as error:
-        return _fail(f"{error}", 2)
-    except OSError as error:
-        return _fail(f"{error}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; what was trained since the last checkpoint is lost", 130)
+    except Exception as error:
+        if is_users(error.with_traceback(_below(error))) or not isinstance(error, TOLD):
+            traceback.print_exception(error)
+            return 1
+        return _fail(missing_extra(error) or f"{error}", 2 if isinstance(error, ValueError) else 1)
+
+
+def _below(error: Exception) -> TracebackType | None:
+    """The traceback without this file's own frame, which `python -m telescope.cli` calls `__main__`."""
+    return error.__traceback__ and error.__traceback__.tb_next
 
 
 def _fail(sentence: str, status: int) -> int:

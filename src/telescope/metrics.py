@@ -70,6 +70,21 @@ def bootstrap_ci(
     return float(low), float(high)
 
 
+ENOUGH = 5
+"""Runs from which a bootstrap interval is drawn; that of two or three is their range, whatever it calls itself."""
+
+
+def interval(scores: npt.ArrayLike) -> tuple[float, float]:
+    """What to show around the interquartile mean of runs `[S]`: the 95 % bootstrap interval, or the range of a few."""
+    runs = np.asarray(scores, dtype=np.float64)
+    return bootstrap_ci(runs) if len(runs) >= ENOUGH else (float(runs.min()), float(runs.max()))
+
+
+def interval_name(runs: int) -> str:
+    """What `interval` is for this many runs."""
+    return "95 % bootstrap interval" if runs >= ENOUGH else "lowest to highest seed"
+
+
 def explained_variance(
     values: npt.ArrayLike,
     returns: npt.ArrayLike,

@@ -6,12 +6,26 @@ Leaves out where its settings come from (`commands/train.py`).
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any
+
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+"""How threads wait for each other where language models are trained: some microseconds awake, then asleep.
+
+Always awake, as torch has it, they take the processors from other work and steps last many times as long; asleep at
+once, small steps spend much of their time on waking them. PPO on environments leaves threads as torch has them.
+"""
+
+
+def wait_asleep() -> None:
+    """Have threads wait so. To be called before torch is loaded; what the user has set stays."""
+    for name, value in WAITING.items():
+        os.environ.setdefault(name, value)
 
 
 def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_seconds: float) -> int:

@@ -22,23 +22,19 @@ ROWS = ("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce")
 def meant(name: str, subject: str | None) -> tuple[str, dict[str, str]]:
     """The module that a name on the command line means, and what its `preset` is told besides.
 
-    `gspo` is a row of `grpo`; `ppo` on a language task (`lm/…`, or a .jsonl file) is `rlhf`.
+    `gspo` is a row of `grpo`; `ppo` on a language task (`lm/…`, or a .jsonl file) is `rlhf`. Nothing is loaded.
     """
     if name in ROWS:
         return "grpo", {"name": name}
     if name == "ppo" and subject is not None and (subject.startswith("lm/") or subject.endswith(".jsonl")):
         return "rlhf", {}
-    find(name, known=(*CONFIGS, *ROWS))
+    _require_known(name, (*CONFIGS, *ROWS))
     return name, {}
 
 
-def find(name: str, known: Sequence[str] = ()) -> ModuleType:
+def find(name: str) -> ModuleType:
     """The module of an algorithm: `.train(config, resume=None)`, `.preset(env)` and its config class."""
-    if name not in CONFIGS:
-        known = known or tuple(CONFIGS)
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"algorithm is {name!r}; expected one of {', '.join(known)}{hint}")
+    _require_known(name, tuple(CONFIGS))
     try:
         return importlib.import_module(f"telescope.algorithms.{name}")
     except ModuleNotFoundError as error:
@@ -47,6 +43,13 @@ def find(name: str, known: Sequence[str] = ()) -> ModuleType:
         extra = "language" if name in LANGUAGE else "control"
         message = f'{name} needs {error.name}: pip install "telescope-rl[{extra}]"'
         raise ImportError(message, name=error.name) from error
+
+
+def _require_known(name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"algorithm is {name!r}; expected one of {', '.join(known)}{hint}")
 
 
 def family(name: str) -> ModuleType:

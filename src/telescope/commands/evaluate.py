@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from telescope.commands.arguments import parse, positionals
+from telescope.commands.arguments import HELP, parse, positionals
+from telescope.failures import is_users
+from telescope.runner import wait_asleep
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-    """Evaluate the agents of a run on whole episodes."""
+    """Evaluate the agents of a run on whole episodes. For a language model, name the run to see its own flags."""
 
     episodes: int = 100
     """Episodes per seed."""
@@ -48,47 +51,47 @@ class AnswerOptions:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """`telescope eval RUN`."""
-    if (status := _evaluate_language(arguments)) is not None:
-        return status
-    run_path, flags = positionals(arguments, EvalOptions)
-    options: EvalOptions = parse(EvalOptions, flags, "telescope eval RUN", {})
-    if len(run_path) != 1:
-        raise ValueError(f"telescope eval takes one run folder, got {len(run_path)}")
+    """`telescope eval RUN`; what kind of run it is stands in its folder."""
+    from telescope.algorithms import LANGUAGE
+    from telescope.runs.folder import RunFolder
+
+    runs, flags = positionals(arguments, EvalOptions, AnswerOptions)
+    if not runs and HELP & set(flags):
+        parse(EvalOptions, flags, "telescope eval RUN", {})
+    if len(runs) != 1:
+        raise ValueError(f"telescope eval takes one run folder, got {len(runs)}")
+    if RunFolder.open(runs[0]).algorithm in LANGUAGE:
+        wait_asleep()
+        return _answers(runs[0], parse(AnswerOptions, flags, "telescope eval RUN", {}))
+    return _agents(runs[0], parse(EvalOptions, flags, "telescope eval RUN", {}))
+
+
+def _agents(run: str, options: EvalOptions) -> int:
     if options.episodes < 1:
         raise ValueError(f"episodes is {options.episodes}; expected at least 1")
     from telescope.metrics import summarise
     from telescope.policy import load
 
     with notes():
-        policy = load(run_path[0], best=options.best, trust=options.trust, device=options.device)
+        policy = load(run, best=options.best, trust=options.trust, device=options.device)
     result = policy.evaluate(options.episodes, stochastic=options.stochastic)
     summary = summarise(result.returns)
-    if options.video is not None:
-        from telescope.control.video import record
-
-        config = policy.config
-        film = record(config.env, policy.act, options.video, env_kwargs=config.env_kwargs, seed=config.seed)
-        print(f"video: {film}", file=sys.stderr)
     if options.json:
-        print(json.dumps(summary))
+        print(json.dumps(summary), flush=True)
     else:
         _print_table(policy.seeds, result, summary)
+    if options.video is not None:
+        print(f"video: {_film(policy, options.video)}", file=sys.stderr)
     return 0
 
 
-def _evaluate_language(arguments: list[str]) -> int | None:
-    """`telescope eval RUN` of a language model; None where the run is not one."""
-    run_path, flags = positionals(arguments, AnswerOptions)
-    if len(run_path) != 1 or not _is_language(run_path[0]):
-        return None
-    options: AnswerOptions = parse(AnswerOptions, flags, "telescope eval RUN", {})
+def _answers(run: str, options: AnswerOptions) -> int:
     if options.prompts < 1:
         raise ValueError(f"prompts is {options.prompts}; expected at least 1")
     from telescope.answers import load
 
     with notes():
-        answers = load(run_path[0], trust=options.trust, device=options.device)
+        answers = load(run, trust=options.trust, device=options.device)
     found = answers.evaluate(options.prompts)
     lines = [f"{name:12} {value:,.4g}" for name, value in found.items()]
     print(json.dumps(found) if options.json else "\n".join(lines))
@@ -106,18 +109,33 @@ def notes() -> Iterator[None]:
             print(f"note: {warning.message}", file=sys.stderr)
 
 
-def _is_language(run: str) -> bool:
-    from telescope.algorithms import LANGUAGE
-    from telescope.runs.folder import RunError, RunFolder
+def _film(policy: Any, folder: str) -> Any:
+    """One episode as a film. What a renderer lacks is told in one sentence: the numbers stand already."""
+    from telescope.control.video import record
+    from telescope.runs.files import RunError
 
-    with contextlib.suppress(RunError):  # said where the options are understood
-        return RunFolder.open(run).algorithm in LANGUAGE
-    return False
+    config, hook = policy.config, sys.unraisablehook
+    sys.unraisablehook = lambda _: None  # a renderer that was half made complains once more when it is freed
+    try:
+        return record(config.env, policy.act, folder, env_kwargs=config.env_kwargs, seed=config.seed)
+    except Exception as error:
+        if is_users(error):
+            raise
+        said = " ".join(str(error).split())
+        raise RunError(
+            f"the evaluation is whole, but its film could not be made: {type(error).__name__}: {said}. Without a "
+            "display, set MUJOCO_GL=egl (or osmesa) for MuJoCo and SDL_VIDEODRIVER=dummy for others"
+        ) from error
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook
 
 
 def _print_table(seeds: list[int], result: Any, summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from telescope.metrics import interval, interval_name
 
     table = Table("seed", "return", "std", "lowest", "length", box=None)
     for seed, returns, lengths in zip(seeds, result.returns, result.lengths, strict=True):
@@ -125,9 +143,9 @@ def _print_table(seeds: list[int], result: Any, summary: dict[str, Any]) -> None
         table.add_row(str(seed), *(f"{x:,.1f}" for x in numbers))
     console = Console()
     console.print(table)
-    low, high = summary["ci95"]
-    console.print(
-        f"IQM over seeds {summary['iqm']:,.1f} (95 % bootstrap interval {low:,.1f} to {high:,.1f})", highlight=False
-    )
+    low, high = interval(summary["per_seed"])
+    one = len(seeds) == 1
+    around = "one seed, so no interval" if one else f"{interval_name(len(seeds))} {low:,.1f} to {high:,.1f}"
+    console.print(f"IQM over seeds {summary['iqm']:,.1f} ({around})", highlight=False)
     console.print(f"mean {summary['mean']:,.1f}, worst seed {summary['worst']:,.1f}", highlight=False)
-    console.print(f"{summary['episodes']} episodes per seed", highlight=False)
+    console.print(f"{summary['episodes']} episode{'s' * (summary['episodes'] > 1)} per seed", highlight=False)

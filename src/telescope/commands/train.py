@@ -14,7 +14,7 @@ from typing import Any
 
 from telescope.checks import at_least_zero
 from telescope.commands.arguments import parse, value_of
-from telescope.runner import follow, follows, run
+from telescope.runner import follow, follows, run, wait_asleep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +73,14 @@ def train(arguments: list[str]) -> int:
 
 def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tuple[str, Any, TrainOptions]:
     """Algorithm and config: the preset of the environment or task, overridden by --config FILE, overridden by flags."""
-    from telescope.algorithms import config_class, find, meant, subject_field
+    from telescope.algorithms import LANGUAGE, config_class, find, meant, subject_field
     from telescope.runs.config import from_mapping, read_toml, to_mapping
 
     file = value_of("--config", flags)
     settings = {} if file is None else read_toml(file)
     algorithm, preset = meant(name, positional or value_of("--task", flags) or settings.get("task"))
+    if algorithm in LANGUAGE:
+        wait_asleep()
     cls = config_class(algorithm)
     what, field = ("task", "task") if subject_field(cls) == "task" else ("environment", "env")
     subject = _one_subject(what, positional, value_of(f"--{field}", flags)) or settings.get(field)
@@ -120,10 +122,13 @@ def start(algorithm: str, config: Any, options: TrainOptions, command: list[str]
 
 def resume(arguments: list[str]) -> int:
     """Continue a run from its checkpoint, or from its config where it has none yet."""
+    from telescope.algorithms import LANGUAGE
     from telescope.runs.folder import RunFolder
 
-    options: ResumeOptions = parse(ResumeOptions, arguments, "telescope train")
+    options: ResumeOptions = parse(ResumeOptions, arguments, "telescope train --resume RUN")
     folder = RunFolder.open(options.resume)
+    if folder.algorithm in LANGUAGE:
+        wait_asleep()
     with contextlib.nullcontext() if follows(folder.algorithm) else folder.lock():
         return _resume_locked(folder, options)
 

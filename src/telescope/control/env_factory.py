@@ -19,6 +19,7 @@ import gymnasium as gym
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from telescope.control.env_async import Reporting
 from telescope.control.snapshots import Recorder
 
 EnvironmentSource = EnvSpec | Callable[..., gym.Env]
@@ -45,7 +46,7 @@ class Factory:
                 f"env must return a gymnasium.Env, but {name_of(self.source)} returned a {type(env).__name__}"
             )
         check_spaces(env.observation_space, env.action_space)
-        return Recorder(env)
+        return Recorder(env if os.getpid() == self.creator else Reporting(env))
 
     def _make(self) -> gym.Env:
         if isinstance(self.source, EnvSpec):

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, cast
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
+from telescope.control.env_async import ReportedAsyncVectorEnv
 from telescope.control.env_cartpole import ENTRY_POINT, CartPolePopulation
 from telescope.control.env_factory import Factory, explained, unknown_id
 from telescope.control.env_sync import BriefSyncVectorEnv
@@ -232,7 +233,7 @@ def recorded_lane(factory: Factory, count: int, mode: str, workers: bool) -> Lan
     context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     if context == "forkserver":
         multiprocessing.get_context(context).set_forkserver_preload(["__main__", __name__])
-    return RecordedLane(AsyncVectorEnv(factories, copy=False, context=context, autoreset_mode=MODES[mode]))
+    return RecordedLane(ReportedAsyncVectorEnv(factories, copy=False, context=context, autoreset_mode=MODES[mode]))
 
 
 def own_vector_lanes(spec: EnvSpec, kwargs: Mapping[str, Any], seeds: int, count: int) -> list[Lane]:

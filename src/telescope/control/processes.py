@@ -21,6 +21,7 @@ import torch
 
 from telescope.control.config import OnPolicyConfig
 from telescope.control.training import execution
+from telescope.failures import sendable
 
 TIMES = ("time_env", "time_policy", "time_update", "time_other")
 Train = Callable[..., Iterator[Any]]
@@ -220,16 +221,6 @@ def _work(job: bytes, connection: Connection) -> None:
             connection.send_bytes(pickle.dumps({name: getattr(metrics, name) for name in names}))
             while (wanted := connection.recv()) != "go":
                 connection.send_bytes(pickle.dumps(getattr(metrics, wanted)))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # there is nobody left to train for
     except Exception as error:
-        with contextlib.suppress(OSError):
-            connection.send_bytes(_sendable(error))
-
-
-def _sendable(error: Exception) -> bytes:
-    try:
-        pickle.loads(data := pickle.dumps(error))
-    except Exception:
-        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-    return data
+        with contextlib.suppress(OSError):  # there may be nobody left to train for
+            connection.send_bytes(pickle.dumps(sendable(error)))

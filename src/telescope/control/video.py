@@ -13,6 +13,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from telescope.control.env_factory import quiet_mujoco
+
 
 def record(
     env: str | Callable[..., gym.Env],
@@ -26,7 +28,8 @@ def record(
     import imageio.v2 as imageio
 
     kwargs = dict(env_kwargs or {}) | {"render_mode": "rgb_array"}
-    world = env(**kwargs) if callable(env) else gym.make(env, **kwargs)
+    with quiet_mujoco():
+        world = env(**kwargs) if callable(env) else gym.make(env, **kwargs)
     frames: list[Any] = []
     try:
         observation, info = world.reset(seed=seed)

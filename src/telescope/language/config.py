@@ -6,11 +6,16 @@ Frozen dataclasses with a docstring under each field; an algorithm's own setting
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from telescope.checks import at_least_zero, in_unit_interval, positive, typed
 from telescope.language.models import TINY
-from telescope.language.tasks import Task, open_task, require_reward
+from telescope.language.tasks import Reward, Task, open_task, require_reward
+
+if TYPE_CHECKING:
+    Source = str | Reward
+else:
+    Source = str  # what a flag and a TOML file can hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +96,9 @@ class LanguageConfig:
 class RolloutConfig(LanguageConfig):
     """The settings that algorithms on sampled completions share."""
 
-    reward: str | None = None
-    """What scores a completion: FILE.py:FUNCTION, or the run folder of a reward model; none: the task's own reward."""
+    reward: Source | None = dataclasses.field(default=None, metadata={"callable": True})
+    """What scores a completion: FILE.py:FUNCTION (from Python also a function), or the run folder of a reward model;
+    none: the task's own reward."""
     overlong_cache: int = 0
     """L_cache of DAPO: over so many tokens before the length limit a completion loses up to 1 of its score; 0: none."""
     prompts: int = 256

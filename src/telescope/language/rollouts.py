@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from telescope.language.log_probs import TokenLogProbs, token_log_probs
 from telescope.language.models import bias_of, completion_states, output_of, trunk_of
 from telescope.language.objectives import Objective
 from telescope.language.preferences import RewardModel, train_reward_model
-from telescope.language.rewards import load_function, overlong, score
+from telescope.language.rewards import is_folder, load_function, name_of, overlong, score
 from telescope.language.sampling import Completions, Prompts, decode, encode, joined, sample
 from telescope.language.supervised import cross_entropy, demonstrations
 from telescope.language.tasks import Reward, Row
@@ -118,10 +117,10 @@ class RolloutSession(Session):
     def _score_by(self, resume: dict[str, Any] | None) -> None:
         source = self.config.reward
         self.reward_model: RewardModel | None = None
-        self.reward_name = source or f"of {self.task.name}"
-        if source is not None and not Path(source).is_dir():
+        self.reward_name = f"of {self.task.name}" if source is None else name_of(source)
+        if source is not None and not is_folder(source):
             self.reward = load_function(source)
-        elif source is not None:
+        elif isinstance(source, str):
             self.reward_model = RewardModel.load(source, self.config.device)
         elif self.task.pairs is not None:
             self.reward_model = self._own_reward_model()

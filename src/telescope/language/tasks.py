@@ -22,7 +22,7 @@ from telescope.language.text import open_text
 Row = dict[str, Any]
 """A prompt and what belongs to it: `prompt`, `answer` where there is one right answer, any other columns."""
 Reward = Callable[..., Sequence[float | None]]
-"""(prompts, completions, **columns) → one score per completion; None where it cannot be scored."""
+"""(prompts, completions, **columns) by name → one score per completion; None where it cannot be scored."""
 
 HELD_OUT = 1000  # rows of an evaluation, where a task has more
 VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
@@ -245,7 +245,7 @@ def pairs_of(name: str) -> Task:
     return Task(name, lambda rng, count: pairs(rng, count), kept[True], None, "accuracy", 64, False, pairs, rows)
 
 
-def require_reward(task: Task, reward: str | None) -> None:
+def require_reward(task: Task, reward: str | Reward | None) -> None:
     """ValueError where nothing says what a completion is worth."""
     if reward is None and task.reward is None and task.pairs is None:
         raise ValueError(

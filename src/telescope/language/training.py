@@ -10,7 +10,6 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from telescope.language import models, parallel
 from telescope.language.config import LanguageConfig
 from telescope.language.health import Finding, of_tokens
 from telescope.language.probe import probe
-from telescope.language.rewards import load_function, require_columns
+from telescope.language.rewards import given_to, is_folder, load_function, name_of
 from telescope.language.tasks import Reward, Task, is_held_out, without_ends
 from telescope.language.text import end_texts, plain_ids, prompt_ids
 
@@ -366,11 +365,11 @@ def try_out(config: LanguageConfig) -> None:
     task = config.open_task()
     require_room(config, task, about, tokenizer)
     reward = getattr(config, "reward", None)
-    if reward is not None and Path(reward).is_dir():
+    if is_folder(reward):
         models.require_head(reward)
     elif (function := task.reward if reward is None else load_function(reward)) is not None:
         row = task.draw(generator(config.seed, PROMPTS), 1)[0]
-        require_columns(function, row, name=reward or f"of {task.name}")
+        given_to(function, row, name=f"of {task.name}" if reward is None else name_of(reward))
 
 
 SPECIAL = 8

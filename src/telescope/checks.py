@@ -17,10 +17,14 @@ from typing import Any
 def typed(config: object) -> None:
     """Hold every field against its annotation: a wrong kind of value is a ValueError, whoever made the config.
 
-    NumPy's scalars become Python's, ints become floats and lists tuples where the annotation says so.
+    NumPy's scalars become Python's, ints become floats and lists tuples where the annotation says so. A field whose
+    metadata says `callable` also takes a function, which no flag and no file can hold.
     """
     cls: Any = type(config)
+    functions = {field.name for field in dataclasses.fields(cls) if field.metadata.get("callable")}
     for name, hint in hints(cls).items():
+        if name in functions and callable(getattr(config, name)):
+            continue
         object.__setattr__(config, name, fitted(getattr(config, name), hint, name))
 
 

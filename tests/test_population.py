@@ -101,6 +101,6 @@ def test_own_modules_train_and_keep_their_seeds_apart():
     assert action in (0, 1)
 
 
-def test_a_module_with_running_statistics_is_refused():
-    with pytest.raises(ValueError, match="BatchNorm1d with running statistics"):
+def test_a_module_whose_statistics_are_those_of_the_batch_is_refused():
+    with pytest.raises(ValueError, match="BatchNorm1d in training mode"):
         from_module(lambda: torch.nn.Sequential(torch.nn.BatchNorm1d(4)))

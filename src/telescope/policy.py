@@ -15,6 +15,7 @@ from torch import Tensor
 
 from telescope import algorithms
 from telescope.checks import on_device
+from telescope.control.actions import bounding
 from telescope.control.agents import ActorCritic, Agents, default_network
 from telescope.control.config import OnPolicyConfig
 from telescope.control.distributions import distribution
@@ -22,8 +23,9 @@ from telescope.control.environments import Environments
 from telescope.control.evaluate import Evaluation, evaluate, evaluation_environments
 from telescope.control.networks import Network
 from telescope.control.population import create
-from telescope.control.rollout import bounded, encoder
+from telescope.control.rollout import encoder
 from telescope.control.training import normaliser
+from telescope.control.trial import require_network
 from telescope.runs.files import RunError
 from telescope.runs.folder import RunFolder
 
@@ -37,6 +39,9 @@ class Policy:
         self.observation_space, self.action_space = environments.observation_space, environments.action_space
         environments.close()
         self._encoder = encoder(self.observation_space)
+        self._bound = bounding(self.action_space, config.action_bounds)
+        if network is not None:
+            require_network(network)
         network = network or default_network(config, self._encoder.size, self.action_space)
         layout = create(network, self.seeds[:1])[1]
         self.agent = ActorCritic(network, distribution(self.action_space), layout)
@@ -70,7 +75,7 @@ class Policy:
             noise = torch.tensor(self.agent.distribution.noise(rng, (len(inputs),))).to(inputs.device)
         with torch.no_grad():
             actions = self.agent.act(vector, inputs, noise, mask)
-        chosen = bounded(actions.cpu().numpy(), self.action_space) + _start(self.action_space)
+        chosen = self._bound(actions.cpu().numpy()) + _start(self.action_space)
         chosen = chosen.astype(self.action_space.dtype)
         return chosen[0] if single else chosen
 
@@ -105,6 +110,7 @@ class Policy:
                 environments,
                 seeds=self.seeds,
                 episodes=episodes,
+                bound=self._bound,
                 stochastic=stochastic,
             )
         finally:

@@ -115,6 +115,8 @@ class OnPolicyConfig(ControlConfig):
     """One trunk for policy and value instead of two (c13, m4)."""
     log_std: float = 0.0
     """Initial log σ of a Gaussian policy, one free parameter per action component (m1–m3)."""
+    action_bounds: Literal["clip", "rescale", "squash"] = "clip"
+    """How actions meet a Box's bounds: clip them (m5), rescale -1 … 1 onto the bounds and clip, or squash by tanh."""
     normalise_observations: bool = False
     """Subtract the running mean and divide by the running deviation, per seed (m6)."""
     clip_observations: float = 10.0

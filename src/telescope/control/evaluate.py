@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from telescope.control.actions import Bound
 from telescope.control.agents import Agents
 from telescope.control.environments import Environments
 from telescope.control.normalisation import ObservationNormaliser
 from telescope.control.population import EVALUATION_ACTIONS, EVALUATION_ENVIRONMENTS, generator
-from telescope.control.rollout import bounded, encoder
+from telescope.control.rollout import encoder
 
 MOST_ENVIRONMENTS = 32  # per seed: more would only cost memory
 Frame = Callable[[Environments], None]
@@ -44,6 +45,7 @@ def evaluate(
     *,
     seeds: Sequence[int],
     episodes: int,
+    bound: Bound,
     stochastic: bool = False,
 ) -> Evaluation:
     """Run `episodes` whole episodes of every seed, from the environments' first states, by the policy's mode."""
@@ -56,7 +58,7 @@ def evaluate(
     returns, lengths, done = np.zeros(shape), np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     while (done < quota).any():
         chosen = choose(normaliser(encode(observations)), masks)
-        step = environments.step(bounded(chosen, environments.action_space))
+        step = environments.step(bound(chosen))
         returns, lengths = returns + step.rewards, lengths + step.mask
         for s, b in np.argwhere(step.terminated | step.truncated):
             found[s][b].append((returns[s, b], lengths[s, b]))

@@ -37,6 +37,8 @@ class Network(NamedTuple):
     """Do `apply` and `policy` also take all agents at once, and NumPy arrays: parameters with a seed axis in front
     (a vector as [S, 1, n], so that it broadcasts) and observations [S, N, D]? Then a policy call is a few
     microseconds of NumPy."""
+    module: nn.Module | None = None
+    """What `from_module` built, to be named where it does not work."""
 
 
 def mlp(
@@ -95,28 +97,82 @@ def mlp(
 def from_module(build: Callable[[], nn.Module]) -> Network:
     """A network from any nn.Module whose forward maps observations [N, D] to (policy outputs [N, K], values [N]).
 
-    `build()` is called once per seed under that seed's random state. The module must work functionally: no buffers
-    that change in the forward pass (batch normalisation in training mode is refused).
+    `build()` is called once per seed under that seed's random state. Parameters with `requires_grad` False stay as
+    they were built, as do buffers; both belong to the agent and are saved with it. The module must work functionally:
+    what changes a buffer, draws random numbers or remembers earlier observations is refused by name.
     """
-    with torch.random.fork_rng(devices=[]):  # only its structure and constant buffers are used
-        template = build()
+    template = _built(build)
     for name, module in template.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-            raise ValueError(
-                f"network module {name!r} is a {type(module).__name__} with running statistics, which a pure update "
-                "cannot carry; use LayerNorm, or track_running_stats=False"
-            )
+        if complaint := _stateful(module):
+            raise ValueError(f"network module {name!r} is a {type(module).__name__} {complaint}")
+    fixed = {name for name, tensor in _carried(template).items() if not tensor.requires_grad}
 
     def init(rng: np.random.Generator) -> Parameters:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**63)))
-            return {name: value.detach().clone() for name, value in build().named_parameters()}
+            module = _built(build)
+        _require_same_constants(module, template)
+        return {name: value.detach().clone() for name, value in _carried(module).items()}
 
     def apply(parameters: Parameters, observations: Tensor) -> tuple[Tensor, Tensor]:
-        policy, values = torch.func.functional_call(template, parameters, (observations,))
-        return policy, values
+        held = {name: value.detach() if name in fixed else value for name, value in parameters.items()}
+        return torch.func.functional_call(template, held, (observations,))  # type: ignore[no-any-return]
 
-    return Network(init, apply)
+    return Network(init, apply, module=template)
+
+
+def _built(build: Callable[[], nn.Module]) -> nn.Module:
+    """A module as a run wants it, in float32; the caller's random state and default dtype stay as they are."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            module = build()
+    finally:
+        torch.set_default_dtype(dtype)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"from_module's function returned a {type(module).__name__}; expected a torch.nn.Module")
+    return module
+
+
+def _stateful(module: nn.Module) -> str:
+    """Why a module cannot be a pure function of parameters and observations; empty if it can."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or not module.track_running_stats):
+        return (
+            "in training mode, whose statistics are those of whatever batch comes; use LayerNorm, or call .eval() on "
+            "it where its running statistics are to stay as they are"
+        )
+    if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+        return (
+            "in training mode, so that the probability of an action would differ from call to call; leave it out, or "
+            "call .eval() on it"
+        )
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return (
+            "with a state from step to step, which is not carried here; stack the last observations instead "
+            "(gymnasium.wrappers.FrameStackObservation)"
+        )
+    return ""
+
+
+def _carried(module: nn.Module) -> dict[str, Tensor]:
+    """What makes up an agent: all parameters, and buffers of floating point."""
+    floats = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    found = dict(module.named_parameters()) | floats
+    for name, tensor in found.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"network parameter {name!r} is {tensor.dtype}, but agents are float32; call .float()")
+    return found
+
+
+def _require_same_constants(module: nn.Module, template: nn.Module) -> None:
+    there = dict(template.named_buffers())
+    for name, buffer in module.named_buffers():
+        if not buffer.is_floating_point() and not torch.equal(buffer, there[name]):
+            raise ValueError(
+                f"network buffer {name!r} is {buffer.dtype} and differs from seed to seed; only floating point can be "
+                "saved with an agent, so make it the same for all"
+            )
 
 
 def _linear(into: Parameters, name: str, rows: int, columns: int, gain: float, rng: np.random.Generator) -> None:

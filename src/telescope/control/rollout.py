@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from telescope.checks import fits_memory
+from telescope.control.actions import Bound
 from telescope.control.agents import Act
 from telescope.control.environments import Environments, Step
 from telescope.control.normalisation import ObservationNormaliser, RewardScaler
@@ -70,13 +71,6 @@ def encoder(space: gym.Space) -> Encoder:
     return Encoder(size, lambda observations: observations.reshape(*observations.shape[:2], size))
 
 
-def bounded(actions: np.ndarray, space: gym.Space) -> np.ndarray:
-    """The actions the environment gets: clipped to a Box's bounds (m5); the stored ones stay as they were drawn."""
-    if not isinstance(space, gym.spaces.Box):
-        return actions
-    return np.minimum(np.maximum(actions, space.low), space.high)
-
-
 class Rollouts:
     """The environments of a population, what normalises them, and the episodes under way."""
 
@@ -88,11 +82,13 @@ class Rollouts:
         num_envs: int,
         num_steps: int,
         distribution: Any,
+        bound: Bound,
         normaliser: ObservationNormaliser,
         scaler: RewardScaler,
     ) -> None:
         self.environments, self.seeds, self.num_steps = environments, list(seeds), num_steps
         self.distribution, self.normaliser, self.scaler = distribution, normaliser, scaler
+        self.bound = bound
         self.encoder = encoder(environments.observation_space)
         numbers = num_steps * len(self.seeds) * num_envs * (self.encoder.size + 4)
         fits_memory(numbers, f"a rollout of num_steps {num_steps} × {len(self.seeds) * num_envs} environments needs")
@@ -131,7 +127,7 @@ class Rollouts:
             started = clock()
             chosen[t] = act(seen[t], noise[t], None if masks is None else masks[t])
             acted = clock()
-            step = self.environments.step(bounded(chosen[t], self.environments.action_space))
+            step = self.environments.step(self.bound(chosen[t]))
             policy, environment = policy + acted - started, environment + clock() - acted
             self._require_finite(step, iteration * self.num_steps + t)
             ended = step.terminated | step.truncated

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 
 from telescope.checks import require_device
 from telescope.control import population
+from telescope.control.actions import bounding, space_note
 from telescope.control.agents import ActorCritic, Agents, default_network
 from telescope.control.config import OnPolicyConfig
 from telescope.control.distributions import distribution
@@ -32,6 +33,7 @@ from telescope.control.networks import Network
 from telescope.control.normalisation import ObservationNormaliser, RewardScaler
 from telescope.control.population import TRAINING_ENVIRONMENTS, Agent
 from telescope.control.rollout import Episodes, Rollout, Rollouts, encoder
+from telescope.control.trial import require_network, try_network, without_effect
 
 UPDATES_THAT_PAY = 15_000
 """Gradient steps from which compiling saves time: it costs tens of seconds once, a compiled step is shorter."""
@@ -98,11 +100,19 @@ class Session:
 
     def _begin(self, resume: dict[str, Any] | None, network: Network | None) -> None:
         config, environments = self.config, self.rollouts.environments
-        network = network or default_network(config, self.rollouts.encoder.size, environments.action_space)
+        if network is None and (note := space_note(config, environments.action_space)):
+            self.notes.append(note)
+        size, own = self.rollouts.encoder.size, network
+        if own is not None:
+            require_network(own)
+        network = own or default_network(config, size, environments.action_space)
         agents, layout = population.create(network, config.seed_values, config.device)
         self.population: Agent = agents
         self.agent = ActorCritic(network, self.rollouts.distribution, layout)
         self.agents = Agents(self.agent, compiled=self.execution["compiled"])
+        if own is not None:
+            try_network(self.agent, self.population.parameters, size)
+            self.notes += filter(None, [without_effect(config)])
         if not environments.exact_resume:
             self.notes.append(environments.resume_note)
         if resume:
@@ -202,6 +212,7 @@ class Session:
             self._evaluation,
             seeds=self.config.seed_values,
             episodes=self.config.eval_episodes,
+            bound=self.rollouts.bound,
         )
         return result.returns.mean(axis=1)
 
@@ -316,7 +327,9 @@ def missing_for_compiling(device: str) -> str:
 def try_out(config: OnPolicyConfig) -> None:
     """ValueError if there is no such device or environment, or one whose spaces are not supported."""
     require_device(config)
-    _environments(config, [config.seed], 1).close()
+    environments = _environments(config, [config.seed], 1)
+    environments.close()
+    bounding(environments.action_space, config.action_bounds)
 
 
 def _environments(config: OnPolicyConfig, seeds: list[int], num_envs: int) -> Environments:
@@ -340,6 +353,7 @@ def _rollouts(config: OnPolicyConfig) -> Rollouts:
         num_envs=config.num_envs,
         num_steps=config.num_steps,
         distribution=distribution(environments.action_space),
+        bound=bounding(environments.action_space, config.action_bounds),
         normaliser=normaliser(config, encoder(environments.observation_space).size),
         scaler=RewardScaler(
             config.seeds,

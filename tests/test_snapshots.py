@@ -51,6 +51,7 @@ class Lottery(gym.Env):
 
     def _seen(self, shift):
         mask = self.np_random.random(5) < 0.5
+        mask[[0, 2]] |= ~mask[[1, 3]]  # something is always allowed
         return (shift + self.np_random.normal(size=1)).astype(np.float32), {"action_mask": (mask[:2], mask[2:])}
 
 
@@ -314,6 +315,7 @@ def test_unpack_undoes_pack():
             "random_at_reset": None if row else "a",
             "random_now": "b",
             "actions": np.full((length, 2), row, np.float32),
+            "rewards": np.full(length, row / 2),
             "observation": np.full(3, row),
         }
         for row, length in enumerate((2, 0, 1))

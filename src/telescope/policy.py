@@ -19,6 +19,7 @@ from telescope.control.actions import bounding
 from telescope.control.agents import ActorCritic, Agents, default_network
 from telescope.control.config import OnPolicyConfig
 from telescope.control.distributions import distribution
+from telescope.control.env_checks import mask_fit, observation_fit, real_array
 from telescope.control.environments import Environments
 from telescope.control.evaluate import Evaluation, evaluate, evaluation_environments
 from telescope.control.networks import Network
@@ -64,12 +65,15 @@ class Policy:
     ) -> np.ndarray:
         """The action for one observation [*obs], or the actions for a batch [N, *obs].
 
-        The mode of the policy; with `rng` a sample instead. `action_mask` ([A] or [N, A], True = allowed) as the
-        environment gives it in `info`. `seed` chooses the agent by its seed's value (the run's first by default).
-        Actions lie in the environment's action space.
+        The mode of the policy; with `rng` a sample instead. `action_mask` ([A], or [N, A] for a batch; True = allowed)
+        as the environment gives it in `info`. `seed` chooses the agent by its seed's value (the run's first by
+        default). Actions lie in the environment's action space; observations and masks are checked as in training.
         """
         vector, inputs, single = self._inputs(observation, seed)
-        mask = None if action_mask is None else torch.as_tensor(np.asarray(action_mask, dtype=bool)).to(inputs.device)
+        mask = None
+        if action_mask is not None:
+            allowed = mask_fit(self.action_space, action_mask, () if single else (len(inputs),))
+            mask = torch.as_tensor(allowed.reshape(len(inputs), -1)).to(inputs.device)
         noise = None
         if rng is not None:
             noise = torch.tensor(self.agent.distribution.noise(rng, (len(inputs),))).to(inputs.device)
@@ -89,11 +93,14 @@ class Policy:
     def _inputs(self, observation: Any, seed: int | None) -> tuple[Tensor, Tensor, bool]:
         """One agent's parameters, the observations as its network wants them [N, D], and whether there was just one."""
         s = self._position(seed)
-        observations = np.asarray(observation)
         shape = self.observation_space.shape or ()
+        observations = real_array(observation, "observation")
         single = observations.shape == shape
         if not single and observations.shape[1:] != shape:
             raise ValueError(f"observation has shape {observations.shape}; expected {shape}, or a batch of those")
+        observations = observation_fit(self.observation_space, () if single else observations.shape[:1])(observations)
+        if not np.isfinite(observations).all():
+            raise ValueError("observation holds NaN or infinity; expected finite numbers")
         batch = observations[None] if single else observations
         encoded = self._encoder.encode(batch[None] - _start(self.observation_space))
         normalised = self.normaliser(np.repeat(encoded, len(self.seeds), axis=0))[s]

@@ -169,12 +169,21 @@ STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gr
 
 @over_processes
 @own_settings
-def train(config: PPO, resume: dict[str, Any] | None = None, *, network: Network | None = None) -> Iterator[Iteration]:
+def train(
+    config: PPO,
+    resume: dict[str, Any] | None = None,
+    *,
+    network: Network | None = None,
+    start: dict[str, Any] | None = None,
+    allow_inexact: bool = False,
+) -> Iterator[Iteration]:
     """Train and yield after every iteration: `.rows` are its metrics, `.state` continues it bit for bit.
 
     `network` replaces the built-in perceptrons by any pure (init, apply) pair, see `telescope.control.networks`.
+    `start`, the state of another run, begins this one with that run's parameters and normalisation statistics.
+    `allow_inexact` lets `resume` start new episodes where environments do not come back to their state.
     """
-    session = Session(config, resume, network=network)
+    session = Session(config, resume, network=network, start=start, allow_inexact=allow_inexact)
     update = session.lift(update_agent(config, session.agent), (0, 0, 0, None, None))
     for iteration in session.iterations():
         learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)

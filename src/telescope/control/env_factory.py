@@ -9,6 +9,7 @@ import inspect
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,13 +47,31 @@ class Factory:
                 f"env must return a gymnasium.Env, but {name_of(self.source)} returned a {type(env).__name__}"
             )
         check_spaces(env.observation_space, env.action_space)
-        return Recorder(env if os.getpid() == self.creator else Reporting(env))
+        return _handed_out(env if os.getpid() == self.creator else Reporting(env), name_of(self.source))
 
     def _make(self) -> gym.Env:
         if isinstance(self.source, EnvSpec):
             # Gymnasium's checker looks at every observation and action: right for a test, slow in training.
             return gym.make(self.source, **{"disable_env_checker": True, **self.kwargs})
         return self.source(**self.kwargs)
+
+
+_RECORDERS: weakref.WeakValueDictionary[int, Recorder] = weakref.WeakValueDictionary()
+"""Who steps an environment in this process, by the id of the innermost environment object."""
+
+
+def _handed_out(env: gym.Env, name: str) -> Recorder:
+    """The environment, recorded; ValueError where somebody else already steps the same object."""
+    base = env.unwrapped
+    holder = _RECORDERS.get(id(base))
+    if holder is not None and not holder.closed:
+        raise ValueError(
+            f"env {name} returned the same {type(base).__name__} object twice, but several environments are needed "
+            "(num_envs, seeds, and one more for evaluation), each with a state of its own; make a new one at every "
+            f"call: env={type(base).__name__}, or a function that constructs it"
+        )
+    recorder = _RECORDERS[id(base)] = Recorder(env)
+    return recorder
 
 
 def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:

@@ -18,9 +18,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from telescope.control.env_async import ReportedAsyncVectorEnv
 from telescope.control.env_cartpole import ENTRY_POINT, CartPolePopulation
+from telescope.control.env_checks import flags_fit, mask_fit, observation_fit, rewards_fit
 from telescope.control.env_factory import Factory, explained, unknown_id
 from telescope.control.env_sync import BriefSyncVectorEnv
-from telescope.control.snapshots import copy_state, mask_size, pack, paste_state, uncopyable, unpack
+from telescope.control.snapshots import copy_state, pack, paste_state, running_statistics, uncopyable, unpack
 
 MODES = {
     "next_step": AutoresetMode.NEXT_STEP,
@@ -70,24 +71,38 @@ class Lane:
             )
         self._ended = np.zeros(vector.num_envs, bool)  # the rows that a NEXT_STEP autoreset will insert now
         self._gives_masks = False
+        self._lead = (vector.num_envs,)
+        self._name = type(vector).__name__
+        self._fit = observation_fit(self.observation_space, self._lead, self._told("observations"))
+        self._fit_final = observation_fit(self.observation_space, (), self._told("final observation"))
+
+    def _told(self, what: str) -> str:
+        return f"the {what} that {self._name} returned"
 
     def reset(self, seeds: Sequence[int]) -> Reset:
         """Start every environment anew from its seed."""
         return self._begin(*self.vector.reset(seed=list(seeds)))
 
+    def restart(self) -> Reset:
+        """Start every environment's next episode as after an end, from its random generator as it is now."""
+        return self._begin(*self.vector.reset())
+
     def step(self, actions: np.ndarray) -> Step:
         """Step with actions `[N, *act]`; environments that end are reset in the way of this lane's mode."""
         observations, rewards, terminated, truncated, infos = self.vector.step(actions)
+        observations = self._fit(observations, " at a step")
         # NumPy arrays of our own: Gymnasium leaves the kind and the ownership of these to the environment
-        rewards = np.array(rewards, np.float64)
-        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+        rewards = rewards_fit(rewards, self._lead, self._told("rewards"))
+        terminated = flags_fit(terminated, self._lead, self._told("flags terminated"))
+        truncated = flags_fit(truncated, self._lead, self._told("flags truncated"))
         mask = ~self._ended
-        masks = self._action_masks(infos)
         next_observations = observations
         if self._ended.any():
             rewards[self._ended], terminated[self._ended], truncated[self._ended] = 0.0, False, False
             self._ended[:] = False
         ended = terminated | truncated
+        same_step = self.mode is AutoresetMode.SAME_STEP
+        masks = self._action_masks(infos, "a step", exempt=False if same_step else ended)
         if ended.any():
             if self.mode is AutoresetMode.NEXT_STEP:
                 self._ended = ended
@@ -101,31 +116,49 @@ class Lane:
         """Observations after the reset, true successors, action masks after the reset."""
         next_observations = np.array(observations)
         if self.mode is AutoresetMode.SAME_STEP:
+            finals = infos.get("final_obs")
             for row in np.flatnonzero(ended):
-                next_observations[row] = infos["final_obs"][row]
+                if finals is None or finals[row] is None:
+                    raise ValueError(
+                        f"{self._name} resets in the step that ends an episode, but infos['final_obs'] lacks the "
+                        f"state in which environment {row} ended; its value is needed where a time limit cuts"
+                    )
+                next_observations[row] = self._fit_final(finals[row])
             return observations, next_observations, masks
         observations, infos = self.vector.reset(options={"reset_mask": ended.copy()})
+        observations = self._fit(observations, " at reset")
         if masks is not None:
-            masks = masks.copy()
-            masks[ended] = infos["action_mask"][ended]
+            after = self._action_masks(infos, "reset", exempt=~ended)
+            masks = np.where(ended[:, None], np.asarray(after), masks)
         return observations, next_observations, masks
 
     def _begin(self, observations: np.ndarray, infos: dict[str, Any]) -> Reset:
         self._ended[:] = False
-        self._gives_masks = "action_mask" in infos
-        return observations, self._action_masks(infos)
-
-    def _action_masks(self, infos: dict[str, Any]) -> np.ndarray | None:
-        if not self._gives_masks:
-            return None
-        shape = (self.vector.num_envs, mask_size(self.action_space))
-        masks = np.array(infos.get("action_mask"), bool)
-        if masks.shape != shape:
+        observations = self._fit(observations, " at reset")
+        self._gives_masks = infos.get("action_mask") is not None
+        given = infos.get("_action_mask")  # Gymnasium's own note of which environments gave one
+        if self._gives_masks and given is not None and not np.all(given):
             raise ValueError(
-                f"infos['action_mask'] has shape {masks.shape}, expected {shape} for the action space "
-                f"{self.action_space}; an environment that gives a mask at reset must give one at every step"
+                f"only some environments of {self._name} gave infos['action_mask'] at reset; give it always"
             )
-        return masks
+        return observations, self._action_masks(infos, "reset")
+
+    def _action_masks(self, infos: dict[str, Any], where: str, exempt: Any = False) -> np.ndarray | None:
+        """Masks [N, A] as bools; `exempt` [N] are rows in which nothing will be chosen."""
+        masks = infos.get("action_mask")
+        if (masks is not None) != self._gives_masks:
+            raise ValueError(
+                f"{self._name} gave infos['action_mask'] {'at reset' if self._gives_masks else f'at {where}'} but not "
+                f"{f'at {where}' if self._gives_masks else 'at reset'}; give it always"
+            )
+        if masks is None:
+            return None
+        subject = f"the action masks that {self._name} gave at {where}"
+        return mask_fit(self.action_space, masks, self._lead, subject, exempt)
+
+    def statistics(self) -> list[str]:
+        """Names of what in these environments carries running statistics of observations or rewards."""
+        return running_statistics(self.vector)
 
     def state(self) -> dict[str, Any]:
         """Plain data from which `restore` continues bit for bit."""
@@ -142,6 +175,9 @@ class Lane:
 class RecordedLane(Lane):
     """Gymnasium's SyncVectorEnv or AsyncVectorEnv over `Recorder`s: restored by replay of each."""
 
+    def statistics(self) -> list[str]:
+        return list(dict.fromkeys(name for names in self.vector.get_attr("statistics") for name in names))
+
     def state(self) -> dict[str, Any]:
         return pack(self.vector.get_attr("snapshot"))
 
@@ -152,7 +188,9 @@ class RecordedLane(Lane):
             if failure:
                 raise ValueError(
                     f"environment {row} cannot be restored: {failure}. Has the environment changed "
-                    "since (code, version, env_kwargs), or does it use a generator other than its np_random?"
+                    "since (code, version, env_kwargs), does it use a generator other than its np_random, or does "
+                    "something else of it survive a reset? --allow-inexact (allow_inexact=True in Python) goes on "
+                    "with new episodes; --start (start=) begins a new run from these agents"
                 )
         return self._rejoin()
 
@@ -181,6 +219,10 @@ class CopiedLane(Lane):
 
     def reset(self, seeds: Sequence[int]) -> Reset:
         self._last = self._begin(*self.vector.reset(seed=seeds[0] if len(seeds) == 1 else list(seeds)))
+        return self._last
+
+    def restart(self) -> Reset:
+        self._last = super().restart()
         return self._last
 
     def step(self, actions: np.ndarray) -> Step:

@@ -61,6 +61,7 @@ class Environments:
         autoreset, vectorization: what is really used.
         exact_resume: whether `restore` continues bit for bit; if not, episodes start anew.
         resume_note: a sentence that says why they do; empty if they don't.
+        began_anew: whether the last `restore` started new episodes.
 
     EnvPool reports an episode that terminates at the very step of its time limit as truncated only.
 
@@ -102,6 +103,7 @@ class Environments:
         self.resume_note = lane.resume_note
         self.exact_resume = not lane.resume_note
         self._started = False
+        self.began_anew = False
         self._observation_start = int(getattr(self.observation_space, "start", 0))
         self._action_start = getattr(self.action_space, "start", None)
 
@@ -173,7 +175,8 @@ class Environments:
         if not self._started:
             raise ValueError("there is nothing to save before the first reset(); call reset() first")
         lanes = {str(index): lane.state() for index, lane in enumerate(self._lanes)} if self.exact_resume else {}
-        return {**self._identity(), "restarts": self._restarts, "lanes": lanes}
+        resume = {"exact_resume": self.exact_resume, "resume_note": self.resume_note}
+        return {**self._identity(), **resume, "restarts": self._restarts, "lanes": lanes}
 
     def _identity(self) -> dict[str, Any]:
         """What a state and the environments that take it over must have in common."""
@@ -183,33 +186,59 @@ class Environments:
             "autoreset": self.autoreset,
             "seeds": self.seeds,
             "num_envs": self.num_envs,
-            "exact_resume": self.exact_resume,
         }
 
-    def restore(self, state: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    def start_anew_on_resume(self, reason: str) -> None:
+        """Restore no state of these environments any more, for this reason (a whole sentence)."""
+        self.exact_resume, self.resume_note = False, reason
+
+    def statistics(self) -> list[str]:
+        """Names of wrappers inside that carry running statistics, as NormalizeObservation does."""
+        return self._lanes[0].statistics()
+
+    def restart(self) -> Reset:
+        """Start new episodes in the way that follows an end: from where the random generators are, without a seed."""
+        return self._joined([lane.restart() for lane in self._lanes])
+
+    def restore(self, state: dict[str, Any], *, allow_inexact: bool = False) -> Reset:
         """Continue from `state()`; returns what the policy must see next, as `reset` does.
 
-        Where `exact_resume` is False, new episodes start instead, other ones than at the first start.
+        Where `exact_resume` was False, new episodes start instead, other ones than at the first start; with
+        `allow_inexact` also where an environment does not come back to its state.
 
         Raises:
-            ValueError: the state is of environments set up differently, or the environment,
-                replaying its last episode, does not arrive at the stored observation.
+            ValueError: the state is of environments set up differently, or an environment, replaying its last episode,
+                does not arrive at the stored observation through the stored rewards.
         """
         for name, here in self._identity().items():
             if state[name] != here:
                 raise ValueError(
                     f"the state was saved with {name}={state[name]!r} but these environments have "
-                    f"{name}={here!r}; make them with the same settings"
+                    f"{name}={here!r}; make them with the same settings, or begin a new run from these agents "
+                    "(telescope train --start RUN, or start=state in Python)"
                 )
         self._restarts = state["restarts"]
+        if not state["exact_resume"]:
+            self.start_anew_on_resume(state["resume_note"])
         if not self.exact_resume:
-            self.close()
-            self._restarts += 1
-            self._open()
-            return self.reset()
-        self._started = True
-        lanes = enumerate(self._lanes_and_seeds())
-        return self._joined([lane.restore(state["lanes"][str(i)], seeds) for i, (lane, seeds) in lanes])
+            return self._begin_anew()
+        try:
+            self._started = True
+            lanes = enumerate(self._lanes_and_seeds())
+            return self._joined([lane.restore(state["lanes"][str(i)], seeds) for i, (lane, seeds) in lanes])
+        except ValueError:
+            if not allow_inexact:
+                raise
+            return self._begin_anew()
+
+    def _begin_anew(self) -> Reset:
+        """New episodes in all environments, also in those that could have been restored: all or nothing."""
+        exact, note = self.exact_resume, self.resume_note
+        self.close()
+        self._restarts += 1
+        self._open()
+        self.exact_resume, self.resume_note, self.began_anew = exact, note, True
+        return self.reset()
 
     def close(self) -> None:
         """Close all environments and end their worker processes; a second call does nothing."""

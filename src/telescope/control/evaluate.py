@@ -15,6 +15,7 @@ from torch import Tensor
 
 from telescope.control.actions import Bound
 from telescope.control.agents import Agents
+from telescope.control.env_checks import require_finite
 from telescope.control.environments import Environments
 from telescope.control.normalisation import ObservationNormaliser
 from telescope.control.population import EVALUATION_ACTIONS, EVALUATION_ENVIRONMENTS, generator
@@ -59,6 +60,7 @@ def evaluate(
     while (done < quota).any():
         chosen = choose(normaliser(encode(observations)), masks)
         step = environments.step(bound(chosen))
+        require_finite(step, seeds, "in an evaluation")
         returns, lengths = returns + step.rewards, lengths + step.mask
         for s, b in np.argwhere(step.terminated | step.truncated):
             found[s][b].append((returns[s, b], lengths[s, b]))

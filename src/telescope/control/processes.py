@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from telescope.control.config import OnPolicyConfig
+from telescope.control.starting import Start, rows_of, start_from
 from telescope.control.training import execution
 from telescope.failures import sendable
 
@@ -69,6 +70,7 @@ class _Crew:
 
     def __init__(self, train: Train, config: OnPolicyConfig, resume: dict[str, Any] | None, more: dict[str, Any]):
         self.train_share, self.config, self.more = train, config, more
+        self.start = start_from(more["start"], config.seeds) if more.get("start") is not None else None
         self.execution = resume["execution"] if resume else execution(config)
         self.shares = shares(config, self.execution["threads"])
         self.states: list[Any] = [None] * len(self.shares) if resume is None else split(resume, self.shares)
@@ -94,12 +96,17 @@ class _Crew:
         finally:
             self.close()
 
+    def _start_of(self, share: OnPolicyConfig) -> Start:
+        assert self.start is not None
+        return rows_of(self.start, share.seed - self.config.seed, share.seeds)
+
     def _begin(self) -> None:
         context = multiprocessing.get_context("spawn")  # torch has threads here, which a fork would not survive
         for config, state in zip(self.shares, self.states, strict=True):
             ours, theirs = context.Pipe()
+            more = self.more if self.start is None else self.more | {"start": self._start_of(config)}
             try:
-                job = pickle.dumps((self.train_share, config, state, self.more))
+                job = pickle.dumps((self.train_share, config, state, more))
             except (pickle.PicklingError, AttributeError, TypeError) as error:
                 raise ValueError(
                     f"processes is {self.config.processes}, but what is to be trained cannot be sent to another "

@@ -20,6 +20,7 @@ from torch import Tensor
 from telescope.checks import fits_memory
 from telescope.control.actions import Bound
 from telescope.control.agents import Act
+from telescope.control.env_checks import require_finite, require_finite_array
 from telescope.control.environments import Environments, Step
 from telescope.control.normalisation import ObservationNormaliser, RewardScaler
 from telescope.control.population import ACTIONS, generator
@@ -68,7 +69,12 @@ def encoder(space: gym.Space) -> Encoder:
         table = np.eye(int(space.n), dtype=np.float32)
         return Encoder(int(space.n), lambda observations: table[observations])
     size = math.prod(space.shape or ())
-    return Encoder(size, lambda observations: observations.reshape(*observations.shape[:2], size))
+    # whatever the observations' kind, what follows gets native floats: float32 where these hold every value
+    dtype = np.result_type(space.dtype or np.float32, np.float32)
+    dtype = dtype if dtype.itemsize <= 8 else np.dtype(np.float64)
+    return Encoder(
+        size, lambda observations: observations.reshape(*observations.shape[:2], size).astype(dtype, copy=False)
+    )
 
 
 class Rollouts:
@@ -105,6 +111,7 @@ class Rollouts:
     def reset(self) -> None:
         """Start every environment's first episode."""
         observations, masks = self.environments.reset()
+        require_finite_array("observation", observations, self.seeds, "at reset")
         encoded = self.encoder.encode(observations)
         self.normaliser.update(encoded)
         self._begin(self.normaliser(encoded), masks)
@@ -129,7 +136,10 @@ class Rollouts:
             acted = clock()
             step = self.environments.step(self.bound(chosen[t]))
             policy, environment = policy + acted - started, environment + clock() - acted
-            self._require_finite(step, iteration * self.num_steps + t)
+            row = iteration * self.num_steps + t
+            require_finite(
+                step, self.seeds, f"at step {(row + 1) * self.shape[1]} (time step {row} of each environment)"
+            )
             ended = step.terminated | step.truncated
             terminated[t], truncated[t], live[t] = step.terminated, step.truncated, step.mask
             rewards[t] = self.scaler(step.rewards, ended, step.mask)
@@ -160,21 +170,6 @@ class Rollouts:
             episodes.lengths[s].append(int(self.episode_length[s, b]))
         self.episode_return[ended] = 0.0
         self.episode_length[ended] = 0
-
-    def _require_finite(self, step: Step, row: int) -> None:
-        seen = [("reward", step.rewards), ("observation", step.observations)]
-        if step.next_observations is not step.observations:
-            seen.append(("final observation", step.next_observations))
-        for name, x in seen:
-            if x.dtype.kind == "f" and not math.isfinite(np.add.reduce(x, axis=None)):
-                bad = np.argwhere(~np.isfinite(x))
-                if len(bad):  # a finite array can still overflow in the sum
-                    s, b = bad[0][:2]
-                    raise FloatingPointError(
-                        f"{name} of seed {self.seeds[s]}, environment {b} is {x[tuple(bad[0])]} at step "
-                        f"{(row + 1) * self.shape[1]} (time step {row} of each environment); the run stops here: "
-                        f"look at what the environment computes for that {name}"
-                    )
 
     def _noise(self, iteration: int) -> np.ndarray:
         """All the randomness of a rollout, drawn at once: [T, S, B, …]."""
@@ -208,19 +203,21 @@ class Rollouts:
             "episode_length": self.episode_length.copy(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], *, allow_inexact: bool = False) -> None:
         """Continue where `state()` was taken; environments that cannot be restored start new episodes.
 
-        The normaliser must already be as it was: it is part of the policy, not of this.
+        `allow_inexact` is for `Environments.restore`. The normaliser must already be as it was: it is part of the
+        policy, not of this.
         """
         self.scaler.restore(state["scaler"])
         self.episode_return, self.episode_length = (
             state["episode_return"].copy(),
             state["episode_length"].copy(),
         )
-        observations, masks = self.environments.restore(state["environments"])
+        observations, masks = self.environments.restore(state["environments"], allow_inexact=allow_inexact)
+        require_finite_array("observation", observations, self.seeds, "at reset")
         encoded = self.encoder.encode(observations)
-        if not self.environments.exact_resume:  # these are the first observations of new episodes
+        if self.environments.began_anew:  # these are the first observations of new episodes
             self.episode_return[:], self.episode_length[:], self.scaler.returns = 0.0, 0, np.zeros(self.shape)
             self.normaliser.update(encoded)
         self._begin(self.normaliser(encoded), masks)

@@ -17,31 +17,40 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from telescope.control.env_checks import flags_fit, mask_fit, mask_sizes, observation_fit, rewards_fit
+
 Outcome = tuple[Any, float, bool, bool, dict[str, Any]]
 
 
 class Recorder(gym.Wrapper):
-    """Remembers how an environment came to where it is: random state at its last reset, actions since.
+    """Checks what an environment hands out, and remembers how it came to where it is.
 
     It must be the outermost wrapper. Infos are reduced to the action mask, the only part that is used: a
-    vector environment spends microseconds a step on merging the rest.
+    vector environment spends microseconds a step on merging the rest. An environment without one in its infos may
+    have a method `action_masks()` instead, as sb3-contrib wants it.
 
-    Reading `snapshot` gives plain data; assigning it replays the episode, after which the next `step`,
-    whatever its action, returns the last recorded outcome again without stepping. A vector environment that
-    makes that step then holds the right observation and the right "has ended" flag, wherever it keeps them.
-    If the replay does not end in the stored observation and random state, `failure` says so (an exception
-    would take an async worker down).
+    Reading `snapshot` gives plain data: the random state at the last reset, actions and rewards since. Assigning it
+    replays the episode, after which the next `step`, whatever its action, returns the last recorded outcome again
+    without stepping. A vector environment that makes that step then holds the right observation and the right "has
+    ended" flag, wherever it keeps them. If the replay does not go through the stored rewards to the stored observation
+    and random state, `failure` says so (an exception would take an async worker down).
     """
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
         self.failure = ""
+        self.closed = False
         self._base = env.unwrapped
-        self._mask_size = mask_size(env.action_space)
+        self._name = env.spec.id if env.spec is not None else type(self._base).__name__
+        self._fit = observation_fit(env.observation_space, subject=f"the observation that {self._name} returned")
+        method = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
+        self._method = method if callable(method) else None
+        self._mask_size = sum(mask_sizes(env.action_space))
         self._gives_masks = False
         self._seed: int | None = None
         self._random_at_reset: dict[str, Any] | None = None
         self._actions = np.empty((16, *(env.action_space.shape or ())), env.action_space.dtype)
+        self._rewards = np.empty(16)
         self._length = 0
         self._armed = False
         self._last: Outcome | None = None
@@ -52,9 +61,15 @@ class Recorder(gym.Wrapper):
         else:
             self._random_at_reset = random_state(self._base.np_random)
         self._length, self._armed = 0, False
-        observation, info = self.env.reset(seed=seed, options=options)
-        self._gives_masks = "action_mask" in info
-        info = {"action_mask": self._flat_mask(info["action_mask"])} if self._gives_masks else {}
+        result = self.env.reset(seed=seed, options=options)
+        if not isinstance(result, tuple | list) or len(result) != 2 or not isinstance(result[1], dict):
+            raise ValueError(
+                f"{self._name}.reset() returned {type(result).__name__}; expected (observation, info) with a dict info"
+            )
+        observation, info = self._fit(result[0], " at reset"), result[1]
+        mask = self._given_mask(info)
+        self._gives_masks = mask is not None
+        info = {"action_mask": self._mask(mask, "reset")} if self._gives_masks else {}
         self._last = (observation, 0.0, False, False, info)
         return observation, info
 
@@ -65,35 +80,63 @@ class Recorder(gym.Wrapper):
             return self._last
         if self._length == len(self._actions):
             self._actions = np.concatenate([self._actions, np.empty_like(self._actions)])
+            self._rewards = np.concatenate([self._rewards, np.empty_like(self._rewards)])
         self._actions[self._length] = action
+        result = self.env.step(action)
+        if not isinstance(result, tuple | list) or len(result) != 5 or not isinstance(result[4], dict):
+            parts = f"{len(result)} values" if isinstance(result, tuple | list) else type(result).__name__
+            raise ValueError(
+                f"{self._name}.step() returned {parts}; expected the five of Gymnasium: observation, reward, "
+                "terminated, truncated and a dict info (Gym before 0.26 had a single `done`)"
+            )
+        observation, reward, terminated, truncated, info = result
+        observation = self._fit(observation, " at a step")
+        if not isinstance(reward, float):  # np.float64 is one
+            reward = rewards_fit(reward, (), f"the reward that {self._name} returned")
+        if not isinstance(terminated, bool | np.bool_):
+            terminated = flags_fit(terminated, (), f"the flag terminated that {self._name} returned")
+        if not isinstance(truncated, bool | np.bool_):
+            truncated = flags_fit(truncated, (), f"the flag truncated that {self._name} returned")
+        reward, terminated, truncated = float(reward), bool(terminated), bool(truncated)
+        self._rewards[self._length] = reward
         self._length += 1
-        observation, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:
             # The autoreset that follows may write into the very array that the environment handed out.
             observation = np.array(observation)
-        info = {"action_mask": self._mask(info, bool(terminated or truncated))} if self._gives_masks else {}
-        self._last = (observation, float(reward), bool(terminated), bool(truncated), info)
+        self._last = (observation, reward, terminated, truncated, self._step_info(info, terminated or truncated))
         return self._last
 
-    def _mask(self, info: dict[str, Any], ended: bool) -> np.ndarray:
+    def _step_info(self, info: dict[str, Any], ended: bool) -> dict[str, Any]:
+        if not self._gives_masks:
+            if info.get("action_mask") is not None:
+                raise ValueError(f"{self._name} gave infos['action_mask'] at a step but not at reset; give it always")
+            return {}
         if ended:  # nothing is chosen here any more, and a state without a legal action would make NaN of the policy
-            return np.ones(self._mask_size or 0, bool)
-        if "action_mask" not in info:
-            raise ValueError("the environment gave infos['action_mask'] at reset but not at this step; give it always")
-        return self._flat_mask(info["action_mask"])
+            return {"action_mask": np.ones(self._mask_size, bool)}
+        mask = self._given_mask(info)
+        if mask is None:
+            raise ValueError(f"{self._name} gave infos['action_mask'] at reset but not at this step; give it always")
+        return {"action_mask": self._mask(mask, "a step")}
 
-    def _flat_mask(self, mask: Any) -> np.ndarray:
-        flat = np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, tuple) else np.ravel(mask)
-        if self._mask_size is None or flat.shape != (self._mask_size,):
-            raise ValueError(
-                f"infos['action_mask'] has {flat.size} entries for the action space {self.env.action_space}; "
-                f"expected {self._mask_size or 'no mask at all'} (n of Discrete, sum(nvec) of MultiDiscrete)"
-            )
-        return flat.astype(bool)
+    def _given_mask(self, info: dict[str, Any]) -> Any:
+        mask = info.get("action_mask")
+        return self._method() if mask is None and self._method is not None else mask
+
+    def _mask(self, mask: Any, where: str) -> np.ndarray:
+        return mask_fit(self.env.action_space, mask, subject=f"the action mask that {self._name} gave at {where}")
+
+    @property
+    def statistics(self) -> list[str]:
+        """See `running_statistics`."""
+        return running_statistics(self.env)
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
 
     @property
     def snapshot(self) -> dict[str, Any]:
-        """Plain data: seed, random states as text, actions `[n, *act]` since the reset, last observation."""
+        """Plain data: seed, random states as text, actions `[n, *act]` and rewards [n] since the reset, observation."""
         if self._last is None:
             raise ValueError("there is nothing to save before the first reset(); call reset() first")
         return {
@@ -101,11 +144,20 @@ class Recorder(gym.Wrapper):
             "random_at_reset": encode(self._random_at_reset),
             "random_now": encode(random_state(self._base.np_random)),
             "actions": self._actions[: self._length].copy(),
+            "rewards": self._rewards[: self._length].copy(),
             "observation": np.array(self._last[0]),
         }
 
     @snapshot.setter
     def snapshot(self, snapshot: dict[str, Any]) -> None:
+        try:
+            self._replay(snapshot)
+            self.failure = difference(snapshot, self.snapshot)
+        except Exception as error:  # it came to a state in which one of these actions makes no sense
+            self.failure = f"{_replaying(snapshot)} ends in {type(error).__name__}: {error}"
+        self._armed = True
+
+    def _replay(self, snapshot: dict[str, Any]) -> None:
         # The seeded reset comes first even if another reset follows: it also fixes whatever else an
         # environment derives from its seed.
         self.reset(seed=snapshot["seed"])
@@ -114,22 +166,41 @@ class Recorder(gym.Wrapper):
             self.reset()
         for action in snapshot["actions"]:
             self.step(action)
-        assert self._last is not None
-        self.failure = difference(snapshot, self.snapshot)
-        self._armed = True
+
+
+def running_statistics(env: Any) -> list[str]:
+    """Names of the wrappers (or the environment) that carry running statistics, as NormalizeObservation does."""
+    names = []
+    while env is not None:
+        if any(_is_running_statistic(value) for value in getattr(env, "__dict__", {}).values()):
+            names.append(type(env).__name__)
+        env = getattr(env, "env", None)
+    return names
+
+
+def _is_running_statistic(value: Any) -> bool:
+    """Has it a mean, a variance and a count, all of them numbers or arrays (those of a data frame are methods)?"""
+    parts = [getattr(value, name, None) for name in ("mean", "var", "count")]
+    return all(isinstance(part, int | float | np.ndarray | np.generic) for part in parts)
 
 
 def difference(saved: dict[str, Any], replayed: dict[str, Any]) -> str:
     """A clause on how a replayed snapshot differs from the saved one, bit for bit; empty if it does not."""
     wanted, got = saved["observation"], replayed["observation"]
-    replay = f"replaying the {len(saved['actions'])} actions since its last reset"
+    replay = _replaying(saved)
     if (wanted.dtype, wanted.shape) != (got.dtype, got.shape):
         return f"its observations are {got.dtype}{got.shape}, the stored ones {wanted.dtype}{wanted.shape}"
     if wanted.tobytes() != got.tobytes():
         return f"{replay} does not lead to the stored observation"
+    if saved["rewards"].tobytes() != replayed["rewards"].tobytes():
+        return f"{replay} gives other rewards than the stored ones"
     if saved["random_now"] != replayed["random_now"]:
         return f"{replay} leaves its random generator in another state"
     return ""
+
+
+def _replaying(snapshot: dict[str, Any]) -> str:
+    return f"replaying the {len(snapshot['actions'])} actions since its last reset"
 
 
 def pack(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -140,22 +211,24 @@ def pack(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "random_now": [snapshot["random_now"] for snapshot in snapshots],
         "lengths": np.array([len(snapshot["actions"]) for snapshot in snapshots], np.int64),
         "actions": np.concatenate([snapshot["actions"] for snapshot in snapshots]),
+        "rewards": np.concatenate([snapshot["rewards"] for snapshot in snapshots]),
         "observations": np.stack([snapshot["observation"] for snapshot in snapshots]),
     }
 
 
 def unpack(packed: dict[str, Any]) -> list[dict[str, Any]]:
     """The snapshots that `pack` put together, in order."""
-    actions = np.split(packed["actions"], np.cumsum(packed["lengths"])[:-1])
+    ends = np.cumsum(packed["lengths"])[:-1]
     rows = zip(
         packed["seed"],
         packed["random_at_reset"],
         packed["random_now"],
-        actions,
+        np.split(packed["actions"], ends),
+        np.split(packed["rewards"], ends),
         packed["observations"],
         strict=True,
     )
-    names = ("seed", "random_at_reset", "random_now", "actions", "observation")
+    names = ("seed", "random_at_reset", "random_now", "actions", "rewards", "observation")
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
@@ -176,13 +249,6 @@ def set_random_state(generator: np.random.Generator, text: str) -> None:
 
 def _lists_to_arrays(state: dict[str, Any]) -> dict[str, Any]:
     return {name: np.array(value, np.uint64) if isinstance(value, list) else value for name, value in state.items()}
-
-
-def mask_size(space: gym.Space) -> int | None:
-    """Entries of an action mask: n for Discrete, the sum of nvec for MultiDiscrete, else None."""
-    if isinstance(space, gym.spaces.Discrete):
-        return int(space.n)
-    return int(space.nvec.sum()) if isinstance(space, gym.spaces.MultiDiscrete) else None
 
 
 # Attributes of a vector environment that never change while it runs.

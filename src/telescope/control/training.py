@@ -32,7 +32,9 @@ from telescope.control.lifting import lift
 from telescope.control.networks import Network
 from telescope.control.normalisation import ObservationNormaliser, RewardScaler
 from telescope.control.population import TRAINING_ENVIRONMENTS, Agent
+from telescope.control.rehearsal import rehearse
 from telescope.control.rollout import Episodes, Rollout, Rollouts, encoder
+from telescope.control.starting import require_same_shape, start_from
 from telescope.control.trial import require_network, try_network, without_effect
 
 UPDATES_THAT_PAY = 15_000
@@ -83,7 +85,19 @@ class Iteration:
 class Session:
     """The parts of one training run; see `algorithms.ppo.train` for their use."""
 
-    def __init__(self, config: OnPolicyConfig, resume: dict[str, Any] | None, *, network: Network | None) -> None:
+    def __init__(
+        self,
+        config: OnPolicyConfig,
+        resume: dict[str, Any] | None,
+        *,
+        network: Network | None,
+        start: Any = None,
+        allow_inexact: bool = False,
+    ) -> None:
+        if resume and start:
+            raise ValueError(
+                "resume continues a run and start begins a new one from another's agents; give one of them"
+            )
         self.config = config
         self.iteration = 0
         self.execution = resume["execution"] if resume else execution(config)
@@ -93,12 +107,12 @@ class Session:
         self._evaluation: Environments | None = None
         self._last_state: dict[str, Any] | None = None
         try:
-            self._begin(resume, network)
+            self._begin(resume, network, start, allow_inexact)
         except BaseException:  # no worker process may outlive a run that never began
             self.close()
             raise
 
-    def _begin(self, resume: dict[str, Any] | None, network: Network | None) -> None:
+    def _begin(self, resume: dict[str, Any] | None, network: Network | None, start: Any, allow_inexact: bool) -> None:
         config, environments = self.config, self.rollouts.environments
         if network is None and (note := space_note(config, environments.action_space)):
             self.notes.append(note)
@@ -113,12 +127,25 @@ class Session:
         if own is not None:
             try_network(self.agent, self.population.parameters, size)
             self.notes += filter(None, [without_effect(config)])
-        if not environments.exact_resume:
-            self.notes.append(environments.resume_note)
+        if config.eval_every:  # here, so that what cannot be evaluated does not train until the first evaluation
+            self._evaluation = self._evaluation_environments()
         if resume:
-            self._restore(resume)
-        else:
-            self.rollouts.reset()
+            self._restore(resume, allow_inexact)
+            return
+        self.notes += rehearse(environments, lambda: _environments(config, config.seed_values[:1], 1, spare=True))
+        if start:
+            self._start_from(start)
+        self.rollouts.reset()
+
+    def _start_from(self, state: Any) -> None:
+        """Agents and statistics of another run; its optimiser, schedules and episodes stay behind."""
+        start = start_from(state, self.config.seeds)
+        require_same_shape(start, self.population.parameters, self.rollouts.encoder.size)
+        parameters = start.parameters.to(self.config.device).clone()
+        self.population = self.population._replace(parameters=parameters)
+        self.rollouts.normaliser.restore(start.observations)
+        self.rollouts.scaler.restore({**start.rewards, "returns": self.rollouts.scaler.returns})
+        self.notes.append(f"begins with agents that were trained for {start.step:,} steps before, and a new optimiser")
 
     def lift(self, update: Callable[..., Any], in_dims: tuple[int | None, ...]) -> Callable[..., Any]:
         """An update of one agent as one of all, executed in the way that was decided for this run."""
@@ -196,15 +223,7 @@ class Session:
         due = every and (self.step // every > (self.step - batch) // every)
         if not due:
             return None
-        if self._evaluation is None:
-            self._evaluation = evaluation_environments(
-                self.config.env,
-                seeds=self.config.seed_values,
-                episodes=self.config.eval_episodes,
-                env_kwargs=self.config.env_kwargs,
-                backend=self.config.backend,
-                vectorization=self.config.vectorization,
-            )
+        assert self._evaluation is not None
         result = evaluate(
             self.agents,
             self.population.parameters,
@@ -215,6 +234,16 @@ class Session:
             bound=self.rollouts.bound,
         )
         return result.returns.mean(axis=1)
+
+    def _evaluation_environments(self) -> Environments:
+        return evaluation_environments(
+            self.config.env,
+            seeds=self.config.seed_values,
+            episodes=self.config.eval_episodes,
+            env_kwargs=self.config.env_kwargs,
+            backend=self.config.backend,
+            vectorization=self.config.vectorization,
+        )
 
     def _require_finite(self) -> None:
         broken = ~torch.isfinite(self.population.parameters).all(dim=1)
@@ -247,11 +276,11 @@ class Session:
         parameters = self.population.parameters.cpu().clone()
         return {"parameters": parameters, "normaliser": self.rollouts.normaliser.state()}
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any], allow_inexact: bool) -> None:
         if state["seeds"] != self.config.seed_values:
             raise ValueError(
                 f"resume holds seeds {state['seeds']}, but the config asks for {self.config.seed_values}; "
-                "a run continues with the seeds it began with"
+                "a run continues with the seeds it began with (start= begins a new one from its agents)"
             )
         saved = Agent(state["policy"]["parameters"], **state["optimiser"])
         if saved.parameters.shape != self.population.parameters.shape:
@@ -270,7 +299,10 @@ class Session:
             )
         self.iteration = state["iteration"]
         self.rollouts.normaliser.restore(state["policy"]["normaliser"])
-        self.rollouts.restore(state["rollouts"])
+        self.rollouts.restore(state["rollouts"], allow_inexact=allow_inexact)
+        environments = self.rollouts.environments
+        if environments.began_anew:
+            self.notes.append(environments.resume_note or "the environments could not be restored; new episodes begin")
 
     def close(self) -> None:
         self.rollouts.environments.close()
@@ -332,13 +364,15 @@ def try_out(config: OnPolicyConfig) -> None:
     bounding(environments.action_space, config.action_bounds)
 
 
-def _environments(config: OnPolicyConfig, seeds: list[int], num_envs: int) -> Environments:
+def _environments(config: OnPolicyConfig, seeds: list[int], num_envs: int, *, spare: bool = False) -> Environments:
+    """Environments of a run; a spare one needs no process of its own."""
+    vectorization = "sync" if spare and config.vectorization == "async" else config.vectorization
     return Environments(
         config.env,
         seeds=seeds,
         num_envs=num_envs,
         backend=config.backend,
-        vectorization=config.vectorization,
+        vectorization=vectorization,
         autoreset=config.autoreset,
         env_kwargs=config.env_kwargs,
         stream=TRAINING_ENVIRONMENTS,

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from telescope.control.env_factory import quiet_mujoco
+from telescope.control.snapshots import Recorder
 
 
 def record(
@@ -30,6 +31,7 @@ def record(
     kwargs = dict(env_kwargs or {}) | {"render_mode": "rgb_array"}
     with quiet_mujoco():
         world = env(**kwargs) if callable(env) else gym.make(env, **kwargs)
+    world = Recorder(world)  # checks steps, and finds masks
     frames: list[Any] = []
     try:
         observation, info = world.reset(seed=seed)

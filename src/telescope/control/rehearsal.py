@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from telescope.control.actions import bounding
 from telescope.control.distributions import distribution
 from telescope.control.environments import Environments, Reset
 
@@ -26,8 +27,9 @@ def rehearse(environments: Environments, make_spare: Callable[[], Environments])
     """Sentences about what the user of these environments should know; they must be reset afterwards.
 
     It plays with a spare one, so that what an environment counts over its resets is as without a rehearsal; where no
-    other can be had (one object for all, a simulator that runs once) with these themselves. Three questions, each by a comparison bit for bit of observations, rewards, flags and masks: does a seed give the
-    same episode again? Does a restored state go on as the state went on? Are observations within their bounds?
+    other can be had (one object for all, a simulator that runs once) with these themselves. Three questions, each by a
+    comparison bit for bit of observations, rewards, flags and masks: does a seed give the same episode again? Does a
+    restored state go on as the state went on? Are observations within their bounds?
     """
     if not environments.exact_resume:  # no replay is possible, and it says so already
         return [environments.resume_note, *_statistics(environments)]
@@ -63,13 +65,13 @@ def _not_restored(environments: Environments) -> str:
 def _play(environments: Environments, here: Reset) -> tuple[list[tuple[str, Any]], Reset]:
     """What `STEPS` steps with fixed (allowed) actions give, by name, and where they lead."""
     space = environments.action_space
-    actions = distribution(space)
+    actions, bound = distribution(space), bounding(space)
     rng, shape = np.random.default_rng(0), (len(environments.seeds), environments.num_envs)
     outputs = np.zeros((*shape, actions.outputs), np.float32)
     seen: list[tuple[str, Any]] = [("another observation", here[0])]
     for _ in range(STEPS):
         chosen = np.asarray(actions.sample(outputs, actions.noise(rng, shape), here[1]))
-        step = environments.step(np.clip(chosen, space.low, space.high) if isinstance(space, gym.spaces.Box) else chosen)
+        step = environments.step(bound(chosen))
         here = step.observations, step.action_masks
         seen += [
             ("another observation", step.observations),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telescope.language import parallel
+from telescope.language import adapters, parallel, pretrained
+from telescope.language.pretrained import folder_of
+from telescope.language.seeded import Seeded
 from telescope.language.tokenizer import EOS, PAD, VOCABULARY, characters
 
 TINY = "tiny"
 """The name of the built-in model: about half a million parameters, untrained, characters for tokens."""
 
 
+WHOLE = 0.999
+"""Share of an adapter's update from which nothing is said about the rest."""
 INITIAL = 0.08
 """Deviation of its weights, about width^−½: with the usual 0.02 it learns addition far more slowly."""
 
@@ -51,42 +56,54 @@ def tiny(seed: int = 0) -> nn.Module:
     """The built-in model with weights by the seed."""
     from transformers import LlamaForCausalLM
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with Seeded(seed):
         return LlamaForCausalLM(tiny_config())
 
 
-def load(source: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
-    """A causal LM and its tokenizer: the built-in one, a run folder, a transformers folder, or a name on the hub."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+def load(
+    source: str, *, seed: int = 0, dtype: torch.dtype | None = torch.float32, trust: bool = False
+) -> tuple[nn.Module, Any]:
+    """A causal LM and its tokenizer: the built-in one, a run folder, a transformers folder, or a name on the hub.
 
-    logging.disable_progress_bar()  # one of our own is on the terminal
+    Of the folder of an adapter, its base with the adapter merged into it. dtype: None: as it was saved. trust: run the
+    code that a folder may bring. What is not whole, not finite or not of one piece is a ValueError that names it.
+    """
     if source == TINY:
-        return tiny(seed).to(dtype), characters()
+        return pretrained.cast(tiny(seed), dtype or torch.float32), characters()
     place = folder_of(source)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _not_to_be_had(source, error) from error
+    if adapters.is_adapter(place):
+        return _load_adapter(place, dtype or torch.float32, trust)
+    model, tokenizer = pretrained.model(place, dtype=dtype, trust=trust), pretrained.tokenizer(place, trust=trust)
+    pretrained.require_vocabulary(place, tokenizer, embeddings_of(model))
     return model, tokenizer
 
 
-def require(source: str) -> tuple[Any, Any]:
-    """Config and tokenizer of a model; ValueError where there is none to begin with. Its weights are not looked at."""
-    from transformers import AutoConfig, AutoTokenizer
+def _load_adapter(place: str, dtype: torch.dtype, trust: bool) -> tuple[nn.Module, Any]:
+    base, tokenizer = load(adapters.base_of(place), trust=trust)
+    model, kept = adapters.merged(place, base, dtype)
+    if (Path(place) / "tokenizer_config.json").is_file():
+        tokenizer = pretrained.tokenizer(place, trust=trust)
+        pretrained.require_vocabulary(place, tokenizer, embeddings_of(model))
+    if kept < WHOLE:
+        warnings.warn(
+            f"merged into {dtype} weights, the adapter {place} keeps {kept:.0%} of its update; dtype float32 keeps all",
+            stacklevel=3,
+        )
+    return model, tokenizer
 
+
+def require(source: str, *, trust: bool = False) -> tuple[Any, Any]:
+    """Config and tokenizer of a model; ValueError where there is none to begin with. Its weights are not looked at."""
     if source == TINY:
         return tiny_config(), characters()
     place = folder_of(source)
     if (Path(place) / HEAD).is_file():
         raise ValueError(f"model is {source!r}, a reward model, which says nothing any more; it serves as --reward")
-    try:
-        return AutoConfig.from_pretrained(place), AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        raise _not_to_be_had(source, error) from error
+    if adapters.is_adapter(place):
+        about, tokenizer = require(adapters.base_of(place), trust=trust)
+        own = (Path(place) / "tokenizer_config.json").is_file()
+        return about, pretrained.tokenizer(place, trust=trust) if own else tokenizer
+    return pretrained.config(place, trust=trust), pretrained.tokenizer(place, trust=trust)
 
 
 def require_head(folder: str) -> Path:
@@ -102,17 +119,6 @@ def context_of(config: Any) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def _not_to_be_had(source: str, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())
-    return ValueError(f"model is {source!r}, which transformers cannot load: {reason}")
-
-
-def folder_of(source: str) -> str:
-    """The transformers folder that a path means: of a run folder, its `model`; anything else as it is."""
-    inner = Path(source) / "model"
-    return str(inner) if (Path(source) / "run.json").is_file() and inner.is_dir() else source
-
-
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """All weights by name, whole, on the CPU; what is tied is one tensor. Where they are sharded all ranks must ask."""
     made: dict[int, Tensor] = {}
@@ -126,15 +132,16 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 def save(
     model: nn.Module, tokenizer: Any, path: str | os.PathLike[str], weights: dict[str, Tensor] | None = None
 ) -> None:
-    """An ordinary transformers folder; of a model with an adapter, the merged weights.
+    """An ordinary transformers folder; with an adapter, the merged weights in float32, which keep all of it.
 
     weights: in place of the model's own, where those are sharded.
     """
     plain: Any = model
     if hasattr(model, "merge_and_unload"):
-        plain = copy.deepcopy(plain).merge_and_unload()
-    plain.save_pretrained(path, state_dict=weights or None)
-    tokenizer.save_pretrained(path)
+        plain = copy.deepcopy(plain).float().merge_and_unload()
+    with pretrained.quiet():
+        plain.save_pretrained(path, state_dict=weights or None)
+        tokenizer.save_pretrained(path)
 
 
 def with_lora(model: nn.Module, rank: int, *, seed: int) -> nn.Module:
@@ -143,8 +150,7 @@ def with_lora(model: nn.Module, rank: int, *, seed: int) -> nn.Module:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ImportError('lora_rank needs peft: pip install "telescope-rl[lora]"', name="peft") from error
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with Seeded(seed):
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
         return get_peft_model(model, config)  # type: ignore[no-any-return]
 
@@ -185,6 +191,20 @@ def output_of(model: Any) -> Tensor:
 def bias_of(model: Any) -> Tensor | None:
     """What is added to their product [V], where a model has it."""
     return getattr(model.get_output_embeddings(), "bias", None)
+
+
+def embeddings_of(model: Any) -> int:
+    """How many tokens it has an embedding for."""
+    return len(model.get_input_embeddings().weight)
+
+
+def require_tokens(model: Any, tokens: Tensor) -> None:
+    """ValueError where a text has tokens that the model has no embedding for."""
+    if tokens.numel() and int(tokens.max()) >= embeddings_of(model):
+        raise ValueError(
+            f"a text has the token {int(tokens.max())}, but the embedding of {type(model).__name__} has "
+            f"{embeddings_of(model)} rows; is its tokenizer another model's? Added tokens need resize_token_embeddings"
+        )
 
 
 def require_positions(model: Any, length: int) -> None:
@@ -261,6 +281,7 @@ def alike(tokens: Tensor, mask: Tensor, group: int) -> tuple[Tensor, Tensor]:
 def _run(trunk: nn.Module, tokens: Tensor, mask: Tensor, last: int, cache: Any = None) -> Tensor:
     """Hidden states of the last tokens. mask: of all tokens, those already in the cache too."""
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+    require_tokens(trunk, tokens)
     if positions.numel():
         require_positions(trunk, int(positions.max()) + 1)
     out = trunk(
@@ -317,7 +338,9 @@ def save_head(weights: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
 
 
 def load_head(network: Scalar, path: str | os.PathLike[str]) -> None:
-    """What `save_head` wrote."""
-    from safetensors.torch import load_file
-
-    network.head.load_state_dict(load_file(Path(path) / HEAD))
+    """What `save_head` wrote; ValueError where it is cut, or of a trunk of another width."""
+    saved, own = pretrained.weights(Path(path) / HEAD), network.head.state_dict()
+    there, expected = ({name: list(x.shape) for name, x in tensors.items()} for tensors in (saved, own))
+    if there != expected:
+        raise pretrained.ModelError(f"{Path(path) / HEAD} holds {there}; this reward model needs {expected}")
+    network.head.load_state_dict(saved)

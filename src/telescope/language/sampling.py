@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from telescope.language.log_probs import sampling_support
-from telescope.language.models import require_positions
+from telescope.language.models import require_positions, require_tokens
 from telescope.language.text import following_texts, prompt_ids
 
 
@@ -121,6 +121,7 @@ def sample(
     completions = _Growing(n, max_tokens, prompts.tokens.device)
     if n == 0:
         return completions.finish()
+    require_tokens(model, prompts.tokens)
     require_positions(model, prompts.tokens.shape[1] + max_tokens - 1)
     from transformers import DynamicCache
 

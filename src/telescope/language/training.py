@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from telescope.checks import require_device
-from telescope.language import models, parallel
+from telescope.language import adapters, models, parallel, pretrained
 from telescope.language.config import LanguageConfig
 from telescope.language.health import Finding, of_tokens
 from telescope.language.probe import probe
@@ -68,6 +69,18 @@ class Iteration:
         self._require_current()
         self._session.save_model(path)
 
+    @property
+    def has_adapter(self) -> bool:
+        """Is it an adapter that is trained, which `save_adapter` writes?"""
+        return hasattr(self._session.policy, "merge_and_unload")
+
+    def save_adapter(self, path: str | os.PathLike[str]) -> None:
+        """Write the adapter alone, in peft's layout: the model is it on its base, without any rounding."""
+        self._require_current()
+        if not self.has_adapter:
+            raise ValueError("lora_rank is 0, so there is no adapter; save_model writes all weights")
+        self._session.save_adapter(path)
+
     def _require_current(self) -> None:
         if self._session.iteration != self._iteration:
             raise RuntimeError(
@@ -87,7 +100,11 @@ class Session:
         torch.set_num_threads(self.execution["threads"])
         self.task: Task = config.open_task()
         self.max_tokens = config.max_tokens or self.task.max_tokens
-        policy, self.tokenizer = models.load(config.model, seed=config.seed, dtype=getattr(torch, config.dtype))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            policy, self.tokenizer = models.load(config.model, seed=config.seed, dtype=getattr(torch, config.dtype))
+        self.notes += [str(warning.message) for warning in said]
+        require_known(config, self.task, policy.config, self.tokenizer)
         require_room(config, self.task, policy.config, self.tokenizer)
         self.ends = models.ends_of(policy, self.tokenizer)
         ends = end_texts(self.tokenizer, self.ends)
@@ -234,6 +251,10 @@ class Session:
             models.save(self.policy, self.tokenizer, path, weights)
             if head is not None:
                 models.save_head(head, path)
+            pretrained.seal(path)
+
+    def save_adapter(self, path: str | os.PathLike[str]) -> None:
+        adapters.save(self.policy, self.tokenizer, path)
 
 
 class Optimiser:
@@ -363,6 +384,7 @@ def try_out(config: LanguageConfig) -> None:
     require_device(config)
     about, tokenizer = models.require(config.model)
     task = config.open_task()
+    require_known(config, task, about, tokenizer)
     require_room(config, task, about, tokenizer)
     reward = getattr(config, "reward", None)
     if is_folder(reward):
@@ -370,6 +392,17 @@ def try_out(config: LanguageConfig) -> None:
     elif (function := task.reward if reward is None else load_function(reward)) is not None:
         row = task.draw(generator(config.seed, PROMPTS), 1)[0]
         given_to(function, row, name=f"of {task.name}" if reward is None else name_of(reward))
+
+
+def require_known(config: LanguageConfig, task: Task, about: Any, tokenizer: Any) -> None:
+    """ValueError where the tokenizer is not the model's, or a text has tokens that were added to it alone."""
+    size = getattr(about.get_text_config(), "vocab_size", None)
+    if size is None:  # the model itself tells when it is loaded
+        return
+    pretrained.require_vocabulary(config.model, tokenizer, size)
+    columns = ("prompt", *config.learned)
+    texts = (row[name] for row in task.rows or task.held_out for name in columns if name in row)
+    pretrained.require_known(config.model, tokenizer, size, texts)
 
 
 SPECIAL = 8

@@ -1,0 +1,35 @@
+"""Random initial weights by a seed alone: torch's own generator is neither read nor moved, whatever other threads do.
+
+Leaves out the random numbers of training, which are NumPy's (`training.generator`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Seeded(TorchDispatchMode):
+    """Within it every random tensor operation of this thread draws from a generator of its own."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed, self.generators = seed, dict[str, torch.Generator]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        takes = any(argument.name == "generator" for argument in func._schema.arguments)
+        if takes and kwargs.get("generator") is None:
+            tensors = [x for x in args if isinstance(x, torch.Tensor)]
+            kwargs["generator"] = self._generator(tensors[0].device if tensors else torch.device("cpu"))
+        return func(*args, **kwargs)
+
+    def _generator(self, device: torch.device) -> torch.Generator | None:
+        if device.type == "meta":
+            return None
+        name = str(device)
+        if name not in self.generators:
+            self.generators[name] = torch.Generator(device).manual_seed(self.seed)
+        return self.generators[name]

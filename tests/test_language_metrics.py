@@ -110,7 +110,9 @@ def test_a_rollout_is_measured_where_there_is_something_to_measure():
     zeros = torch.zeros(4, 2)
     completions = rollouts.Completions(zeros.long(), mask, zeros, zeros, mask[:, 0], None)
     prompts = rollouts.Prompts(zeros.long()[:2], mask[:2])
-    found = rollouts.rollout_statistics(rollouts.Rollout([], [], prompts, completions, scores, torch.where(mask, -1.0, -5.0), 2))
+    found = rollouts.rollout_statistics(
+        rollouts.Rollout([], [], prompts, completions, scores, torch.where(mask, -1.0, -5.0), 2)
+    )
     assert found["score_std"] == 1.0
     assert found["kl_reference"] == pytest.approx(math.exp(-1))  # k3 of −1 at each live token
 

@@ -33,8 +33,8 @@ class Answers:
         cls = algorithms.config_class(folder.algorithm)
         self.trust = trust
         self.config: Any = on_device(folder.config_to_use(cls, trusted=trust, runs_code=False), device)
-        dtype = getattr(torch, self.config.dtype)
-        self.model, self.tokenizer = models.load(str(folder.require_model()), dtype=dtype)
+        # as it was saved: a run in bfloat16 that trains an adapter saves float32, which holds all of its update
+        self.model, self.tokenizer = models.load(str(folder.require_model()), dtype=None)
         self.model = self.model.to(self.config.device).eval()
         self.ends = models.ends_of(self.model, self.tokenizer)
 

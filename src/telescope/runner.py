@@ -81,6 +81,8 @@ def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_secon
                         table.sync()
                     if language:  # before the checkpoint: what that calls finished has its model
                         folder.save_model(metrics.save_model)
+                        if metrics.has_adapter:
+                            folder.save_adapter(metrics.save_adapter)
                     marks = {name: table.mark for name, table in tables.items()}
                     folder.save_checkpoint({**metrics.state, "best": best}, marks)
                     saved = time.monotonic()

@@ -70,13 +70,13 @@ def merged(place: str, base: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, 
             f'{place} is an adapter, which needs peft: pip install "telescope-rl[lora]"', name="peft"
         ) from error
     with told(place, "the adapter on its base"):
-        model = PeftModel.from_pretrained(base, place)
+        model: Any = PeftModel.from_pretrained(base, place)
         expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     for names, what in ((expected - have, "lacks"), (have - expected, "has no place for")):
         if names:
             raise ModelError(f"model is {place!r}, an adapter that {what} {min(names)}; it is not of this base, or cut")
     share = 1.0 if dtype == torch.float32 else _kept(model, dtype)
-    whole = pretrained.cast(model.merge_and_unload(), dtype)  # type: ignore[operator]
+    whole: Any = pretrained.cast(model.merge_and_unload(), dtype)
     whole.config._name_or_path = place  # it is no longer what its base was
     return whole, share
 
@@ -95,6 +95,7 @@ def _require_lora(place: str) -> None:
 def _kept(model: nn.Module, dtype: torch.dtype) -> float:
     """⟨Δ', Δ⟩ / ⟨Δ, Δ⟩ over all adapted weights."""
     kept = whole = 0.0
+    layer: Any
     for layer in model.modules():
         if hasattr(layer, "get_delta_weight") and hasattr(layer, "lora_A"):
             weight, delta = layer.base_layer.weight, layer.get_delta_weight("default")
@@ -118,4 +119,3 @@ def save(model: Any, tokenizer: Any, path: str | os.PathLike[str]) -> None:
         if not source:
             copy.deepcopy(model).unload().save_pretrained(place / BASE)
             tokenizer.save_pretrained(place / BASE)
-    pretrained.seal(place)

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SUMS = "telescope.sha256"
-"""What a run writes beside its model: a line for each file, as `sha256sum -c` reads them."""
+SEAL = "seal.json"
+"""What a run writes beside its model: the SHA-256 of each file (`runs/seal.py`)."""
 WEIGHTS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 TRUST = "pass --trust (from Python: trust=True) if you trust whoever made it"
 
@@ -55,7 +56,7 @@ def tokenizer(place: str, *, trust: bool = False) -> Any:
     require_unchanged(place, weights=False)
     with told(place, "its tokenizer"):
         found = AutoTokenizer.from_pretrained(place, trust_remote_code=trust)
-        found("a b", add_special_tokens=False)  # a regular expression of its own may fail only now
+        found.decode(found("a b")["input_ids"])  # some mistakes in it only show now
         found.get_vocab()
     return found
 
@@ -68,7 +69,7 @@ def model(place: str, *, dtype: torch.dtype | None = None, trust: bool = False) 
     require_unchanged(place, weights=True)
     _require_safetensors(place)
     with told(place):
-        found, loaded = AutoModelForCausalLM.from_pretrained(
+        both: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype="auto" if dtype is None else dtype,
             trust_remote_code=trust,
@@ -76,9 +77,11 @@ def model(place: str, *, dtype: torch.dtype | None = None, trust: bool = False) 
             ignore_mismatched_sizes=True,  # told below, by name
             output_loading_info=True,
         )
+    found: nn.Module = both[0]
+    loaded: dict[str, Any] = both[1]
     _require_whole(place, type(found).__name__, loaded)
     require_finite(place, found.state_dict())
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -109,7 +112,9 @@ def told(place: str, what: str = "it") -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of the tokenizers library
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())
+        if not isinstance(error, ValueError | OSError | RuntimeError):  # of a KeyError, say, the text is the key alone
+            reason = f"{type(error).__name__}: {reason}"
         if "trust_remote_code" in reason:
             raise ModelError(
                 f"model is {place!r}, which brings code of its own that would run here; {TRUST}"
@@ -148,9 +153,16 @@ def _require_safetensors(place: str) -> None:
     with told(place):
         names = sorted(os.listdir(folder))
         explicit = json.loads((folder / "config.json").read_bytes()).get("transformers_weights")
+    with told(place, GENERATION):
+        if GENERATION in names:  # transformers goes on without one that is broken, and so with other end tokens
+            json.loads((folder / GENERATION).read_bytes())
     pickles = [name for name in names if name.endswith(PICKLES)]
-    if explicit is not None and Path(str(explicit)).name != explicit:
-        raise ModelError(f"model is {place!r}, whose config.json takes weights from {explicit!r}, outside of it")
+    if explicit is not None and (
+        not isinstance(explicit, str) or explicit not in names or not explicit.endswith((WEIGHTS, INDEX))
+    ):
+        raise ModelError(
+            f"model is {place!r}, whose config.json takes weights from {explicit!r}, which is no safetensors file in it"
+        )
     if not any(name.endswith(WEIGHTS) for name in names):
         what = f"only pickles ({pickles[0]}), which may run code" if pickles else "none"
         raise ModelError(
@@ -232,33 +244,23 @@ def require_known(place: str, found: Any, size: int, texts: Iterable[str]) -> No
 # What a run has written
 
 
-def seal(folder: str | os.PathLike[str]) -> None:
-    """Write the SHA-256 of every file of a model that a run has saved, for `require_unchanged`."""
-    place = Path(folder)
-    files = sorted(path for path in place.rglob("*") if path.is_file() and path.name != SUMS)
-    lines = [f"{_digest(path)}  {path.relative_to(place).as_posix()}\n" for path in files]
-    (place / SUMS).write_text("".join(lines), encoding="utf-8")
-
-
 def require_unchanged(place: str, *, weights: bool) -> None:
-    """ModelError naming the first file of a sealed folder that is not what the run wrote. weights: those, or the rest.
+    """ModelError naming a file that is not what the run wrote, where one did. weights: look at those, or at the rest.
 
     A flipped bit in a tokenizer or a weight makes another model without a word.
     """
-    sums = Path(place) / SUMS
-    if not sums.is_file():
+    if not (Path(place) / SEAL).is_file():
         return
-    with told(place, SUMS):
-        lines = sums.read_text(encoding="utf-8").splitlines()
-    for line in lines:
-        digest, _, name = line.partition("  ")
+    with told(place, SEAL):
+        files = {
+            str(name): str(digest) for name, digest in json.loads((Path(place) / SEAL).read_bytes())["files"].items()
+        }
+    for name, digest in files.items():
         path = Path(place) / name
-        if len(digest) != 64 or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ModelError(f"{sums} is damaged; delete it if the rest of the folder is as it should be")
         if name.endswith(WEIGHTS) == weights and not (path.is_file() and _digest(path) == digest):
             raise ModelError(
-                f"{path} is {'changed' if path.is_file() else 'gone'} since the run wrote it (see {SUMS}); "
-                f"put it back, or delete {SUMS} if the change is meant"
+                f"{path} is {'changed' if path.is_file() else 'gone'} since the run wrote it; bring it back, or delete "
+                f"{SEAL} beside it if the change is meant"
             )
 
 

@@ -251,7 +251,6 @@ class Session:
             models.save(self.policy, self.tokenizer, path, weights)
             if head is not None:
                 models.save_head(head, path)
-            pretrained.seal(path)
 
     def save_adapter(self, path: str | os.PathLike[str]) -> None:
         adapters.save(self.policy, self.tokenizer, path)

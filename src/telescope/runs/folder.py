@@ -4,7 +4,7 @@ Leaves out the formats (`checkpoint.py`, `config.py`, `log.py`, `curves.py`) and
 caller).
 
     run.json config.toml metrics.csv checkpoint.safetensors best.safetensors curves.png tensorboard/ .lock
-    of a language model: model/ samples.csv health.csv
+    of a language model: model/ adapter/ samples.csv health.csv
 """
 
 from __future__ import annotations
@@ -256,12 +256,18 @@ class RunFolder:
 
     def save_model(self, write: Callable[[Path], None]) -> None:
         """Have `write` fill the folder of the language model anew, and seal it."""
+        self._save_folder(self.model_path, write)
 
+    def save_adapter(self, write: Callable[[Path], None]) -> None:
+        """The same with the folder of its adapter."""
+        self._save_folder(self.adapter_path, write)
+
+    def _save_folder(self, path: Path, write: Callable[[Path], None]) -> None:
         def sealed(new: Path) -> None:
             write(new)
             seal.close(new, self.id)
 
-        replace_folder(self.model_path, sealed)
+        replace_folder(path, sealed)
 
     def require_model(self) -> Path:
         """The folder of the language model; RunError if there is none yet, or its files are not those of this run."""
@@ -327,6 +333,11 @@ class RunFolder:
     def model_path(self) -> Path:
         """The folder of a language model as `from_pretrained` loads it."""
         return self.place / "model"
+
+    @property
+    def adapter_path(self) -> Path:
+        """The folder of its LoRA adapter as peft loads it."""
+        return self.place / "adapter"
 
     @property
     def curves_path(self) -> Path:

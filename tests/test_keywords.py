@@ -64,5 +64,5 @@ def test_what_are_no_pairs_is_a_sentence(words, sentence):
 
 def test_the_command_line_reads_them():
     words = ["--env-kwargs", "is_slippery", "false", "map_name", "8x8", "reward_schedule", "[1, 0, 0]"]
-    config = _train_arguments("ppo", "FrozenLake-v1", words)[1]
+    config = _train_arguments("ppo", "FrozenLake-v1", words)[0]
     assert config.env_kwargs == {"is_slippery": False, "map_name": "8x8", "reward_schedule": [1, 0, 0]}

@@ -101,6 +101,19 @@ def test_starting_anew_drops_everything(tmp_path: Path) -> None:
     assert [step for step, _ in scalars(tmp_path, "loss/seed_40")] == [0]
 
 
+@pytest.mark.parametrize("use", ["nothing", "sync", "a bad row"])
+def test_a_log_that_gets_no_rows_leaves_the_file_that_was_there(tmp_path: Path, use: str) -> None:
+    fill(tmp_path, 0, 3)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with MetricsLog(tmp_path, columns=["other"]) as metrics_log:
+        if use == "sync":
+            metrics_log.sync()
+        if use == "a bad row":
+            with pytest.raises(ValueError, match="unknown metric"):
+                metrics_log.write(rows(0))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_resuming_with_other_columns_or_without_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"cannot read .*metrics\.csv"):
         MetricsLog(tmp_path, columns=COLUMNS, resume_step=0)
@@ -159,7 +172,7 @@ def test_a_full_disk_stops_the_log_with_a_sentence(tmp_path: Path, monkeypatch: 
     fill(tmp_path, 0, 2)
     metrics_log = MetricsLog(tmp_path, columns=COLUMNS, resume_step=100)
     full = os.open("/dev/full", os.O_WRONLY)
-    os.dup2(full, metrics_log._table._file.fileno())  # the disk fills up under the open file
+    os.dup2(full, metrics_log._open()[0]._file.fileno())  # the disk fills up under the open file
     os.close(full)
     with pytest.raises(RunError, match=r"cannot write .*metrics\.csv: the disk is full") as caught:
         metrics_log.write(rows(2))

@@ -47,21 +47,23 @@ __all__ = [
     "retrace",
     "shaped_rewards",
     "td_error",
+    "train",
     "true_online_td",
     "vtrace",
     "whiten",
 ]
 
+_FUNCTIONS = {"load": "telescope.policy", "train": "telescope.runner"}
 _SUBMODULES = {"algorithms", "control", "losses", "metrics", "runs"}
 
 
 def __getattr__(name: str) -> Any:
-    """`telescope.load` and the submodules that need torch, when somebody asks for them."""
-    if name not in _SUBMODULES | {"load"}:
+    """`telescope.train`, `telescope.load` and the submodules that need torch, when somebody asks for them."""
+    if name not in _SUBMODULES | {*_FUNCTIONS}:
         raise AttributeError(f"module 'telescope' has no attribute {name!r}")
     try:
-        if name == "load":
-            return importlib.import_module("telescope.policy").load
+        if name in _FUNCTIONS:
+            return getattr(importlib.import_module(_FUNCTIONS[name]), name)
         return importlib.import_module(f"telescope.{name}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "telescope":

@@ -16,7 +16,7 @@ from telescope import algorithms
 from telescope.checks import on_device
 from telescope.language import models
 from telescope.language.evaluate import answered, distance, is_greedy
-from telescope.language.preferences import RewardModel
+from telescope.language.preferences import RewardModel, accuracy
 from telescope.language.rewards import load_function
 from telescope.language.sampling import decode, encode, sample
 from telescope.language.tasks import Reward, without_ends
@@ -92,7 +92,7 @@ class Answers:
         rows = self.config.open_task().pairs(generator(0, PAIRS, 2**31), pairs, held_out=True)  # type: ignore[misc]
         with torch.no_grad():
             margin = model.pair_loss(rows)[1]
-        return {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean()), "pairs": len(rows)}
+        return {"accuracy": accuracy(margin), "margin": float(margin.mean()), "pairs": len(rows)}
 
 
 def load(run: str | os.PathLike[str], *, trust: bool = False, device: str | None = None) -> Answers:

@@ -9,13 +9,15 @@ import difflib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 from telescope.commands.evaluate import evaluate
 from telescope.commands.plot import plot
 from telescope.commands.train import train
-from telescope.failures import is_users, missing_extra
+from telescope.failures import installed, is_users, missing_extra
 
 USAGE = """usage: telescope COMMAND …
 
@@ -40,6 +42,9 @@ WORDS = {
 }
 """Commands of other programs, and what they are here."""
 
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
+"""What libraries take from the environment about their own progress bars and greetings."""
+
 TOLD = (ValueError, OSError, ImportError, FloatingPointError)
 """Kinds of exceptions that telescope raises with a sentence in them; any other kind is a mistake in its code."""
 
@@ -47,6 +52,7 @@ TOLD = (ValueError, OSError, ImportError, FloatingPointError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for a run that failed, 2 for a command that makes no sense."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _quieten()
     if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())  # as `python -m` has it: the user's own modules are found
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -67,12 +73,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _explained(commands[arguments[0]], arguments[1:])
 
 
+def _quieten() -> None:
+    """Keep the progress bars of libraries off the terminal, and warnings that are about their code, not the user's."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if sys.warnoptions:  # the user has said which to show
+        return
+    show = warnings.showwarning
+
+    def those_of_the_user(message: Any, category: Any, filename: str, *place: Any) -> None:
+        if not installed(filename):
+            show(message, category, filename, *place)
+
+    warnings.showwarning = those_of_the_user  # type: ignore[assignment]
+
+
 def _explained(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Turn what can go wrong into one sentence on standard error; what the user's code raised keeps its traceback."""
     try:
         return command(arguments)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was trained since the last checkpoint is lost", 130)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted", 130)
     except Exception as error:
         if is_users(error.with_traceback(_below(error))) or not isinstance(error, TOLD):
             traceback.print_exception(error)

@@ -63,6 +63,11 @@ def missing_extra(error: BaseException) -> str:
     return ""
 
 
+def installed(file: str) -> bool:
+    """Is this a file of an installed package? One in development, which its user edits, isn't."""
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The exception, what caused it, and what it carries as its argument, as those of Gymnasium's workers do."""
     seen: list[BaseException] = []
@@ -80,8 +85,8 @@ def _is_users(frame: FrameType) -> bool:
     package = str(frame.f_globals.get("__name__", "")).partition(".")[0]  # generated code has none, or its maker's
     if package in ("", "telescope") or package in sys.stdlib_module_names:
         return False
-    installed = any(name in Path(frame.f_code.co_filename).parts for name in ("site-packages", "dist-packages"))
-    return not (installed or frame.f_code.co_filename.startswith("<")) or package not in _libraries()
+    file = frame.f_code.co_filename
+    return not (installed(file) or file.startswith("<")) or package not in _libraries()
 
 
 @functools.cache

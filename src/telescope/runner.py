@@ -1,6 +1,7 @@
-"""The loop around `train`: log, keep the best, checkpoint, stop if asked, draw.
+"""The loop around an algorithm's `train`: log, keep the best, checkpoint, stop if asked, draw.
 
-Leaves out where its settings come from (`commands/train.py`).
+`telescope.train` for Python; the command line calls the same. Leaves out where its settings come from
+(`commands/train.py`).
 """
 
 from __future__ import annotations
@@ -10,9 +11,15 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from telescope.runs.display import Display
+    from telescope.runs.folder import RunFolder
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 """How threads wait for each other where language models are trained: some microseconds awake, then asleep.
@@ -28,89 +35,161 @@ def wait_asleep() -> None:
         os.environ.setdefault(name, value)
 
 
-def run(folder: Any, config: Any, state: dict[str, Any] | None, checkpoint_seconds: float) -> int:
-    """The loop around `train`, under the folder's lock: log, keep the best, checkpoint, stop if asked, draw."""
-    from telescope.algorithms import LANGUAGE, find, subject_field
+def train(
+    config: Any,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    checkpoint_seconds: float = 60.0,
+    **more: Any,
+) -> RunFolder:
+    """Train into a run folder, as `telescope train` does, and return the folder: `telescope.load` takes it.
+
+    config: of any algorithm; it says which. out: the new folder, by default runs/ALGORITHM-ENV-DATE-TIME.
+    checkpoint_seconds: write a checkpoint at least this often. more: what the algorithm's own `train` takes besides,
+    such as `network=`. Ctrl-C and SIGTERM write a checkpoint, then raise KeyboardInterrupt and SystemExit.
+    """
+    folder, status = begin(config, out, checkpoint_seconds, command=["from Python"], **more)
+    if status == 128 + signal.SIGINT:
+        raise KeyboardInterrupt
+    if status:
+        raise SystemExit(status)
+    assert folder is not None  # torchrun's other ranks have ended by now
+    return folder
+
+
+def begin(
+    config: Any, out: str | os.PathLike[str] | None, checkpoint_seconds: float, *, command: list[str], **more: Any
+) -> tuple[RunFolder | None, int]:
+    """Begin a new run; its folder (None on torchrun's other ranks) and exit status."""
+    from telescope.algorithms import algorithm_of, called, family
+    from telescope.runs.folder import RunFolder
+
+    algorithm = algorithm_of(config)
+    shared = family(algorithm)
+    shared.try_out(config)  # what cannot run leaves no folder behind
+    if follows(algorithm):
+        return None, follow(algorithm, config, None, **more)
+    subject = subject_of(config).removesuffix(".jsonl").strip("/").replace("/", "-")
+    out = out or Path("runs") / f"{called(config)}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = RunFolder.create(out, config, algorithm=algorithm, execution=shared.execution(config), command=command)
+    with folder.lock():
+        return folder, run(folder, config, None, checkpoint_seconds, **more)
+
+
+def run(folder: RunFolder, config: Any, state: dict[str, Any] | None, checkpoint_seconds: float, **more: Any) -> int:
+    """The loop around an algorithm's `train`, under the folder's lock; the exit status: 0, or 128 + a signal."""
+    from telescope.algorithms import LANGUAGE, find
     from telescope.language import parallel
     from telescope.runs.display import Display
-    from telescope.runs.log import METRICS, MetricsLog
-    from telescope.runs.tables import GrowingTable
 
-    language = folder.algorithm in LANGUAGE
-    if language:
+    if folder.algorithm in LANGUAGE:
         parallel.join(config.device)
-    else:
-        from telescope.policy import keep_best
-    first_step, best = (0, None) if state is None else (state["step"], state["best"])
-    log, saved, stop = None, time.monotonic(), 0
-    tables: dict[str, Any] = {}
-    with _signals() as received, Display(config.total_steps, first_step=first_step) as display:
-        folder.save_config(config)
-        folder.save_best(best)  # the checkpoint's: what evaluated better after it is about to be trained anew
-        folder.set_status("running")
-        subject = getattr(config, subject_field(config))
-        display.note(f"training {folder.method} on {subject}, seeds {_range(folder.seeds)}: {folder.path}")
+    first_step = 0 if state is None else state["step"]
+    with Display(config.total_steps, first_step=first_step) as display, _signals(display, folder) as received:
+        writer = Writer(folder, config, state, display)
         try:
-            for metrics in find(folder.algorithm).train(config, state):
-                if log is None:
-                    resumed = first_step if state else None
-                    columns, marks = list(metrics.rows[0]), folder.marks
-                    log = MetricsLog(folder, columns=columns, resume_step=resumed, mark=marks.get(METRICS))
-                    samples, health = (
-                        GrowingTable(path, resume_step=resumed, mark=marks.get(path.name))
-                        for path in (folder.samples_path, folder.health_path)
-                    )
-                    tables = {METRICS: log, folder.samples_path.name: samples, folder.health_path.name: health}
-                    for sentence in metrics.notes:
-                        display.note(sentence)
-                log.write(metrics.rows)
-                display.show(metrics.rows)
-                if language:
-                    samples.write(metrics.step, metrics.table)
-                    health.write(metrics.step, [finding._asdict() for finding in metrics.findings])
-                    for sentence in metrics.warnings:
-                        display.note(f"step {metrics.step}: {sentence}")
-                elif (improved := keep_best(best, metrics.policy, metrics.rows)) is not None:
-                    best = improved
-                    folder.save_best(best)
-                started = language and metrics.step == 0  # a warm start is not to be made twice
-                due = started or metrics.finished or time.monotonic() - saved >= checkpoint_seconds
-                stop, due = parallel.agree(received, due)
+            for metrics in find(folder.algorithm).train(config, state, **more):
+                writer.write(metrics)
+                stop, due = parallel.agree(received, writer.is_due(metrics, checkpoint_seconds))
                 if due:
-                    for table in tables.values():
-                        table.sync()
-                    if language:  # before the checkpoint: what that calls finished has its model
-                        folder.save_model(metrics.save_model)
-                        if metrics.has_adapter:
-                            folder.save_adapter(metrics.save_adapter)
-                    marks = {name: table.mark for name, table in tables.items()}
-                    folder.save_checkpoint({**metrics.state, "best": best}, marks)
-                    saved = time.monotonic()
+                    writer.checkpoint(metrics)
                 if stop:
                     break
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):  # the first error is the one to report
                 folder.set_status("stopped")
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(f"interrupted, back to the last checkpoint; {resumable(folder)}") from None
             raise
         finally:
-            for table in tables.values():
-                table.close()
-        folder.set_status("stopped" if stop and not metrics.finished else "finished")
+            writer.close()
+        stopped = bool(stop) and not metrics.finished
+        folder.set_status("stopped" if stopped else "finished")
         _draw_curve(folder, display)
-    if stop and not metrics.finished:
-        print(f"stopped at step {metrics.step:,} of {config.total_steps:,}; continue with: "
-              f"telescope train --resume {shlex.quote(str(folder.path))}", file=sys.stderr)  # fmt: skip
-    return parallel.leave(128 + stop if stop and not metrics.finished else 0)
+    if stopped:
+        print(f"stopped at step {metrics.step:,} of {config.total_steps:,}; {resumable(folder)}", file=sys.stderr)
+    return parallel.leave(128 + stop if stopped else 0)
 
 
-def follow(algorithm: str, config: Any, state: dict[str, Any] | None) -> int:
+class Writer:
+    """What a run leaves in its folder while it trains: tables, the best agents, checkpoints."""
+
+    def __init__(self, folder: RunFolder, config: Any, state: dict[str, Any] | None, display: Display) -> None:
+        from telescope.algorithms import LANGUAGE
+
+        self.folder, self.display = folder, display
+        self.language = folder.algorithm in LANGUAGE
+        self.resume_step: int | None = None if state is None else state["step"]
+        self.best: dict[str, Any] | None = None if state is None else state["best"]
+        self.tables: dict[str, Any] = {}
+        self.saved = time.monotonic()
+        folder.save_config(config)
+        folder.save_best(self.best)  # the checkpoint's: what evaluated better after it is about to be trained anew
+        folder.set_status("running")
+        seeds = _range(folder.seeds)
+        display.note(f"training {folder.method} on {subject_of(config)}, seeds {seeds}: {folder.path}")
+
+    def write(self, metrics: Any) -> None:
+        """One iteration: its rows, a language model's samples and findings, the best agents so far."""
+        if not self.tables:
+            self._begin(metrics)
+        self.tables["metrics.csv"].write(metrics.rows)
+        self.display.show(metrics.rows)
+        if self.language:
+            self.tables["samples.csv"].write(metrics.step, metrics.table)
+            self.tables["health.csv"].write(metrics.step, [finding._asdict() for finding in metrics.findings])
+            for sentence in metrics.warnings:
+                self.display.note(f"step {metrics.step}: {sentence}")
+            return
+        from telescope.policy import keep_best
+
+        if (improved := keep_best(self.best, metrics.policy, metrics.rows)) is not None:
+            self.best = improved
+            self.folder.save_best(self.best)
+
+    def _begin(self, metrics: Any) -> None:
+        from telescope.runs.log import METRICS, MetricsLog
+        from telescope.runs.tables import GrowingTable
+
+        columns, marks = list(metrics.rows[0]), self.folder.marks
+        log = MetricsLog(self.folder, columns=columns, resume_step=self.resume_step, mark=marks.get(METRICS))
+        self.tables[METRICS] = log
+        for path in (self.folder.samples_path, self.folder.health_path):
+            self.tables[path.name] = GrowingTable(path, resume_step=self.resume_step, mark=marks.get(path.name))
+        for sentence in metrics.notes:
+            self.display.note(sentence)
+
+    def is_due(self, metrics: Any, checkpoint_seconds: float) -> bool:
+        """Is it time for a checkpoint? Also where a language model's warm start, not to be made twice, has ended."""
+        started = self.language and metrics.step == 0
+        return started or metrics.finished or time.monotonic() - self.saved >= checkpoint_seconds
+
+    def checkpoint(self, metrics: Any) -> None:
+        """Everything on disk from which the run can be continued."""
+        for table in self.tables.values():
+            table.sync()
+        if self.language:  # before the checkpoint: what that calls finished has its model
+            self.folder.save_model(metrics.save_model)
+            if metrics.has_adapter:
+                self.folder.save_adapter(metrics.save_adapter)
+        marks = {name: table.mark for name, table in self.tables.items()}
+        self.folder.save_checkpoint({**metrics.state, "best": self.best}, marks)
+        self.saved = time.monotonic()
+
+    def close(self) -> None:
+        """Close the tables."""
+        for table in self.tables.values():
+            table.close()
+
+
+def follow(algorithm: str, config: Any, state: dict[str, Any] | None, **more: Any) -> int:
     """The same loop on the ranks beside the first: they train along, and write and print nothing."""
     from telescope.algorithms import find
     from telescope.language import parallel
 
     parallel.join(config.device)
     with _signals() as received:
-        for metrics in find(algorithm).train(config, state):
+        for metrics in find(algorithm).train(config, state, **more):
             stop, due = parallel.agree(received, False)
             if due:
                 metrics.save_model("")  # weights may be sharded: all ranks take part in what the first one saves
@@ -143,16 +222,39 @@ def _draw_curve(folder: Any, display: Any) -> None:
         display.note(f"learning curve: {folder.path / folder.curves_path.name}")
 
 
+def resumable(folder: RunFolder) -> str:
+    """How this run goes on, as the end of a sentence."""
+    return f"continue with: telescope train --resume {shlex.quote(str(folder.path))}"
+
+
+def subject_of(config: Any) -> str:
+    """What a run is about, in a word: its task, or its environment's id or name."""
+    from telescope.algorithms import subject_field
+
+    subject = getattr(config, subject_field(config))
+    return subject if isinstance(subject, str) else getattr(subject, "__name__", type(subject).__name__)
+
+
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM is put into, to be looked at between iterations; a second SIGINT interrupts."""
+def _signals(display: Display | None = None, folder: RunFolder | None = None) -> Iterator[list[int]]:
+    """A list that SIGINT or SIGTERM is put into, to be looked at between iterations; a second SIGINT interrupts.
+
+    The first one is answered at once on the display. In a thread, which gets no signals, the list stays empty.
+    """
     received: list[int] = []
 
     def remember(number: int, _: Any) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
+        if display is not None and folder is not None:
+            again = "Ctrl-C again stops now" if number == signal.SIGINT else "SIGINT stops now"
+            with contextlib.suppress(RuntimeError, OSError):  # it may interrupt the display's own writing
+                display.note(f"stopping after this iteration, with a checkpoint; {again}; then {resumable(folder)}")
 
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
     previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received

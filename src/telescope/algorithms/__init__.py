@@ -62,6 +62,21 @@ def config_class(name: str) -> Any:
     return getattr(find(name), CONFIGS[name])
 
 
+def algorithm_of(config: Any) -> str:
+    """The name of the algorithm that a config belongs to."""
+    names = [name for name, cls in CONFIGS.items() if cls == type(config).__name__]
+    if not names or type(config) is not config_class(names[0]):
+        expected = ", ".join(f"{name}.{cls}" for name, cls in CONFIGS.items())
+        raise ValueError(f"config is a {type(config).__name__}; expected one of telescope.algorithms: {expected}")
+    return names[0]
+
+
+def called(config: Any) -> str:
+    """The algorithm as its user calls it: `gspo` is a row of what `grpo` trains, and `ppo` has two loops."""
+    algorithm = algorithm_of(config)
+    return str(getattr(config, "objective", {"rlhf": "ppo"}.get(algorithm, algorithm)))
+
+
 def subject_field(config: Any) -> str:
     """The field that says what a run is about: `task` of a language model, `env` of everything else."""
     return "task" if hasattr(config, "task") else "env"

@@ -16,7 +16,7 @@ import torch
 from telescope.checks import positive
 from telescope.language import parallel
 from telescope.language.config import LanguageConfig
-from telescope.language.preferences import RewardModel
+from telescope.language.preferences import RewardModel, accuracy
 from telescope.language.tasks import Task, pairs_of
 from telescope.language.training import PAIRS, Iteration, Session, generator
 from telescope.threads import own_settings
@@ -92,4 +92,4 @@ def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iter
 def evaluate(model: RewardModel, rows: list[dict[str, Any]]) -> dict[str, float]:
     """The share of held-out pairs that the model orders as they are."""
     margins = parallel.rows(model.pair_loss(rows[parallel.share(len(rows))])[1])
-    return {"accuracy": float((margins > 0).float().mean())}
+    return {"accuracy": accuracy(margins)}

@@ -9,12 +9,12 @@ from telescope.commands.arguments import parse, positionals
 
 @dataclasses.dataclass(frozen=True)
 class PlotOptions:
-    """Draw learning curves: interquartile mean over seeds with its 95 % bootstrap interval."""
+    """Draw learning curves: the interquartile mean over seeds, and its 95 % bootstrap interval from 5 seeds on."""
 
     out: str = "curves.png"
-    """The picture to write."""
+    """The picture to write; its ending (.png, .pdf or .svg) says in which format."""
     metric: str = "auto"
-    """A column of metrics.csv; auto: return_mean, or exact_match or reward of a language model."""
+    """A column of metrics.csv. auto: return_mean; for a language model exact_match, or score with --reward."""
 
 
 def plot(arguments: list[str]) -> int:

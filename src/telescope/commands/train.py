@@ -8,13 +8,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 from telescope.checks import at_least_zero
 from telescope.commands.arguments import parse, value_of
-from telescope.runner import follow, follows, run, wait_asleep
+from telescope.runner import begin, follow, follows, run, wait_asleep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +65,12 @@ def train(arguments: list[str]) -> int:
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     name, rest = arguments[0], arguments[1:]
     subject = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    algorithm, config, options = _train_arguments(name, subject, rest)
-    return start(algorithm, config, options, ["telescope", "train", *arguments])
+    config, options = _train_arguments(name, subject, rest)
+    return begin(config, options.out, options.checkpoint_seconds, command=["telescope", "train", *arguments])[1]
 
 
-def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tuple[str, Any, TrainOptions]:
-    """Algorithm and config: the preset of the environment or task, overridden by --config FILE, overridden by flags."""
+def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tuple[Any, TrainOptions]:
+    """Config: the preset of the environment or task, overridden by --config FILE, overridden by flags."""
     from telescope.algorithms import LANGUAGE, config_class, find, meant, subject_field
     from telescope.runs.config import from_mapping, read_toml, to_mapping
 
@@ -95,29 +93,13 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
     arguments = dataclasses.make_dataclass("Arguments", [("config", cls), ("run", TrainOptions)])
     title = f"telescope train {name} {subject or field.upper()}"
     parsed = parse(arguments, flags, title, {"config": default, "run": TrainOptions()})
-    return algorithm, parsed.config, parsed.run
+    return parsed.config, parsed.run
 
 
 def _one_subject(what: str, positional: str | None, flag: str | None) -> str | None:
     if positional is not None and flag is not None and positional != flag:
         raise ValueError(f"two {what}s were named, {positional} and {flag}; name one")
     return positional or flag
-
-
-def start(algorithm: str, config: Any, options: TrainOptions, command: list[str]) -> int:
-    """Begin a new run."""
-    from telescope.algorithms import family, subject_field
-    from telescope.runs.folder import RunFolder
-
-    shared = family(algorithm)
-    shared.try_out(config)  # what cannot run leaves no folder behind
-    if follows(algorithm):
-        return follow(algorithm, config, None)
-    subject = getattr(config, subject_field(config)).removesuffix(".jsonl").strip("/").replace("/", "-")
-    out = options.out or str(Path("runs") / f"{command[2]}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}")
-    folder = RunFolder.create(out, config, algorithm=algorithm, execution=shared.execution(config), command=command)
-    with folder.lock():
-        return run(folder, config, None, options.checkpoint_seconds)
 
 
 def resume(arguments: list[str]) -> int:

@@ -22,6 +22,11 @@ STEPS = 200
 """Of the short training that a run makes for itself, 256 pairs each."""
 
 
+def accuracy(margins: Tensor) -> float:
+    """Share of pairs [B] in which the chosen answer scores higher; a tie counts half, as a guess would be worth."""
+    return float(torch.where(margins == 0, 0.5, (margins > 0).double()).mean())
+
+
 class RewardModel:
     """A trunk, a scalar head read at the last token, and the tokenizer that goes with them."""
 
@@ -88,6 +93,4 @@ def train_reward_model(model: RewardModel, task: Task, seed: int) -> float:
         adam.zero_grad()
     model.network.requires_grad_(False)
     with torch.no_grad():
-        return float(
-            (model.pair_loss(task.pairs(generator(0, PAIRS, STEPS), 1024, held_out=True))[1] > 0).float().mean()
-        )
+        return accuracy(model.pair_loss(task.pairs(generator(0, PAIRS, STEPS), 1024, held_out=True))[1])

@@ -5,6 +5,7 @@ Reads the same rows that go to metrics.csv; knows nothing about algorithms.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ class Display:
         self._shares: dict[str, float] = {}
         self._scores: dict[str, list[float | None]] = {}  # the latest of each seed
         self._line = ""  # the latest plain line, until it is printed
-        self._live = self._bar(total_steps, first_step) if self.stream.isatty() else None
+        live = self.stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        self._live = self._bar(total_steps, first_step) if live else None
 
     def __enter__(self) -> Display:
         if self._live is not None:
@@ -50,7 +52,7 @@ class Display:
     def note(self, sentence: str) -> None:
         """Print a sentence that should stay."""
         if self._live is not None:
-            self._live.console.print(sentence, highlight=False, markup=False)
+            self._live.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
         else:
             print(sentence, file=self.stream, flush=True)
 
@@ -90,7 +92,8 @@ class Display:
 
         # narrow enough for 80 columns: the shares of time stand on a second line
         steps, text = TextColumn("{task.completed:,}/{task.total:,}"), TextColumn("{task.fields[text]}")
-        columns = (BarColumn(bar_width=8), steps, TimeRemainingColumn(compact=True), text)
+        left = TextColumn("left ")
+        columns = (BarColumn(bar_width=8), steps, TimeRemainingColumn(compact=True), left, text)
         progress = Progress(*columns, console=Console(file=self.stream), refresh_per_second=4)
         progress.add_task("", total=total, completed=completed, text="starting")
         return progress

@@ -41,8 +41,9 @@ class MetricsLog:
 
         columns: every metric that any row will have, in the order of the file; step, iteration and seed come
         first in any case. resume_step: the step of the checkpoint that the run continues from; later rows, a
-        last line that a crash cut short, and TensorBoard's later events are dropped. None drops everything. mark: what
-        `mark` was at that step; the table then goes on with just these bytes, if it has them still.
+        last line that a crash cut short, and TensorBoard's later events are dropped. None drops everything, once
+        there are rows to write. mark: what `mark` was at that step; the table then goes on with just these bytes,
+        if it has them still.
 
         RunError if the disk refuses, or the file that is there has other columns.
         """
@@ -55,10 +56,11 @@ class MetricsLog:
         if kept is None or not kept.startswith(header.encode()):
             rows = [] if resume_step is None else _rows_until(path, self.columns, resume_step)
             kept = "".join([header, *rows]).encode()
-        self._events = None
-        if tensorboard:
-            self._events = _Events(Path(folder) / TENSORBOARD, 0 if resume_step is None else resume_step + 1)
-        self._table = Table(path, kept)
+        self._folder, self._kept, self._tensorboard = Path(folder), kept, tensorboard
+        self._first_step = 0 if resume_step is None else resume_step + 1
+        self._files: tuple[Table, _Events | None] | None = None
+        if resume_step is not None or not path.exists():
+            self._open()
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append the rows: numbers by column name; None, or a name left out, is an empty field.
@@ -68,32 +70,44 @@ class MetricsLog:
         """
         numbers = [self._checked(row) for row in rows]
         lines = [",".join(_text(row.get(name)) for name in self.columns) + "\n" for row in numbers]
-        self._table.write("".join(lines).encode())
-        if self._events is not None:
-            self._events.write(numbers)
+        table, events = self._open()
+        table.write("".join(lines).encode())
+        if events is not None:
+            events.write(numbers)
 
     @property
     def mark(self) -> dict[str, Any]:
         """What a checkpoint remembers of metrics.csv as it is now."""
-        return self._table.mark
+        return self._open()[0].mark
 
     def sync(self) -> None:
         """Return once everything written is on the disk; to be called before every checkpoint."""
-        self._table.sync()
-        if self._events is not None:
-            self._events.file.sync()
+        table, events = self._files or (None, None)
+        if table is not None:
+            table.sync()
+        if events is not None:
+            events.file.sync()
 
     def close(self) -> None:
         """Close the files. The log cannot be written to after that."""
-        self._table.close()
-        if self._events is not None:
-            self._events.file.close()
+        table, events = self._files or (None, None)
+        if table is not None:
+            table.close()
+        if events is not None:
+            events.file.close()
 
     def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _open(self) -> tuple[Table, _Events | None]:
+        """The files, begun when the first rows come: a log that never gets any leaves what was there."""
+        if self._files is None:
+            events = _Events(self._folder / TENSORBOARD, self._first_step) if self._tensorboard else None
+            self._files = Table(self._folder / METRICS, self._kept), events
+        return self._files
 
     def _checked(self, row: Mapping[str, Any]) -> dict[str, int | float | None]:
         unknown = [name for name in row if name not in self.columns]

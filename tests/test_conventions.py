@@ -403,3 +403,105 @@ def test_the_steps_that_are_given_up() -> None:
     ends = {"terminated": steps.terminated | steps.truncated, "truncated": None}
     advantages, _ = telescope.gae(rewards, steps.values, steps.next_values, **ends, gamma=GAMMA, lam=LAM)
     np.testing.assert_allclose(advantages, expected, rtol=1e-12, atol=1e-12)
+
+
+# --- the last row
+
+
+def rollout_ends_in_a_time_limit(told: Any) -> dict[str, Any]:
+    """Two steps of one environment; the second ends by the clock, and the value after it is the next episode's."""
+    arrays = {
+        "rewards": np.ones((2, 1)),
+        "values": np.full((2, 1), 10.0),
+        "last_values": np.array([-50.0]),
+        "truncated": np.array([[False], [True]]),
+        "final_values": np.array([[np.nan], [9.0]]),
+    }
+    return {name: told(array) for name, array in arrays.items()}
+
+
+def told_by(convention: str, given: dict[str, Any], final_values: Any, xp: Any) -> dict[str, Any]:
+    rewards, values, last, truncated = (given[key] for key in ("rewards", "values", "last_values", "truncated"))
+    longer, late = xp.concatenate([values, last[None]]), lambda x: xp.concatenate([x[:1], x])
+    ends = {"truncated": truncated, "final_values": final_values}
+    if convention == "from_last_values":
+        return conventions.from_last_values(rewards, values, last, terminated=None, **ends)
+    if convention == "from_values_with_bootstrap":
+        return conventions.from_values_with_bootstrap(rewards, longer, terminated=None, **ends)
+    if convention == "from_dones":
+        return conventions.from_dones(rewards, values, last, dones=truncated, **ends)
+    if convention == "from_episode_starts":
+        starts = xp.zeros_like(truncated)
+        return conventions.from_episode_starts(
+            rewards, values, last, episode_starts=starts, last_dones=truncated[-1], **ends
+        )
+    if convention == "from_discounts":
+        return conventions.from_discounts(rewards, longer, discounts=xp.full_like(values, GAMMA), **ends)
+    moved = {name: None if array is None else late(array) for name, array in ends.items()}
+    return conventions.from_arrivals(late(rewards), longer, terminated=None, **moved)
+
+
+CONVENTIONS = [
+    "from_last_values",
+    "from_values_with_bootstrap",
+    "from_dones",
+    "from_episode_starts",
+    "from_discounts",
+    "from_arrivals",
+]
+
+
+@LIBRARIES
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_a_time_limit_on_the_last_row_never_looks_at_the_next_episode(convention: str, told: Any) -> None:
+    """Kills: a bootstrap from the state after the reset, which follows as `last_values` in every one of them."""
+    given, xp = rollout_ends_in_a_time_limit(told), np if told is in_numpy else torch
+    for missing in (None, xp.full_like(given["values"], xp.nan)):
+        with pytest.raises(ValueError, match="final_values holds no value for 1 truncated steps"):
+            told_by(convention, given, missing, xp)
+    rollout = told_by(convention, given, given["final_values"], xp)
+    assert np.asarray(rollout["next_values"])[:, 0].tolist() == [10.0, 9.0]
+
+
+# --- what was seen at the end
+
+
+def observations_of(kind: str) -> tuple[list[Any], np.ndarray]:
+    """Three steps of two environments; the second ends at step 1, having seen [7, 8]."""
+    seen, like = np.array([7.0, 8.0], np.float32), np.zeros((2, 2), np.float32)
+    both = np.array([None, seen], dtype=object)
+    ended = np.array([False, True])
+    infos = {
+        "Gymnasium 1": {"final_obs": both, "_final_obs": ended},
+        "Gymnasium 0.29": {"final_observation": both, "_final_observation": ended},
+        "without a mask": {"final_obs": both},
+        "Stable-Baselines3": [{"lives": 3}, {"terminal_observation": seen, "TimeLimit.truncated": True}],
+        "a dictionary for each": ({}, {"final_observation": seen}),
+    }
+    nothing: Any = [{}, {}] if isinstance(infos[kind], list | tuple) else {}
+    return [nothing, infos[kind], nothing], like
+
+
+@pytest.mark.parametrize(
+    "kind", ["Gymnasium 1", "Gymnasium 0.29", "without a mask", "Stable-Baselines3", "a dictionary for each"]
+)
+def test_final_observations_are_found_by_every_name_they_have_had(kind: str) -> None:
+    """Kills: nothing found under an older name, and so a time limit without a value."""
+    infos, like = observations_of(kind)
+    (steps, environments), found = conventions.final_observations(infos, like)
+    assert (steps.tolist(), environments.tolist(), found.tolist()) == ([1], [1], [[7.0, 8.0]])
+    assert found.dtype == like.dtype
+
+
+def test_infos_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="infos holds a str at step 1"):
+        conventions.final_observations([{}, "abc"], np.zeros((2, 1)))
+
+
+@LIBRARIES
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_a_place_outside_the_buffer_is_refused(told: Any, wrong: int) -> None:
+    """Kills: −1 as the last row."""
+    places = (told(np.array([0, wrong])), told(np.array([0, 1])))
+    with pytest.raises(ValueError, match=r"places holds indices outside \[0, 3\) for axis 0"):
+        conventions.dense_final_values(told(np.ones((3, 2))), places, told(np.ones(2)))

@@ -13,18 +13,19 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "telescope"
 
-CORE = {"arrays", "recurrence", "estimators"}
+CORE = {"arrays", "quiet", "recurrence", "estimators"}
 MATH = CORE | {"checks", "failures", "losses", "metrics", "threads"}
 DATA = {"control", "language", "runs"}
 MAY_IMPORT = {  # a new part of the package gets its line here and its box in the picture
     "arrays": set(),
     "checks": set(),
+    "quiet": set(),
     "recurrence": {"arrays"},
-    "estimators": {"arrays", "recurrence"},
+    "estimators": {"arrays", "quiet", "recurrence"},
     "threads": set(),
     "failures": set(),
     "losses": {"arrays"},
-    "metrics": {"arrays"},
+    "metrics": {"arrays", "quiet"},
     "control": MATH,
     "language": MATH,
     "runs": {"arrays", "checks", "metrics"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {  # a new part of the package gets its line here and its box in th
     "__main__": {"cli"},
 }
 # What `import telescope` loads, and what it must therefore leave to the functions that need it.
-LIGHT = ("__init__.py", "arrays.py", "recurrence/__init__.py", "estimators/")
+LIGHT = ("__init__.py", "arrays.py", "quiet.py", "recurrence/__init__.py", "estimators/")
 HEAVY = {"gymnasium", "jax", "numba", "torch", "triton"}
 
 

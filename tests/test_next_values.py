@@ -39,11 +39,17 @@ def test_the_reset_states_value_is_not_one() -> None:
         built(np.ones((3, 2)), np.ones(2), None, [[0, 0], [0, 1], [0, 0]], final_values=np.full((3, 2), nan))
 
 
-def test_at_the_last_step_a_final_value_wins_over_the_last_value() -> None:
-    """With SAME_STEP autoreset the last observation is already the next episode's."""
-    np.testing.assert_array_equal(built([1, 2], 4, None, [0, 1], final_values=np.array([nan, 9])), [2, 9])
-    np.testing.assert_array_equal(built([1, 2], 4, None, [0, 1]), [2, 4])
-    np.testing.assert_array_equal(built([1, 2], 4, None, [0, 1], final_values=np.array([nan, nan])), [2, 4])
+@pytest.mark.parametrize("final_values", [None, np.array([nan, nan, nan]), np.array([7.0, nan, nan])])
+def test_the_last_row_is_no_exception(final_values: Any) -> None:
+    """Kills: V of the state after the reset, where a time limit falls on the rollout's last row."""
+    ends = {"truncated": [0, 0, 1], "final_values": final_values}
+    with pytest.raises(ValueError, match=r"final_values holds no value for 1 .* step 2.*last_values"):
+        built([1, 2, 3], 4, None, **ends)
+    with pytest.raises(ValueError, match=r"step 0"):  # the last row that is live
+        built([1, 2, 3], 4, None, [1, 0, 1], mask=np.array([True, False, False]))
+    np.testing.assert_array_equal(built([1, 2, 3], nan, [0, 0, 1], **ends), [2, 3, 0])  # terminated wins
+    np.testing.assert_array_equal(built([1, 2, 3], nan, None, [0, 0, 1], final_values=np.full(3, 9.0)), [2, 3, 9])
+    np.testing.assert_array_equal(built([1, 2, 3], 4), [2, 3, 4])  # cut by nothing but the end of the buffer
 
 
 def test_final_values_are_read_only_where_truncated() -> None:
@@ -55,9 +61,7 @@ def test_masked_steps_are_looked_through() -> None:
     mask = np.array([True, False, False, True, False])
     result = built([1, nan, nan, 4, nan], 5, [0, 1, 0, 0, 1], [0, 1, 1, 0, 1], mask=mask)
     np.testing.assert_array_equal(result, [4, 0, 0, 5, 0])
-    np.testing.assert_array_equal(
-        built([1, nan, 4], 5, None, [1, 0, 0], mask=np.array([True, False, False])), [5, 0, 0]
-    )
+    np.testing.assert_array_equal(built([1, nan, 4], 5, mask=np.array([True, False, False])), [5, 0, 0])
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, torch.bfloat16, torch.float64], ids=str)
@@ -100,6 +104,9 @@ def test_a_number_is_the_last_value_of_one_column() -> None:
         (torch.ones(2), "last_values is a torch.Tensor but values is a numpy.ndarray"),
         ([1.0, 2.0], "last_values is a list"),
         (None, "last_values is None"),
+        (4 + 1j, "last_values is a builtins.complex"),
+        (np.complex64(4 + 1j), "last_values is a numpy.complex64"),
+        (np.full(2, 4 + 1j), "last_values has dtype complex128"),
     ],
 )
 def test_bad_last_values_are_refused(last: Any, message: str) -> None:

@@ -190,3 +190,21 @@ def test_the_cuda_kernel_gets_tensors_as_they_are(axis: int, dtype: Any, monkeyp
         (*tensors[:2], None, *tensors[3:]),
     ):
         assert ordinary._on_cuda(torch, bad, (0.9, 0.8, 0.8), axis) is None
+
+
+@pytest.mark.parametrize("gamma", [0.9, torch.full((6, 4), 0.9)], ids=["the short way", "the door"])
+def test_what_a_graph_still_needs_is_not_overwritten_in_silence(gamma: Any) -> None:
+    """Kills: gradients that are silently those of what was written into `out` since."""
+    steps, weight = torch.ones(6, 4), torch.ones(6, 4, requires_grad=True)
+    out = (torch.full((6, 4), 3.0), torch.zeros(6, 4))
+    loss = (weight * out[0]).sum()
+    ends = {"terminated": None, "truncated": None, "gamma": gamma, "lam": 0.9}
+    telescope.gae(steps, steps, steps, **ends, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    for wrong in (torch.zeros(6, 4, requires_grad=True), weight * 2):
+        with pytest.raises(ValueError, match=r"out\[0\] requires a gradient"):
+            telescope.gae(steps, steps, steps, **ends, out=(wrong, out[1]))
+    with torch.inference_mode():  # such tensors have no history to be told
+        out = (torch.zeros(6, 4), torch.zeros(6, 4))
+        assert telescope.gae(steps, steps, steps, **ends, out=out).advantages is out[0]

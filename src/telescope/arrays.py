@@ -16,18 +16,21 @@ import numpy as np
 
 Array = Any  # numpy.ndarray, torch.Tensor or jax.Array; a result is what the arguments were
 
+_NUMPY = (np.ndarray, np.generic)  # where an array has no axes, its sum is the latter
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _NUMPY_FLOATS = {np.dtype(kind): np.dtype(max(kind, "f4")) for kind in ("f2", "f4", "f8")}
 
 
 def library(name: str, array: Array) -> ModuleType:
     """numpy, torch or jax.numpy: the module whose array this is. Anything else is refused with its name."""
-    if isinstance(array, np.ndarray):
-        if isinstance(array, np.ma.MaskedArray):
-            raise ValueError(f"{name} is a numpy masked array; pass its data, and mask= (True counts) beside it")
+    if type(array) is np.ndarray or type(array) is np.memmap:
         return np
+    if isinstance(array, np.ndarray):
+        raise ValueError(_subclass_message(name, array))
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
+        if not (type(array) is torch.Tensor or _stands_for_one(array)):
+            raise ValueError(f"{name} is a {_kind(array)}; pass a plain tensor ({name}.as_subclass(torch.Tensor))")
         if array.layout != torch.strided or array.is_nested or array.is_quantized or _negated(array):
             raise ValueError(_lazy_message(name, array))
         return torch
@@ -36,6 +39,17 @@ def library(name: str, array: Array) -> ModuleType:
     if isinstance(array, bool | int | float | list | tuple) or array is None:
         raise ValueError(f"{name} is {_brief(array)}, not an array; pass np.asarray({name}) or a torch tensor")
     raise ValueError(f"{name} is a {_kind(array)}; supported are numpy.ndarray, torch.Tensor and jax.Array")
+
+
+def _subclass_message(name: str, array: np.ndarray) -> str:
+    if isinstance(array, np.ma.MaskedArray):
+        return f"{name} is a numpy masked array; pass its data, and mask= (True counts) beside it"
+    return f"{name} is a {_kind(array)}, whose numbers can mean something else; pass np.asarray({name})"
+
+
+def _stands_for_one(array: Array) -> bool:
+    """A parameter, or what torch puts in a tensor's place while it traces."""
+    return isinstance(array, sys.modules["torch"].nn.Parameter) or type(array).__module__.startswith("torch._sub")
 
 
 def _negated(array: Array) -> bool:
@@ -195,7 +209,7 @@ def on_cpu(array: Array) -> bool:
 
 def detached(array: Array) -> Array:
     """The same memory without its gradient."""
-    if isinstance(array, np.ndarray):
+    if isinstance(array, _NUMPY):
         return array
     return sys.modules["jax"].lax.stop_gradient(array) if is_jax(array) else array.detach()
 
@@ -245,27 +259,6 @@ def front(array: Array, axis: int) -> Array:
 def back(array: Array, axis: int) -> Array:
     """The view that undoes `front`."""
     return array if axis == 0 else _permuted(array, [*range(1, axis + 1), 0, *range(axis + 1, array.ndim)])
-
-
-def steps_of(array: Array) -> tuple[int, ...]:
-    """How far the next number lies along each axis, in whatever unit the library has."""
-    strides: tuple[int, ...] = array.strides if isinstance(array, np.ndarray) else array.stride()
-    return strides
-
-
-def overlap(one: Array, other: Array) -> bool:
-    """Do the two share memory? Exact for numpy; for tensors, do the ranges they span meet."""
-    if isinstance(one, np.ndarray):
-        return np.may_share_memory(one, other) and np.shares_memory(one, other)
-    if sys.modules["torch"].compiler.is_compiling():  # tensors have no addresses there
-        return False
-    (low, high), (other_low, other_high) = _span(one), _span(other)
-    return low < other_high and other_low < high
-
-
-def _span(array: Array) -> tuple[int, int]:
-    last = sum((n - 1) * stride for n, stride in zip(array.shape, array.stride(), strict=True))
-    return array.data_ptr(), array.data_ptr() + (last + 1) * array.element_size() if array.numel() else array.data_ptr()
 
 
 def checked_axis(axis: int, dimensions: int) -> int:

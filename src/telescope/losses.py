@@ -1,18 +1,36 @@
 """Objectives of policy-gradient methods as pure functions: per element, unreduced, to be minimised.
 
+Arguments have one shape; a number, or a tensor without axes, is the same for all elements. Half precision is computed
+and returned in float32.
+
 How advantages are estimated, how elements are weighted and averaged, and what network produced the log-probabilities
 are left to the caller: weights come from the whole batch before it is split.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from telescope import arrays
+
 
 def importance_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
-    """ρ = π(a|s) / π_old(a|s) = exp(log π − log π_old), elementwise."""
-    return torch.exp(log_probs - old_log_probs)
+    """ρ = π(a|s) / π_old(a|s) = exp(log π − log π_old), elementwise, and finite: see `ratio_of`."""
+    log_probs, old_log_probs = _alike(log_probs=log_probs, old_log_probs=old_log_probs)
+    return ratio_of(log_probs - old_log_probs)
+
+
+def ratio_of(log_ratio: Tensor) -> Tensor:
+    """exp(log ρ), at most the largest number that there is.
+
+    Infinity would make NaN of a gradient of 0, which is what a clip leaves of it. Beyond the bound the gradient is 0.
+    """
+    (log_ratio,) = _alike(log_ratio=log_ratio)
+    return torch.exp(_bounded(log_ratio))
 
 
 def sequence_log_ratio(
@@ -30,11 +48,15 @@ def sequence_log_ratio(
         owner: integers of the same shape, which sequence each place belongs to, where several are packed into one
             row. None: each row along the last axis is one.
     """
-    difference = torch.where(mask, log_probs - old_log_probs, 0.0)
+    arrays.library("mask", mask)
+    arrays.check_alike(log_probs=log_probs, old_log_probs=old_log_probs, mask=mask, owner=owner)
+    live: Any = arrays.to_bool("mask", mask)
+    log_probs, old_log_probs = _alike(log_probs=log_probs, old_log_probs=old_log_probs)
+    difference = torch.where(live, log_probs - old_log_probs, 0.0)
     total = per_sequence(difference, owner)
     if average:
-        total = total / per_sequence(mask.to(difference.dtype), owner).clamp(min=1)
-    return torch.where(mask, total, 0.0)
+        total = total / per_sequence(live.to(difference.dtype), owner).clamp(min=1)
+    return torch.where(live, total, 0.0)
 
 
 def anchored(log_sequence_ratio: Tensor, log_probs: Tensor) -> Tensor:
@@ -43,7 +65,8 @@ def anchored(log_sequence_ratio: Tensor, log_probs: Tensor) -> Tensor:
     GSPO-token (Zheng et al. 2025), equation 14; sg stops gradients. Where the advantage is constant in a sequence and
     tokens weigh 1/|y|, value and gradient are those of `sequence_log_ratio`; where it is not, this one is meant.
     """
-    return log_sequence_ratio.detach() + log_probs - log_probs.detach()
+    log_sequence_ratio, log_probs = _alike(log_sequence_ratio=log_sequence_ratio, log_probs=log_probs)
+    return value_of(log_sequence_ratio, log_probs)
 
 
 def ppo_clip(
@@ -61,21 +84,21 @@ def ppo_clip(
     has moved the wrong way. With clip = inf it is the conservative surrogate −ρ A of TRPO.
 
     Args:
-        ratio, advantages: of one shape, or such that they broadcast.
+        ratio, advantages: of one shape.
         clip: ε; with `clip_high` only that of the lower bound.
         clip_high: ε of the upper bound where it differs (DAPO's "clip-higher", arXiv 2503.14476).
         dual_clip: c > 1; where A < 0 the loss is at most −c A, so that a large ratio of a bad action has no gradient
             (Ye et al. 2020, arXiv 1912.09729).
         ratio_cap: δ; min(ρ, δ) in place of ρ in the unclipped term, the same idea (INTELLECT-2, arXiv 2505.07291).
     """
-    # two tensors, not torch.clamp: the bounds may be tensors (an annealed clip) inside a compiled, vmapped update
-    high = clip if clip_high is None else clip_high
-    clipped = torch.minimum(torch.maximum(ratio, 1 - _like(clip, ratio)), 1 + _like(high, ratio))
+    ratio, advantages = _alike(ratio=ratio, advantages=advantages)
+    low = _bound("clip", clip, ratio)
+    high = low if clip_high is None else _bound("clip_high", clip_high, ratio)
     capped = ratio if ratio_cap is None else ratio.clamp(max=ratio_cap)
-    loss = -torch.minimum(capped * advantages, clipped * advantages)
+    loss = -torch.minimum(capped * advantages, _clamped(ratio, 1 - low, 1 + high) * advantages)
     if dual_clip is None:
         return loss
-    return torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
+    return torch.where(advantages < 0, torch.clamp(loss, max=-dual_clip * advantages), loss)
 
 
 def cispo(ratio: Tensor, log_probs: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
@@ -84,21 +107,25 @@ def cispo(ratio: Tensor, log_probs: Tensor, advantages: Tensor, low: float, high
     CISPO (MiniMax-M1, arXiv 2506.13585); sg stops gradients. The bounds are of the ratio itself: `high` is
     5, not 4, for five times. With both bounds 1 it is `reinforce`.
     """
+    ratio, log_probs, advantages = _alike(ratio=ratio, log_probs=log_probs, advantages=advantages)
     return -ratio.detach().clamp(low, high) * advantages * log_probs
 
 
 def reinforce(log_probs: Tensor, advantages: Tensor) -> Tensor:
     """−A log π (Williams 1992). Its gradient is that of −ρ A at ρ = 1."""
+    log_probs, advantages = _alike(log_probs=log_probs, advantages=advantages)
     return -advantages * log_probs
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
     """−log σ(r_chosen − r_rejected − margin), the loss of a reward model (Ouyang et al. 2022, equation 1)."""
+    chosen, rejected, margin = _alike(chosen=chosen, rejected=rejected, margin=margin)
     return torch.nn.functional.softplus(rejected - chosen + margin)
 
 
 def squared_value_loss(values: Tensor, targets: Tensor) -> Tensor:
     """½ (V(s) − R̂)², elementwise."""
+    values, targets = _alike(values=values, targets=targets)
     return 0.5 * (values - targets) ** 2
 
 
@@ -108,40 +135,93 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip
     From OpenAI baselines' PPO2 (Engstrom et al. 2020, "Implementation matters", section 3, item 1). ε is in the unit of
     the values, so it only makes sense where rewards are scaled. With clip = inf it is `squared_value_loss`.
     """
-    bound = _like(clip, values)
-    moved = torch.minimum(torch.maximum(values - old_values, -bound), bound)
+    values, old_values, targets = _alike(values=values, old_values=old_values, targets=targets)
+    bound = _bound("clip", clip, values)
+    moved = _clamped(values - old_values, -bound, bound)
     return torch.maximum(squared_value_loss(values, targets), squared_value_loss(old_values + moved, targets))
 
 
 def kl_k1(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     """k1 = log π_old − log π: unbiased for KL(π_old ‖ π) under samples of π_old, of either sign. Schulman 2020."""
+    log_probs, old_log_probs = _alike(log_probs=log_probs, old_log_probs=old_log_probs)
     return old_log_probs - log_probs
 
 
 def kl_k2(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     """k2 = ½ (log π_old − log π)²: biased, low variance, never negative. Schulman 2020."""
+    log_probs, old_log_probs = _alike(log_probs=log_probs, old_log_probs=old_log_probs)
     return 0.5 * (old_log_probs - log_probs) ** 2
 
 
 def kl_k3(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     """k3 = (ρ − 1) − log ρ: unbiased for KL(π_old ‖ π) under samples of π_old and never negative. Schulman 2020."""
-    log_ratio = log_probs - old_log_probs
+    log_probs, old_log_probs = _alike(log_probs=log_probs, old_log_probs=old_log_probs)
+    log_ratio = _bounded(log_probs - old_log_probs)
     return torch.expm1(log_ratio) - log_ratio
 
 
 def value_of(value: Tensor, gradient: Tensor) -> Tensor:
     """The number of the first, the gradient of the second: sg(value) + gradient − sg(gradient)."""
-    return value.detach() + gradient - gradient.detach()
+    value, gradient = _alike(value=value, gradient=gradient)
+    return value.detach() + (gradient - gradient.detach())  # the difference first: it is 0, and rounds nothing
 
 
 def per_sequence(x: Tensor, owner: Tensor | None = None) -> Tensor:
     """The sum of x over the sequence that each place belongs to, at that place: over the row, or over its `owner`s."""
+    arrays.check_alike(x=x, owner=owner)
+    (x,) = _alike(x=x)
     if owner is None:
         return x.sum(-1, keepdim=True).expand_as(x)
+    check_owner(owner)
     names, places = owner.unique(return_inverse=True)  # a micro-batch keeps the whole batch's numbers
     sums = torch.zeros(len(names), dtype=x.dtype, device=x.device)
     return sums.index_add(0, places.flatten(), x.flatten())[places]
 
 
-def _like(bound: Tensor | float, reference: Tensor) -> Tensor:
-    return torch.as_tensor(bound, dtype=reference.dtype, device=reference.device)
+def check_owner(owner: Tensor) -> None:
+    """Integers: the number of each place's sequence."""
+    if owner.is_floating_point() or owner.is_complex():
+        raise ValueError(f"owner has dtype {owner.dtype}; expected integers, the number of each place's sequence")
+
+
+def _alike(**named: Any) -> list[Any]:
+    """All of one shape, since [4] against [4, 1] would be a matrix of losses; in working precision.
+
+    What has no axes goes with any shape, and so does a number.
+    """
+    first = None
+    for name, x in named.items():
+        if first is not None and isinstance(x, int | float):
+            named[name] = arrays.scalar(x, first)
+        elif arrays.library(name, x) is not torch:
+            raise ValueError(f"{name} is not a torch tensor but a {type(x).__name__}; losses are torch's alone")
+        arrays.check_real(name, named[name])
+        named[name] = named[name].to(arrays.working_dtype(named[name]))
+        first = named[name] if first is None else first
+    if with_axes := {name: x for name, x in named.items() if x.ndim}:
+        arrays.check_alike(**with_axes)
+    return list(named.values())
+
+
+def _bound(name: str, bound: Tensor | float, x: Tensor) -> Any:
+    """A plain number as it is; a tensor without axes, or of the shape of what it bounds, in its dtype."""
+    if isinstance(bound, int | float):
+        return bound
+    arrays.check_neighbour("values", x, name, bound)
+    arrays.check_real(name, bound)
+    if bound.ndim:
+        arrays.check_shape(name, bound, tuple(x.shape), "what it bounds has")
+    return bound.to(x.dtype)
+
+
+def _clamped(x: Tensor, low: Any, high: Any) -> Tensor:
+    """x within bounds, which may be tensors (an annealed clip). At a bound it has its gradient of 1."""
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (low, high))
+    return torch.clamp(x, low, high)
+
+
+def _bounded(log_ratio: Tensor) -> Tensor:
+    """A logarithm whose exponential is finite."""
+    kind = torch.finfo(log_ratio.dtype)
+    return log_ratio.clamp(max=math.log(kind.max) * (1 - kind.eps))  # a little less, for the rounding of exp

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from telescope import arrays
+from telescope.quiet import quiet
+
 Array = npt.NDArray[Any]
 
 
+@quiet
 def iqm(scores: npt.ArrayLike, axis: int = -1) -> Any:
     """Interquartile mean: the mean of the middle half of the scores.
 
@@ -26,7 +30,11 @@ def iqm(scores: npt.ArrayLike, axis: int = -1) -> Any:
 
     scores: any shape with at least one entry along `axis`; the result lacks that axis.
     """
-    ordered = np.sort(np.moveaxis(np.asarray(scores, dtype=np.float64), axis, -1), axis=-1)
+    table = _numbers("scores", scores)
+    if table.ndim == 0:
+        raise ValueError("scores has shape (); expected at least one axis")
+    axis = arrays.checked_axis(axis, table.ndim)
+    ordered = np.sort(np.moveaxis(table, axis, -1), axis=-1)
     count = ordered.shape[-1]
     if count == 0:
         raise ValueError(f"scores has shape {np.shape(scores)}: no score along axis {axis} to take the mean of")
@@ -37,6 +45,7 @@ def iqm(scores: npt.ArrayLike, axis: int = -1) -> Any:
     return np.where(np.isnan(ordered[..., -1]), np.nan, middle)[()]  # sort puts NaN last
 
 
+@quiet
 def bootstrap_ci(
     scores: npt.ArrayLike,
     statistic: Callable[..., Any] = iqm,
@@ -54,7 +63,7 @@ def bootstrap_ci(
     scores: `[S]` one score per run (seed), or `[S, tasks]`. statistic: called as `statistic(replicates,
     axis=-1)`. rng: a Generator or a seed; the same seed gives the same interval.
     """
-    table = np.asarray(scores, dtype=np.float64)
+    table = _numbers("scores", scores)
     if table.ndim not in (1, 2) or table.size == 0:
         raise ValueError(f"scores has shape {table.shape}; expected [seeds] or [seeds, tasks] with at least one entry")
     if not 0.0 < level < 1.0:
@@ -76,7 +85,7 @@ ENOUGH = 5
 
 def interval(scores: npt.ArrayLike) -> tuple[float, float]:
     """What to show around the interquartile mean of runs `[S]`: the 95 % bootstrap interval, or the range of a few."""
-    runs = np.asarray(scores, dtype=np.float64)
+    runs = _numbers("scores", scores)
     return bootstrap_ci(runs) if len(runs) >= ENOUGH else (float(runs.min()), float(runs.max()))
 
 
@@ -85,6 +94,7 @@ def interval_name(runs: int) -> str:
     return "95 % bootstrap interval" if runs >= ENOUGH else "lowest to highest seed"
 
 
+@quiet
 def explained_variance(
     values: npt.ArrayLike,
     returns: npt.ArrayLike,
@@ -99,27 +109,53 @@ def explained_variance(
     values, returns: the same shape. mask: True counts. axis: taken over these axes, all by default; a `[T, S,
     B]` batch with `axis=(0, 2)` gives one number per seed.
     """
-    values, returns = np.asarray(values, dtype=np.float64), np.asarray(returns, dtype=np.float64)
+    values, returns = _numbers("values", values), _numbers("returns", returns)
     if values.shape != returns.shape:
         raise ValueError(
             f"values has shape {values.shape} but returns has {returns.shape}; did the critic forget .squeeze(-1)?"
         )
-    live = np.ones(values.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+    live = np.ones(values.shape, dtype=bool) if mask is None else _live(mask)
     if live.shape != values.shape:
         raise ValueError(f"mask has shape {live.shape} but values has {values.shape}")
-    total = _variance(returns, live, axis)
-    residual = _variance(returns - values, live, axis)
-    return np.where(total > 0, 1.0 - residual / np.where(total > 0, total, 1.0), np.nan)[()]
+    values, returns = values / 2, returns / 2  # half as large, no difference overflows
+    residual, total = _root_squares(returns - values, live, axis), _root_squares(returns, live, axis)
+    share = residual / np.where(total > 0, total, 1.0)
+    return np.where(total > 0, 1.0 - np.square(share), np.nan)[()]
 
 
-def _variance(x: Array, live: Array, axis: int | tuple[int, ...] | None) -> Array:
-    """Biased variance of the live entries; whatever stands in the others does not enter."""
+def _root_squares(x: Array, live: Array, axis: int | tuple[int, ...] | None) -> Array:
+    """√Σ (x − mean)² of the live entries; whatever stands in the others does not enter."""
     count = np.maximum(live.sum(axis=axis, keepdims=True), 1)
-    x = np.where(live, x, 0.0)
-    centred = np.where(live, x - x.sum(axis=axis, keepdims=True) / count, 0.0)
-    return np.asarray((np.square(centred).sum(axis=axis, keepdims=True) / count).squeeze(axis))
+    smallest = np.where(live, x, np.inf).min(axis=axis, keepdims=True, initial=np.inf)
+    above = np.where(live, x - smallest, 0.0)  # exactly 0 where all are equal
+    centred = np.where(live, above - (above / count).sum(axis=axis, keepdims=True), 0.0)
+    largest = np.abs(centred).max(axis=axis, keepdims=True, initial=0.0)
+    unit = centred / np.where(largest == 0, 1.0, largest)  # whose square can neither overflow nor vanish
+    return np.asarray((largest * np.sqrt(np.square(unit).sum(axis=axis, keepdims=True))).squeeze(axis))
 
 
+def _numbers(name: str, values: npt.ArrayLike) -> Array:
+    """In float64, if nothing gets lost: a masked array is its mask too, a complex number its imaginary part."""
+    array = _array(name, values)
+    arrays.check_real(name, array)
+    return array.astype(np.float64)
+
+
+def _live(mask: npt.ArrayLike) -> Array:
+    return np.asarray(arrays.to_bool("mask", _array("mask", mask)))
+
+
+def _array(name: str, values: npt.ArrayLike) -> Array:
+    """A list, a number, or an array of any library."""
+    if isinstance(values, np.ndarray) or hasattr(values, "detach"):
+        arrays.library(name, values)
+    try:
+        return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"{name} is a {type(values).__name__} that is no array of numbers: {error}") from error
+
+
+@quiet
 def summarise(per_seed_episode_returns: npt.ArrayLike) -> dict[str, Any]:
     """The evaluation of a population in plain Python numbers, as `telescope eval --json` prints it.
 
@@ -129,7 +165,7 @@ def summarise(per_seed_episode_returns: npt.ArrayLike) -> dict[str, Any]:
     (biased) are taken over those S scores, `ci95` is the bootstrap interval of the interquartile mean over
     seeds, and `episodes` is E, the number of episodes of each seed.
     """
-    table = np.asarray(per_seed_episode_returns, dtype=np.float64)
+    table = _numbers("per_seed_episode_returns", per_seed_episode_returns)
     if table.ndim != 2 or table.size == 0:
         raise ValueError(f"per_seed_episode_returns has shape {table.shape}; expected [seeds, episodes]")
     per_seed = table.mean(axis=1)

@@ -7,7 +7,7 @@ Nothing is estimated here. What a convention does not tell (was an end a termina
 value of the final state) is an argument; `truncated` has no default, and None says that there are none.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from telescope.estimators.sequences import (
     split_packed_values,
 )
 from telescope.estimators.temporal import next_values
+from telescope.quiet import quiet
 
 __all__ = [
     "FinalObservations",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 
+@quiet
 def from_last_values(
     rewards: Array,
     values: Array,
@@ -64,6 +66,7 @@ def from_last_values(
     return {"rewards": rewards, "values": values, "next_values": successors, **ends}
 
 
+@quiet
 def from_values_with_bootstrap(
     rewards: Array,
     values: Array,
@@ -85,6 +88,7 @@ def from_values_with_bootstrap(
     return from_last_values(rewards, _rows(values, axis, stop=-1), last_values, final_values=final_values, **ends)
 
 
+@quiet
 def from_dones(
     rewards: Array,
     values: Array,
@@ -117,6 +121,7 @@ def from_dones(
     return from_last_values(rewards, values, last_values, final_values=final_values, mask=mask, axis=axis, **ends)
 
 
+@quiet
 def from_episode_starts(
     rewards: Array,
     values: Array,
@@ -144,6 +149,7 @@ def from_episode_starts(
     return from_dones(rewards, values, last_values, dones=_rows(dones, axis, stop=rewards.shape[axis]), **more)
 
 
+@quiet
 def from_discounts(
     rewards: Array,
     values: Array,
@@ -166,6 +172,7 @@ def from_discounts(
     return rollout | {"gamma": discounts}
 
 
+@quiet
 def from_arrivals(
     rewards: Array,
     values: Array,
@@ -198,6 +205,7 @@ def from_arrivals(
     return from_values_with_bootstrap(_rows(rewards, axis, start=1), values, axis=axis, **moved)
 
 
+@quiet
 def from_next_step_autoreset(
     rewards: Array,
     values: Array,
@@ -242,17 +250,38 @@ class FinalObservations(NamedTuple):
     observations: Any  # [K, ...], a tree where observations are one
 
 
+@quiet
 def final_observations(infos: Sequence[Mapping[str, Any]], like: Any) -> FinalObservations:
-    """The final observations that Gymnasium's SAME_STEP autoreset hides in `infos["final_obs"]`, as one batch.
+    """The final observations that an autoreset within the step hides in the infos, as one batch.
 
-    `infos` are those of T steps, in order. `like` is any batch of observations [B, ...] of these environments: its
+    `infos` are those of T steps, in order: dictionaries of a vector environment, where they are called `final_obs`
+    (Gymnasium from 1.0 on, SAME_STEP) or `final_observation` (before), or B dictionaries a step, where it is
+    `terminal_observation` (Stable-Baselines3). `like` is any batch of observations [B, ...] of these environments: its
     structure (dictionaries, tuples), shape and dtype are the result's, also where nothing ended.
     """
-    ended = [(t, int(b)) for t, info in enumerate(infos) for b in np.flatnonzero(info.get("_final_obs", ()))]
-    steps, environments = np.array(ended, int).reshape(-1, 2).T
-    return FinalObservations((steps, environments), _stacked([infos[t]["final_obs"][b] for t, b in ended], like))
+    ended = [(t, b, observation) for t, info in enumerate(infos) for b, observation in _finals(t, info)]
+    steps, environments = np.array([place for *place, _ in ended], int).reshape(-1, 2).T
+    return FinalObservations((steps, environments), _stacked([observation for *_, observation in ended], like))
 
 
+FINALS = ("final_obs", "final_observation", "terminal_observation")
+
+
+def _finals(t: int, info: Any) -> Iterator[tuple[int, Any]]:
+    """Environment and final observation of those that ended in a step."""
+    if isinstance(info, Mapping):
+        name = next((name for name in FINALS if name in info), None)
+        given = () if name is None else info[name]
+        ended = info.get(f"_{name}", [one is not None for one in given])
+        yield from ((int(b), given[b]) for b in np.flatnonzero(ended))
+    elif isinstance(info, Sequence) and all(isinstance(one, Mapping) for one in info):
+        for b, one in enumerate(info):
+            yield from ((b, one[name]) for name in FINALS if one.get(name) is not None)
+    else:
+        raise ValueError(f"infos holds a {type(info).__name__} at step {t}; expected the infos of each step")
+
+
+@quiet
 def dense_final_values(values: Array, places: tuple[Array, ...], final_values: Array) -> Array:
     """Final values [K] at their places, NaN ("there is none") elsewhere: [T, *batch], like `values`.
 
@@ -269,6 +298,9 @@ def dense_final_values(values: Array, places: tuple[Array, ...], final_values: A
         arrays.library("places", index)
         if "int" not in str(index.dtype) or index.ndim != 1 or len(index) != len(places[0]):
             raise ValueError(f"places holds {index.dtype}, {tuple(index.shape)}; expected integers [K] for each axis")
+    for axis, (index, length) in enumerate(zip(places, values.shape, strict=True)):
+        if arrays.any_true((index < 0) | (index >= length)):  # a negative one would count from the end
+            raise ValueError(f"places holds indices outside [0, {length}) for axis {axis} of values")
     arrays.check_shape("final_values", final_values, tuple(places[0].shape), "places has")
     if final_values.dtype != values.dtype:
         arrays.refuse_dtype("final_values", final_values, "values", values)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from telescope import arrays
 from telescope.arrays import Array
 from telescope.estimators.pairs import bootstrap, residual, trace
-from telescope.estimators.steps import Steps, enter, quiet
+from telescope.estimators.steps import Steps, enter
+from telescope.quiet import quiet
 from telescope.recurrence import linear_recurrence
 
 
@@ -20,6 +21,7 @@ class DistributionalAdvantages(NamedTuple):
     targets: Array
 
 
+@quiet
 def distributional_gae(
     rewards: Array,
     quantiles: Array,
@@ -77,7 +79,6 @@ def distributional_gae(
     return DistributionalAdvantages(steps.deliver(advantages), steps.deliver(_targets(steps, steps.inside(levels[1]))))
 
 
-@quiet
 def _targets(steps: Steps, successors: Array) -> Array:
     """r + γ'G' for every quantile; 0 where masked."""
     discount = bootstrap(steps)[..., None]
@@ -85,7 +86,6 @@ def _targets(steps: Steps, successors: Array) -> Array:
     return targets if steps.mask is None else steps.where(steps.mask[..., None], targets, 0.0)
 
 
-@quiet
 def _mean(quantiles: Array, weights: Array | None) -> Array:
     """Σ_q w_q G_q over the last axis."""
     if weights is None:

@@ -5,9 +5,11 @@ Groups lie along the last axis, [..., G]. It leaves out credit through time; a s
 
 from telescope import arrays
 from telescope.arrays import Array
-from telescope.estimators.normalisation import alive, entered, moments, whiten
+from telescope.estimators.normalisation import entered, moments, whiten
+from telescope.quiet import quiet
 
 
+@quiet
 def group_relative(
     rewards: Array,
     *,
@@ -41,10 +43,10 @@ def group_relative(
     xp, numbers, live = entered("rewards", rewards, mask, differentiable)
     if scale:
         return whiten(numbers, mask=live, axis=-1, biased=biased, eps=eps, differentiable=differentiable)
-    _, mean, _ = moments(xp, numbers, live, (rewards.ndim - 1,))
-    return alive(xp, live, numbers - mean)
+    return 2 * moments(xp, numbers, live, (rewards.ndim - 1,)).distances
 
 
+@quiet
 def leave_one_out(rewards: Array, *, mask: Array | None = None, differentiable: bool = False) -> Array:
     """Leave-one-out advantage A[i] = r[i] − the mean of the others (RLOO; Kool et al. 2019, Ahmadian et al. 2024).
 
@@ -55,8 +57,8 @@ def leave_one_out(rewards: Array, *, mask: Array | None = None, differentiable: 
     """
     _check_axis(rewards)
     xp, numbers, live = entered("rewards", rewards, mask, differentiable)
-    n, mean, _ = moments(xp, numbers, live, (rewards.ndim - 1,))
-    return alive(xp, live, (numbers - mean) * n / (n - 1).clip(1))
+    found = moments(xp, numbers, live, (rewards.ndim - 1,))
+    return found.distances * (2 * found.n / (found.n - 1).clip(1))
 
 
 def _check_axis(rewards: Array) -> None:

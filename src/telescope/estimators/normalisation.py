@@ -3,17 +3,20 @@
 It leaves out running statistics, which need a state; those of observations and rewards are the environments'.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from telescope import arrays
 from telescope.arrays import Array
+from telescope.quiet import quiet
 
 
+@quiet
 def whiten(
     x: Array,
     *,
@@ -43,9 +46,10 @@ def whiten(
         differentiable: let gradients through (torch).
 
     Returns:
-        An array like x; float32 where that is half precision. A single entry, or equal ones, give 0 (with
-        `scale_only`, x / eps). On a tensor it consists of torch operations without a branch on data, so it
-        works under torch.compile and torch.func.vmap, given a boolean mask and no process group.
+        An array like x; float32 where that is half precision. A single entry, or equal ones, give 0, also with
+        eps 0 (with `scale_only` and another eps, x / eps). On a tensor it consists of torch operations without a
+        branch on data, so it works under torch.compile and torch.func.vmap, given a boolean mask and no process
+        group.
 
     Raises:
         ValueError: names the argument, what came and the likely fix.
@@ -55,12 +59,19 @@ def whiten(
     arrays.check_not_negative("eps", eps)
     for option, value in (("biased", biased), ("eps_inside", eps_inside), ("scale_only", scale_only)):
         arrays.check_switch(option, value)
-    n, mean, squares = moments(xp, numbers, live, axes)
+    found = moments(xp, numbers, live, axes)
     if group is not None:
-        n, mean, squares = _over_ranks(xp, (n, mean, squares), group, differentiable)
-    variance = squares / xp.clip(n if biased else n - 1, 1, None)
-    deviation = _root(xp, variance + eps) if eps_inside else _root(xp, variance) + eps
-    return alive(xp, live, (numbers if scale_only else numbers - mean) / deviation)
+        found = _over_ranks(xp, found, numbers, group, differentiable)
+    deviation = found.deviation(xp, found.n if biased else found.n - 1)
+    if eps_inside and 0 < eps < math.inf:
+        deviation = _hypotenuse(xp, deviation, math.sqrt(eps) / 2)
+    else:
+        deviation = deviation + eps / 2
+    numerator = numbers / 2 if scale_only else found.distances
+    if eps > 0:
+        return alive(xp, live, numerator / deviation)
+    none = deviation == 0  # equal entries
+    return alive(xp, live, xp.where(none, 0.0, numerator / xp.where(none, 1.0, deviation)))
 
 
 def entered(name: str, x: Array, mask: Array | None, differentiable: bool) -> tuple[ModuleType, Array, Array | None]:
@@ -81,23 +92,55 @@ def alive(xp: ModuleType, live: Array | None, array: Array) -> Array:
     return array if live is None else xp.where(live, array, 0.0)
 
 
-def moments(xp: ModuleType, x: Array, live: Array | None, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    """Number, mean and sum of squared distances from the mean, of the live entries along the axes."""
+class Moments(NamedTuple):
+    """Of the live entries, in halves, since the distance of two numbers can overflow.
+
+    Where all are equal, their value is the mean, and distances are 0, to the last bit.
+    """
+
+    n: Array
+    mean: Array  # half of it
+    distances: Array  # (x − mean) / 2, of the shape of x; 0 where masked
+    scale: Array  # half of largest − smallest
+    squares: Array  # Σ (distance / scale)²: without it, squares of large numbers would be infinite, of small ones 0
+
+    def deviation(self, xp: ModuleType, n: Array) -> Array:
+        """Half of √(Σ (x − mean)² / n), n being at least 1."""
+        variance = self.squares / xp.clip(n, 1, None)
+        # The root of 0 has no finite slope, but where all are equal the scale is 0.
+        return self.scale * xp.sqrt(xp.where(variance == 0, 1.0, variance))
+
+
+def moments(xp: ModuleType, x: Array, live: Array | None, axes: tuple[int, ...]) -> Moments:
+    """Of the live entries along the axes, which stay with length 1."""
 
     def total(array: Array) -> Array:
-        return xp.sum(alive(xp, live, array), axis=axes, keepdims=True)
+        return xp.sum(array, axis=axes, keepdims=True)
 
-    n = total(xp.ones_like(x))
-    some = xp.clip(n, 1, None)
-    mean = total(x) / some
-    # The rounding of that mean, taken out: without this, equal numbers would whiten to ±1 instead of 0.
-    mean = mean + total(x - mean) / some
-    return n, mean, total((x - mean) ** 2)
+    if 0 in x.shape:
+        nothing = total(x)
+        return Moments(nothing, nothing, x, nothing, nothing)
+    n = _count(xp, x, live, axes)
+    share = 1 / xp.clip(n, 1, None)
+    fixed = arrays.detached(x)  # no mean depends on what it is counted from, no variance on its unit
+    smallest = xp.amin(fixed if live is None else xp.where(live, fixed, math.inf), axis=axes, keepdims=True) / 2
+    above = alive(xp, live, x / 2 - smallest)
+    mean = total(above * share)
+    if xp.__name__ != "torch":  # which does not add up long columns one by one
+        mean = mean + total(alive(xp, live, above - mean) * share)
+    distances = alive(xp, live, above - mean)
+    scale = xp.amax(arrays.detached(above), axis=axes, keepdims=True)
+    squares = total((distances / xp.where(scale == 0, 1.0, scale)) ** 2)
+    return Moments(n, smallest + mean, distances, scale, squares)
 
 
-def _over_ranks(
-    xp: ModuleType, own: tuple[Array, Array, Array], group: Any, differentiable: bool
-) -> tuple[Array, Array, Array]:
+def _count(xp: ModuleType, x: Array, live: Array | None, axes: tuple[int, ...]) -> Array:
+    if live is None:
+        return arrays.scalar(math.prod(x.shape[axis] for axis in axes), x)
+    return arrays.to_dtype("mask", xp.sum(live, axis=axes, keepdims=True), x.dtype)
+
+
+def _over_ranks(xp: ModuleType, own: Moments, x: Array, group: Any, differentiable: bool) -> Moments:
     """The moments of all ranks' entries from those of each rank (Chan et al. 1979), by one exchange."""
     torch = sys.modules.get("torch")
     if torch is None or xp is not torch:
@@ -106,20 +149,25 @@ def _over_ranks(
         raise ValueError(f"group is {group!r}; expected a torch.distributed process group that this rank is in")
     if differentiable:
         raise ValueError("differentiable is True, but group is given; no gradient flows between ranks")
-    message = torch.stack(own)
+    message = torch.stack(torch.broadcast_tensors(own.n, own.mean, own.scale, own.squares))
     every = [torch.empty_like(message) for _ in range(torch.distributed.get_world_size(group))]
     torch.distributed.all_gather(every, message, group=group)
-    counts, means, sums = torch.stack(every).unbind(1)
+    counts, means, scales, squares = torch.stack(every).unbind(1)
     n = counts.sum(0)
-    some = n.clip(1)
-    mean = (counts * means).sum(0) / some
-    mean = mean + (counts * (means - mean)).sum(0) / some  # as above: equal numbers on all ranks give 0
-    return n, mean, (sums + counts * (means - mean) ** 2).sum(0)
+    # As above, from the smallest: where all ranks have one mean, it is that.
+    smallest = torch.where(counts > 0, means, torch.inf).amin(0)
+    above = torch.where(counts > 0, means - smallest, 0.0)
+    mean = (above * (counts / n.clip(1))).sum(0)
+    scale = torch.maximum(scales, above).amax(0)
+    unit = torch.where(scale == 0, 1.0, scale)
+    squares = (squares * (scales / unit) ** 2 + counts * ((above - mean) / unit) ** 2).sum(0)
+    return Moments(n, smallest + mean, x / 2 - smallest - mean, scale, squares)
 
 
-def _root(xp: ModuleType, square: Array) -> Array:
-    """√square. The root of 0 has no finite slope; where all numbers are equal it is a constant."""
-    return xp.where(square > 0, xp.sqrt(xp.where(square > 0, square, 1.0)), 0.0)
+def _hypotenuse(xp: ModuleType, one: Array, other: float) -> Array:
+    """√(one² + other²) without squares that overflow, and with a finite slope at 0."""
+    larger = xp.clip(arrays.detached(one), other, None)
+    return larger * xp.sqrt((one / larger) ** 2 + (other / larger) ** 2)
 
 
 def _axes(axis: int | Sequence[int] | None, dimensions: int) -> tuple[int, ...]:
@@ -127,6 +175,8 @@ def _axes(axis: int | Sequence[int] | None, dimensions: int) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(dimensions))
     chosen = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
+    if not chosen:
+        raise ValueError(f"axis is {axis}, which names no axis; None takes all")
     axes = tuple(arrays.checked_axis(a, dimensions) for a in chosen)
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis is {axis}, which names one axis twice")

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from telescope import arrays
 from telescope.arrays import Array
 from telescope.estimators.pairs import bootstrap, following, residual, stops, trace, weighted
-from telescope.estimators.steps import Steps, enter, quiet
+from telescope.estimators.steps import Steps, enter
+from telescope.quiet import quiet
 from telescope.recurrence import linear_recurrence
 
 
@@ -21,6 +22,7 @@ class VTrace(NamedTuple):
     advantages: Array
 
 
+@quiet
 def vtrace(
     rewards: Array,
     values: Array,
@@ -72,6 +74,7 @@ def vtrace(
     return VTrace(steps.deliver(targets), steps.deliver(advantages))
 
 
+@quiet
 def retrace(
     rewards: Array,
     q_values: Array,
@@ -120,7 +123,6 @@ def retrace(
     return steps.deliver(steps.live(linear_recurrence(x, a, differentiable=differentiable)))
 
 
-@quiet
 def _targets_and_advantages(
     steps: Steps, rho_clip: float | None, c_clip: float | None, pg_rho_clip: float | None
 ) -> tuple[Array, Array]:
@@ -134,7 +136,6 @@ def _targets_and_advantages(
     return targets, _ratios(steps, "pg_rho_clip", pg_rho_clip) * distance
 
 
-@quiet
 def _retrace_pair(steps: Steps, clip: float | None) -> tuple[Array, Array]:
     """x[t] = r[t] + γ'[t] v'[t] − a[t] q[t+1], a[t] = γ'[t] κ[t] c[t+1]."""
     rewards, q_values, next_values, _ = steps.floats.values()
@@ -143,7 +144,6 @@ def _retrace_pair(steps: Steps, clip: float | None) -> tuple[Array, Array]:
     return steps.live(x), a
 
 
-@quiet
 def _ratios(steps: Steps, name: str, clip: float | None) -> Array:
     """min(clip, exp(log_ratios)); exp is not taken of what is clipped, so that its gradient is 0 and not NaN."""
     log_ratios = steps.live(steps.floats["log_ratios"])

@@ -13,6 +13,7 @@ import numpy as np
 
 from telescope import arrays
 from telescope.arrays import Array
+from telescope.estimators.output import count_as_written
 from telescope.recurrence import cpu
 
 Pair = tuple[Array, Array]
@@ -117,9 +118,9 @@ def _on_tensors(torch: Any, floats: Three, flags: Three, decays: Three, axis: in
     except (RuntimeError, TypeError):  # nested, quantised, lazily negated, …
         return None
     found = _on_arrays(views[:3], views[3:6], decays, axis, views[6:] if out else None)
-    if found is None or out:
-        return found and out
-    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+    if found is None:
+        return None
+    return _told(out) if out else (torch.from_numpy(found[0]), torch.from_numpy(found[1]))
 
 
 def _on_cuda(torch: Any, tensors: tuple[Any, ...], decays: Three, axis: int) -> Pair | None:
@@ -140,7 +141,14 @@ def _on_cuda(torch: Any, tensors: tuple[Any, ...], decays: Three, axis: int) -> 
     if tensors[6:] and not _ranges_apart(out, tensors, shape, wide):
         return None
     fresh = not tensors[6:]
-    return out if _recurrence().gae_on_cuda(tensors[:3], tensors[3:6], decays, out, axis, fresh=fresh) else None
+    if not _recurrence().gae_on_cuda(tensors[:3], tensors[3:6], decays, out, axis, fresh=fresh):
+        return None
+    return out if fresh else _told(out)
+
+
+def _told(out: Pair) -> Pair:
+    count_as_written(out)
+    return out
 
 
 @cache

@@ -10,11 +10,10 @@ Where a weight is 0 the number it weighs is not read: a select, never a product 
 """
 
 from telescope.arrays import Array
-from telescope.estimators.steps import Steps, quiet
+from telescope.estimators.steps import Steps
 from telescope.recurrence import linear_recurrence
 
 
-@quiet
 def residual(steps: Steps) -> Array:
     """δ[t] = r[t] + γ'[t] v'[t] − v[t], of the first three arrays; 0 where masked."""
     rewards, values, successors, *_ = steps.floats.values()
@@ -31,7 +30,6 @@ def stops(steps: Steps) -> Array:
     return steps.flag("truncated") | steps.last()
 
 
-@quiet
 def trace(steps: Steps, weight: Array, *, last: bool = True) -> Array:
     """a[t] = γ'[t] κ[t] times a weight such as λ; 1 where masked, so that the trace passes through undecayed.
 

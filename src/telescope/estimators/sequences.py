@@ -7,10 +7,12 @@ rewards come from and which tokens a loss counts. `conventions.py` exports these
 from telescope import arrays
 from telescope.arrays import Array
 from telescope.estimators.temporal import next_values
+from telescope.quiet import quiet
 
 Arguments = dict[str, Array]  # of gae: rewards, values, next_values, terminated, truncated, mask, axis
 
 
+@quiet
 def from_lengths(
     rewards: Array, values: Array, lengths: Array, *, terminated: Array | None, final_values: Array | None = None
 ) -> Arguments:
@@ -41,6 +43,7 @@ def from_lengths(
     }
 
 
+@quiet
 def from_cu_seqlens(
     rewards: Array, values: Array, cu_seqlens: Array, *, terminated: Array | None, final_values: Array | None = None
 ) -> Arguments:
@@ -59,6 +62,7 @@ def from_cu_seqlens(
     return from_lengths(rewards, values, lengths, terminated=terminated, final_values=final_values)
 
 
+@quiet
 def split_packed_values(values: Array, lengths: Array) -> tuple[Array, Array]:
     """Values [N + B], each sequence's followed by its bootstrap, as values [N] and final values [B].
 
@@ -70,6 +74,7 @@ def split_packed_values(values: Array, lengths: Array) -> tuple[Array, Array]:
     return values[~bootstrap], values[bootstrap]
 
 
+@quiet
 def from_response_mask(
     rewards: Array,
     values: Array,

@@ -10,8 +10,10 @@ from telescope import arrays
 from telescope.arrays import Array
 from telescope.estimators.pairs import residual
 from telescope.estimators.steps import enter
+from telescope.quiet import quiet
 
 
+@quiet
 def shaped_rewards(
     rewards: Array,
     potentials: Array,
@@ -44,6 +46,7 @@ def shaped_rewards(
     return steps.deliver(residual(steps))
 
 
+@quiet
 def response_function(transitions: Array, rewards: Array, policy: Array, *, lags: int) -> Array:
     """Response χ(l; s, a) = E[r[t+l] | s, a] − E[r[t+l] | s] (Schulman et al. 2016, eq. 23), exactly.
 

@@ -3,10 +3,8 @@
 It knows what a mask and a last step are; the formulas are in `temporal.py`.
 """
 
-from collections.abc import Callable
-from functools import wraps
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,25 +12,6 @@ from telescope import arrays
 from telescope.arrays import Array
 
 NUMBERS = (float, int, np.floating, np.integer)
-
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def quiet(function: Function) -> Function:
-    """For a function of Steps, or of an array: NumPy warns of NaN and infinity also where a select leaves them out.
-
-    Other libraries do not, and torch.compile knows no errstate.
-    """
-
-    @wraps(function)
-    def silent(first: Any, *rest: Any, **options: Any) -> Any:
-        if not isinstance(first, np.ndarray) and getattr(first, "xp", None) is not np:
-            return function(first, *rest, **options)
-        with np.errstate(all="ignore"):
-            return function(first, *rest, **options)
-
-    return silent  # type: ignore[return-value]
 
 
 class Steps(NamedTuple):
@@ -168,33 +147,3 @@ def _discount(name: str, value: Array, reference: Array, live: Array | None) -> 
     if arrays.any_true(wrong if live is None else wrong & live):
         raise ValueError(f"{name} holds numbers outside [0, 1], or NaN")
     return value
-
-
-def check_out(steps: Steps, out: tuple[Array, Array], differentiable: bool) -> tuple[Array, Array]:
-    """The arrays to write into, as seen from here: nothing is cast on the way, no input overwritten."""
-    if differentiable:
-        raise ValueError("out is given, but differentiable is True; a gradient cannot be written in place")
-    if arrays.is_jax(steps.reference):
-        raise ValueError("out is given, but a JAX array cannot be written in place; leave it out")
-    if not isinstance(out, tuple | list) or len(out) != 2:
-        raise ValueError("out must be a pair of arrays, for advantages and returns")
-    read = (*steps.floats.values(), *steps.flags.values(), *steps.discounts.values(), steps.mask)
-    used = [array for array in read if hasattr(array, "shape")]
-    for name, array in (("out[0]", out[0]), ("out[1]", out[1])):
-        arrays.check_neighbour("values", steps.reference, name, array)
-        arrays.check_shape(name, array, tuple(steps.reference.shape), "the result is")
-        if array.dtype != arrays.working_dtype(steps.reference):
-            expected = arrays.working_dtype(steps.reference)
-            raise ValueError(f"{name} has dtype {array.dtype}; expected {expected}")
-        view = steps.inside(arrays.detached(array))
-        repeated = any(n > 1 and step == 0 for n, step in zip(array.shape, arrays.steps_of(array), strict=True))
-        if repeated and 0 not in array.shape:
-            raise ValueError(
-                f"{name} repeats its memory, as an expanded array does; pass one with a place for each number"
-            )
-        if steps.xp is np and not view.flags.writeable:
-            raise ValueError(f"{name} is read-only")
-        if any(arrays.overlap(view, other) for other in used):
-            raise ValueError(f"{name} shares memory with an input or the other result; pass one of its own")
-        used.append(view)
-    return used[-2], used[-1]

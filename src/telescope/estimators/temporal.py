@@ -9,6 +9,7 @@ recurrence is computed (`recurrence/`), what is asked of the arguments (`steps.p
     v'[t] = next_values[t]                             the value of the state that step t really led to
 """
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,8 +19,10 @@ import numpy as np
 from telescope import arrays
 from telescope.arrays import Array
 from telescope.estimators import ordinary
+from telescope.estimators.output import check_out, count_as_written
 from telescope.estimators.pairs import following, residual, stops, trace, weighted
-from telescope.estimators.steps import Steps, check_out, enter, quiet
+from telescope.estimators.steps import NUMBERS, Steps, enter
+from telescope.quiet import quiet
 from telescope.recurrence import cpu, linear_recurrence
 
 
@@ -30,6 +33,7 @@ class Advantages(NamedTuple):
     returns: Array
 
 
+@quiet
 def td_error(
     rewards: Array,
     values: Array,
@@ -113,21 +117,35 @@ def gae(
     discounts = {"gamma": gamma, "lam": lam}
     if returns_lam is not None:
         discounts["returns_lam"] = returns_lam
-    steps = enter(
-        {"rewards": rewards, "values": values, "next_values": next_values},
-        {"terminated": terminated, "truncated": truncated},
-        mask,
-        discounts,
-        dtype_of="values",
-        axis=axis,
-        differentiable=differentiable,
-    )
+    floats = {"rewards": rewards, "values": values, "next_values": next_values}
+    flags = {"terminated": terminated, "truncated": truncated}
+    return _through_the_door(floats, flags, mask, discounts, axis, differentiable, out, time_group)
+
+
+@quiet
+def _through_the_door(
+    floats: dict[str, Array],
+    flags: dict[str, Array | None],
+    mask: Array | None,
+    discounts: dict[str, Array],
+    axis: int,
+    differentiable: bool,
+    out: tuple[Array, Array] | None,
+    time_group: Any,
+) -> Advantages:
+    """GAE of whatever is not plainly in order."""
+    steps = enter(floats, flags, mask, discounts, dtype_of="values", axis=axis, differentiable=differentiable)
     inside = None if out is None else check_out(steps, out, differentiable)
     fused = _fused(steps, inside) if time_group is None else None
     advantages, returns = fused or _paired(steps, inside, time_group)
-    return Advantages(*out) if out else Advantages(steps.deliver(advantages), steps.deliver(returns))
+    if out is None:
+        return Advantages(steps.deliver(advantages), steps.deliver(returns))
+    if steps.caller is not np:
+        count_as_written(out)
+    return Advantages(*out)
 
 
+@quiet
 def lambda_return(
     rewards: Array,
     next_values: Array,
@@ -159,6 +177,7 @@ def lambda_return(
     return steps.deliver(steps.live(linear_recurrence(x, a, differentiable=differentiable)))
 
 
+@quiet
 def discounted_return(
     rewards: Array,
     next_values: Array,
@@ -188,6 +207,7 @@ def discounted_return(
     )
 
 
+@quiet
 def next_values(
     values: Array,
     last_values: Array,
@@ -202,12 +222,13 @@ def next_values(
 
         terminated[t]                       0: there is no successor
         truncated[t]                        final_values[t], the value of the observation it stopped at
-        the column's last live step         last_values, unless final_values has one there
+        the column's last live step         last_values
         else                                values at the column's next live step
 
     Args:
         values: [T, *batch], v of the state in which step t was taken.
-        last_values: [*batch], v of the state after each column's last live step; for [T] a number will do.
+        last_values: [*batch], v of the state after each column's last live step; for [T] a number will do. Not
+            read where that step ended its episode: after a reset it is the next episode's.
         terminated, truncated: [T, *batch], booleans or exactly 0/1; None says that there are none.
         final_values: [T, *batch], read only where truncated and not terminated; NaN says that there is none.
         mask, axis: as in `gae`.
@@ -216,8 +237,8 @@ def next_values(
         [T, *batch] in the library, device and dtype of `values`, without a gradient; 0 at masked steps.
 
     Raises:
-        ValueError: a truncated step before its column's last live one has no final value; `values[t + 1]`
-            is then the reset state's, which is not where step t led.
+        ValueError: a truncated step has no final value; `values[t + 1]`, or `last_values`, is then the reset
+            state's, which is not where step t led.
     """
     floats = {"values": values, "last_values": _spread_last(values, last_values, axis)}
     if final_values is not None:
@@ -232,7 +253,8 @@ def next_values(
         given = missing & ~steps.xp.isnan(steps.floats["final_values"])
         successors = steps.where(given, steps.floats["final_values"], successors)
         missing = missing & ~given
-    _check_none_missing(steps, missing & ~last)
+    _check_none_missing(steps, missing)
+    successors = steps.where(missing, math.nan, successors)  # where nobody could look: under jax.jit, on meta
     successors = steps.live(steps.where(steps.flag("terminated"), 0.0, successors))
     return arrays.to_dtype("values", steps.deliver(successors), values.dtype)
 
@@ -281,7 +303,6 @@ def _paired(steps: Steps, out: tuple[Array, Array] | None, time_group: Any) -> t
     return results
 
 
-@quiet
 def _lambda_return_pair(steps: Steps) -> tuple[Array, Array]:
     """x[t] = r[t] + γ'[t] (1 − λκ[t]) v'[t], a[t] = γ'[t] λ κ[t]."""
     rewards, successors = steps.floats.values()
@@ -294,7 +315,7 @@ def _lambda_return_pair(steps: Steps) -> tuple[Array, Array]:
 def _spread_last(values: Array, last_values: Array, axis: int) -> Array:
     """last_values [*batch] as a view of the shape of values."""
     axis = arrays.time_axis("values", values, axis)
-    if isinstance(last_values, float | int | np.number):  # a single column has a single last value
+    if isinstance(last_values, NUMBERS):  # a single column has a single last value
         last_values = arrays.scalar(last_values, values)
     arrays.check_neighbour("values", values, "last_values", last_values)
     shape = tuple(values.shape)
@@ -309,7 +330,8 @@ def _check_none_missing(steps: Steps, missing: Array) -> None:
         return
     step, *column = steps.xp.argwhere(missing)[0].tolist()
     raise ValueError(
-        f"final_values holds no value for {int(missing.sum())} truncated steps before the end of their column "
-        f"(the first: step {step}, column {tuple(column)}); the reset state's value, which follows in values, "
-        f"is not one. Evaluate the critic on the final observation (Gymnasium: infos['final_obs'])"
+        f"final_values holds no value for {int(missing.sum())} truncated steps "
+        f"(the first: step {step}, column {tuple(column)}); the reset state's value, which follows in values or "
+        f"last_values, is not one. Evaluate the critic on the final observation (Gymnasium: infos['final_obs']). "
+        f"Where nothing was reset, last_values is that value: leave truncated False at the column's last step"
     )

@@ -8,10 +8,12 @@ leaves out where the features come from: state features, one-hot states, ∇v or
 from telescope import arrays
 from telescope.arrays import Array
 from telescope.estimators.pairs import bootstrap, trace, weighted
-from telescope.estimators.steps import NUMBERS, Steps, enter, quiet
+from telescope.estimators.steps import NUMBERS, Steps, enter
+from telescope.quiet import quiet
 from telescope.recurrence import linear_recurrence
 
 
+@quiet
 def eligibility_trace(
     features: Array,
     *,
@@ -51,6 +53,7 @@ def eligibility_trace(
     return steps.deliver(steps.live(_forwards(steps, x, a)))
 
 
+@quiet
 def dutch_trace(
     features: Array,
     *,
@@ -82,6 +85,7 @@ def dutch_trace(
     return steps.deliver(steps.live(_dutch_traces(steps, x, a, alpha)))
 
 
+@quiet
 def true_online_td(
     weights: Array,
     rewards: Array,
@@ -121,7 +125,6 @@ def true_online_td(
     return steps.outside(_learned(steps, _starting_weights(steps, weights), alpha))
 
 
-@quiet
 def _dutch_traces(steps: Steps, x: Array, a: Array, alpha: float) -> Array:
     """e[t] from e[t−1], which a[t] decays, at every step."""
     e, traces = steps.xp.zeros_like(x[:1].sum(0)), []
@@ -131,7 +134,6 @@ def _dutch_traces(steps: Steps, x: Array, a: Array, alpha: float) -> Array:
     return steps.xp.stack(traces) if traces else x
 
 
-@quiet
 def _learned(steps: Steps, w: Array, alpha: float) -> Array:
     """The weights after the last step. Scalars per column are arrays [*batch, 1] or repeated over the features."""
     x, successors, rewards = (steps.live(array) for array in steps.floats.values())

@@ -8,10 +8,12 @@ windows; those are λ.
 from telescope import arrays
 from telescope.arrays import Array
 from telescope.estimators.pairs import ahead, bootstrap, residual, stops, trace, weighted
-from telescope.estimators.steps import Steps, enter, quiet
+from telescope.estimators.steps import Steps, enter
+from telescope.quiet import quiet
 from telescope.recurrence import linear_recurrence
 
 
+@quiet
 def k_step_advantage(
     rewards: Array,
     values: Array,
@@ -49,6 +51,7 @@ def k_step_advantage(
     return steps.deliver(_window(steps, x, steps.xp.zeros_like(x), _length("k", k)))
 
 
+@quiet
 def n_step_return(
     rewards: Array,
     next_values: Array,
@@ -85,7 +88,6 @@ def n_step_return(
     return steps.deliver(_window(steps, inside, outermost, _length("n", n) - 1))
 
 
-@quiet
 def _n_step_pair(steps: Steps) -> tuple[Array, Array]:
     """What a step adds within a window, r + γ'(1−κ)v', and as its last one, r + γ'v'."""
     rewards, successors = steps.floats.values()
@@ -106,7 +108,6 @@ def _window(steps: Steps, x: Array, y: Array, length: int) -> Array:
     return steps.live(_picked(steps, _composed(steps, x, a, y, length), place))
 
 
-@quiet
 def _composed(steps: Steps, x: Array, a: Array, y: Array, length: int) -> Array:
     """The window on an array without masked steps; (x, a) becomes the composition of 1, 2, 4, … steps."""
     span = 1

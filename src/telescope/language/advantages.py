@@ -43,6 +43,7 @@ def sample_advantages(objective: Objective, scores: Tensor, scored: Tensor | Non
     arrays.check_alike(scores=scores, scored=scored)
     if scores.ndim != 2:
         raise ValueError(f"scores has shape {tuple(scores.shape)}; expected [prompts, completions of each]")
+    scores = _tensor("scores", scores)
     live: Any = ~scores.isnan() if scored is None else arrays.to_bool("scored", scored)
     numbers = torch.where(live, scores, 0.0)
     if objective.baseline == "none":
@@ -52,9 +53,9 @@ def sample_advantages(objective: Objective, scores: Tensor, scored: Tensor | Non
     else:
         advantages = group_relative(numbers, mask=live, scale=False)
     if objective.scale != "none":
-        deviation = _deviation(objective, numbers, live)
+        half = _half_deviation(objective, numbers, live)
         # only others can have no spread where there is an advantage; it then stays as it is
-        advantages = torch.where(live & (deviation > 0), advantages / (deviation + objective.eps), advantages)
+        advantages = torch.where(live & (half > 0), advantages / 2 / (half + objective.eps / 2), advantages)
     if objective.singleton == "score":
         advantages = torch.where(live & (live.sum(1, keepdim=True) == 1), numbers, advantages)
     return advantages
@@ -69,9 +70,10 @@ def penalised_scores(
         scores: [B]. kl, mask: [B, T], True counts; kl may be None where β is 0. beta: in place of the row's.
     """
     beta = objective.beta if beta is None else beta
+    scores = _tensor("scores", scores)
     if objective.kl_place != "reward" or objective.credit != "sequence" or beta == 0:
         return scores
-    return scores - beta * torch.where(mask, _given(kl), 0.0).sum(-1)
+    return scores - beta * _penalty(scores, mask, kl).sum(-1)
 
 
 def token_rewards(
@@ -89,12 +91,13 @@ def token_rewards(
         [B, T], 0 where masked; with `score_at` "after" the score is one place behind the last live token, if there
         is one.
     """
-    arrays.check_shape("scores", scores, tuple(mask.shape[:1]), "one per completion of mask is")
     beta = objective.beta if beta is None else beta
-    rewards = torch.where(_score_places(objective, mask), scores.nan_to_num(0.0)[:, None], 0.0)
+    scores, mask = _completions("scores", scores, mask)
+    scores = torch.where(scores.isnan(), 0.0, scores)
+    rewards = torch.where(_score_places(objective, mask), scores[:, None], 0.0)
     if objective.kl_place != "reward" or beta == 0:
         return rewards
-    return rewards - beta * torch.where(mask, _given(kl), 0.0)
+    return rewards - beta * _penalty(scores, mask, kl)
 
 
 def token_advantages(
@@ -117,7 +120,12 @@ def token_advantages(
         usable: [B], which completions may be learned from; the others (not scored) are left out of the whitening
             and have advantage 0. None: all.
     """
-    live = mask if usable is None else mask & usable[:, None]
+    advantages, mask = _completions("advantages", advantages, mask)
+    live = mask
+    if usable is not None:
+        arrays.check_alike(advantages=advantages, usable=usable)
+        rows: Any = arrays.to_bool("usable", usable)
+        live = mask & rows[:, None]
     if objective.credit == "gae":
         raise ValueError(f'credit of "{objective.name}" is "gae"; its advantages are critic_advantages(…)')
     if objective.credit == "sequence":
@@ -148,6 +156,9 @@ def critic_advantages(
         terminated: [B], True where the completion ended by itself; all True treats a cut like an end.
         final_values: [B], of the state after the last token, needed where not terminated.
     """
+    arrays.library("mask", mask)
+    arrays.check_alike(rewards=rewards, values=values, mask=mask)
+    mask = _live(mask)
     live = mask | _score_places(objective, mask)
     ends = _episodes(objective, rewards, values, live, terminated, final_values)
     advantages, returns = gae(**ends, gamma=objective.gamma, lam=objective.lam)
@@ -156,21 +167,23 @@ def critic_advantages(
 
 def whitened(objective: Objective, advantages: Tensor, mask: Tensor) -> Tensor:
     """(A − mean) / √(variance + 1e-8) over all live tokens of the batch where the row whitens; 0 where masked."""
+    arrays.library("mask", mask)
+    arrays.check_alike(advantages=advantages, mask=mask)
+    advantages, mask = _tensor("advantages", advantages), _live(mask)
     if objective.whiten == "none":
         return torch.where(mask, advantages, 0.0)
     return whiten(advantages, mask=mask, biased=objective.whiten == "population", eps=1e-8, eps_inside=True)
 
 
-def _deviation(objective: Objective, scores: Tensor, live: Tensor) -> Tensor:
-    """The standard deviation of the group, of the batch, or for each sample of the others in its group."""
+def _half_deviation(objective: Objective, scores: Tensor, live: Tensor) -> Tensor:
+    """Half the standard deviation of the group, of the batch, or for each sample of the others in its group."""
     axes: tuple[int, ...] = (0, 1) if objective.scale == "batch" else (1,)
     if objective.scale == "others":
         others = live[:, None, :] & ~torch.eye(live.shape[1], dtype=torch.bool, device=live.device)
-        n, _, squares = moments(torch, scores[:, None, :].expand(others.shape), others, (2,))
-        n, squares = n[..., 0], squares[..., 0]
-    else:
-        n, _, squares = moments(torch, scores, live, axes)
-    return (squares / (n - int(objective.unbiased)).clip(1)).sqrt()
+        found = moments(torch, scores[:, None, :].expand(others.shape), others, (2,))
+        return found.deviation(torch, found.n - int(objective.unbiased))[..., 0]
+    found = moments(torch, scores, live, axes)
+    return found.deviation(torch, found.n - int(objective.unbiased))
 
 
 def _score_places(objective: Objective, mask: Tensor) -> Tensor:
@@ -196,7 +209,30 @@ def _episodes(
     )
 
 
-def _given(kl: Tensor | None) -> Tensor:
+def _penalty(scores: Tensor, mask: Tensor, kl: Tensor | None) -> Tensor:
+    """The KL of each token [B, T], 0 where masked."""
     if kl is None:
         raise ValueError("kl is None, but the objective has a KL penalty in the reward; pass it, or beta=0")
-    return kl
+    _, mask = _completions("scores", scores, mask)
+    arrays.check_alike(kl=kl, mask=mask)
+    return torch.where(mask, _tensor("kl", kl), 0.0)
+
+
+def _completions(name: str, numbers: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """One number per completion, in working precision, and the mask [B, T] as booleans."""
+    if arrays.library("mask", mask) and mask.ndim != 2:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; expected [completions, tokens]")
+    arrays.check_neighbour("mask", mask, name, numbers)
+    arrays.check_shape(name, numbers, tuple(mask.shape[:1]), "one per completion of mask is")
+    return _tensor(name, numbers), _live(mask)
+
+
+def _live(mask: Tensor) -> Any:
+    return arrays.to_bool("mask", mask)
+
+
+def _tensor(name: str, numbers: Tensor) -> Any:
+    """In working precision, with its gradient."""
+    if arrays.library(name, numbers) is not torch:
+        raise ValueError(f"{name} is a {type(numbers).__name__}, not a torch tensor")
+    return arrays.to_dtype(name, numbers, arrays.working_dtype(numbers), True)

@@ -57,11 +57,14 @@ def token_log_probs(
     """
     _check(hidden, weight, tokens, mask, bias, temperature, support)
     shape = tokens.shape
-    live = torch.ones(shape, dtype=torch.bool, device=tokens.device) if mask is None else mask
+    live: Any = arrays.to_bool("mask", mask)
+    live = torch.ones(shape, dtype=torch.bool, device=tokens.device) if live is None else live
+    if arrays.any_true(live & ((tokens < 0) | (tokens >= weight.shape[0]))):
+        raise ValueError(f"tokens holds ids outside [0, {weight.shape[0]}), the rows of weight")
     chosen = None if support is None else support[live]
     size = max(1, CHUNK // weight.shape[0]) if chunk is None else chunk
     log_probs, entropy = _LogProbs.apply(
-        hidden[live], weight, bias, tokens[live], chosen, float(temperature), size, entropy_gradient
+        hidden[live], weight, bias, tokens[live].long(), chosen, float(temperature), size, entropy_gradient
     )
     if mask is None:
         return TokenLogProbs(log_probs.reshape(shape), entropy.reshape(shape))
@@ -79,6 +82,10 @@ def sampling_support(logits: Tensor, *, temperature: float = 1.0, top_k: int | N
         raise ValueError(f"top_k is {top_k}; expected at least 1, or None for all of the vocabulary")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; expected a probability above 0, or None")
+    _check_numbers(logits=logits)
+    arrays.check_float("logits", logits)
+    if logits.ndim == 0:
+        raise ValueError("logits has shape (); expected [..., V]")
     k = logits.shape[-1] if top_k is None else min(top_k, logits.shape[-1])
     values, ids = (logits.detach().float() / temperature).topk(k)
     if top_p is None or top_p == 1:  # which rounding would make a little less of
@@ -87,7 +94,7 @@ def sampling_support(logits: Tensor, *, temperature: float = 1.0, top_k: int | N
     kept = probabilities.cumsum(-1) - probabilities < top_p
     kept[..., 0] = True  # the likeliest, also where a top_p of 1e-300 is 0 in single precision
     ids = torch.where(kept, ids, -1)
-    return ids[..., : max(1, int(kept.sum(-1).max()))]
+    return ids[..., : max(1, int(kept.sum(-1).amax())) if kept.numel() else k]
 
 
 def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -181,6 +188,16 @@ def _part(support: Tensor | None, rows: slice) -> Tensor | None:
     return None if support is None else support[rows]
 
 
+def _check_numbers(**named: Any) -> None:
+    """All on one device, and numbers that can be looked at."""
+    (reference, first), *others = named.items()
+    if arrays.library(reference, first) is not torch or first.is_meta:
+        raise ValueError(f"{reference} is a {type(first).__name__} without numbers; expected a torch tensor with some")
+    for name, x in others:
+        if x is not None or name in ("weight", "tokens"):
+            arrays.check_neighbour(reference, first, name, x)
+
+
 def _check(
     hidden: Tensor,
     weight: Tensor,
@@ -190,12 +207,18 @@ def _check(
     temperature: float,
     support: Tensor | None,
 ) -> None:
+    _check_numbers(hidden=hidden, weight=weight, tokens=tokens, mask=mask, bias=bias, support=support)
     if hidden.ndim < 2 or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"hidden has shape {tuple(hidden.shape)} and weight {tuple(weight.shape)}; expected [..., D] and [V, D]"
         )
-    if hidden.dtype != weight.dtype:
-        arrays.refuse_dtype("weight", weight, "hidden", hidden)
+    arrays.check_float("hidden", hidden)
+    for name, matrix in (("weight", weight), ("bias", weight if bias is None else bias)):
+        if hidden.dtype != matrix.dtype:
+            arrays.refuse_dtype(name, matrix, "hidden", hidden)
+    for name, ids in (("tokens", tokens), ("support", tokens if support is None else support)):
+        if str(ids.dtype).removeprefix("torch.") not in ("int64", "int32", "int16", "int8", "uint8"):
+            raise ValueError(f"{name} has dtype {ids.dtype}; expected integers, ids of tokens")
     arrays.check_shape("tokens", tokens, tuple(hidden.shape[:-1]), "one per state of hidden is")
     if mask is not None:
         arrays.check_shape("mask", mask, tuple(tokens.shape), "tokens has")

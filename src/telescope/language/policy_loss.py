@@ -7,7 +7,7 @@ the critic's loss (`telescope.losses`) and where log-probabilities come from (`l
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ def batch_counts(mask: Tensor, owner: Tensor | None = None) -> Counts:
 
     A sequence packed into a row is recognised by its `owner`, and must be whole in one piece.
     """
+    mask = live_mask(mask=mask, owner=owner)
     sequences = mask.any(-1).sum() if owner is None else owner[mask].unique().numel() * torch.ones_like(mask.sum())
     return Counts(mask.sum(), sequences)
 
@@ -65,6 +66,7 @@ def token_weights(
         counts: those of the whole batch, over all pieces and ranks; None: this mask is the whole.
         owner: which sequence each place belongs to, where several are packed in one row; None: its row.
     """
+    mask = live_mask(mask=mask, owner=owner)
     counts = batch_counts(mask, owner) if counts is None else counts
     tokens, sequences = (count.clamp(min=1).to(dtype) for count in counts)
     live = mask.to(dtype)
@@ -103,21 +105,15 @@ def policy_loss(
         beta: in place of the row's, where a controller moves it.
         owner: which sequence each place belongs to, where several are packed in one row; None: its row.
     """
-    old = log_probs if old_log_probs is None else old_log_probs
-    arrays.check_alike(
-        log_probs=log_probs,
-        old_log_probs=old,
-        advantages=advantages,
-        mask=mask,
-        reference_log_probs=reference_log_probs,
-        correction=correction,
-        owner=owner,
-    )
-    log_probs, old, advantages = (torch.where(mask, x, 0.0) for x in (log_probs, old.detach(), advantages.detach()))
-    ratio = torch.exp(_log_ratio(objective, log_probs, old, mask, owner))
+    mask = live_mask(mask=mask, owner=owner, log_probs=log_probs)
+    old_log_probs = log_probs if old_log_probs is None else old_log_probs
+    log_probs, old, advantages = entered(mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
+    old, advantages = old.detach(), advantages.detach()
+    ratio = losses.ratio_of(_log_ratio(objective, log_probs, old, mask, owner))
     surrogate, clipped = _surrogate(objective, ratio, log_probs, advantages)
     if correction is not None:
-        surrogate = surrogate * torch.where(mask, correction.detach(), 0.0)
+        (correction,) = entered(mask, correction=correction)
+        surrogate = surrogate * correction.detach()
     kl = torch.zeros_like(surrogate)
     beta = objective.beta if beta is None else beta
     if objective.kl_place == "loss" and beta != 0:
@@ -141,8 +137,9 @@ def kl_penalty(
     """
     if reference_log_probs is None:
         raise ValueError("reference_log_probs is None, but beta is not 0; pass those of the reference model, or beta=0")
-    policy = torch.where(mask, log_probs, 0.0)
-    reference = torch.where(mask, reference_log_probs, 0.0).detach()
+    mask = live_mask(mask=mask, log_probs=log_probs)
+    policy, reference = entered(mask, log_probs=log_probs, reference_log_probs=reference_log_probs)
+    reference = reference.detach()
     limit, bound = objective.kl_bounds or (torch.inf, torch.inf)
     distance = (policy - reference).clamp(-limit, limit)
     estimates = {"k1": losses.kl_k1, "k2": losses.kl_k2, "k3": losses.kl_k3}
@@ -151,8 +148,10 @@ def kl_penalty(
         return losses.value_of(estimate, losses.kl_k2(reference, policy))  # a clamped one would have none
     if objective.kl_gradient == "own":
         return estimate
-    old = policy if objective.kl_gradient == "score" or old_log_probs is None else old_log_probs
-    return estimate * losses.importance_ratio(policy, torch.where(mask, old, 0.0).detach())
+    if objective.kl_gradient == "score" or old_log_probs is None:
+        old_log_probs = policy
+    (old,) = entered(mask, old_log_probs=old_log_probs)
+    return estimate * losses.importance_ratio(policy, old.detach())
 
 
 def adaptive_kl(beta: float, kl: float, *, target: float, samples: int, horizon: int = 10_000) -> float:
@@ -174,13 +173,15 @@ def off_policy_weights(
     "clamp" stops at the bounds (truncated importance sampling, Yao et al. 2025), "drop" gives 0 beyond them. All
     arguments, and the result, are [..., T].
     """
-    arrays.check_alike(old_log_probs=old_log_probs, sampler_log_probs=sampler_log_probs, mask=mask, owner=owner)
+    mask = live_mask(mask=mask, owner=owner, old_log_probs=old_log_probs)
+    old, sampler = entered(mask, old_log_probs=old_log_probs.detach(), sampler_log_probs=sampler_log_probs)
+    sampler = sampler.detach()
 
     def ratio(level: Level) -> Tensor:
-        old, sampler = old_log_probs.detach(), sampler_log_probs.detach()
         if level == "token":
-            return torch.exp(torch.where(mask, old - sampler, 0.0))
-        return torch.exp(losses.sequence_log_ratio(old, sampler, mask, average=level == "geometric", owner=owner))
+            return losses.importance_ratio(old, sampler)
+        average = level == "geometric"
+        return losses.ratio_of(losses.sequence_log_ratio(old, sampler, mask, average=average, owner=owner))
 
     weight, decision = ratio(correction.weight), ratio(correction.decision)
     if correction.outside == "clamp":
@@ -195,14 +196,36 @@ def mismatch(log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor) -> dict
 
     `ratio_mean` of π/π_sampler, `k3` (an estimate of KL(π_sampler ‖ π)), and `max_difference` of log-probabilities.
     """
-    old, sampler = (torch.where(mask, x.detach(), 0.0) for x in (log_probs, sampler_log_probs))
+    mask = live_mask(mask=mask, log_probs=log_probs)
+    old, sampler = entered(mask, log_probs=log_probs.detach(), sampler_log_probs=sampler_log_probs)
+    sampler = sampler.detach()
     n = mask.sum().clamp(min=1)
     ratio = torch.where(mask, losses.importance_ratio(old, sampler), 0.0)
     return {
-        "ratio_mean": ratio.sum() / n,
+        "ratio_mean": (ratio / n).sum(),
         "k3": losses.kl_k3(old, sampler).sum() / n,
         "max_difference": largest((old - sampler).abs()),
     }
+
+
+def live_mask(*, mask: Tensor, owner: Tensor | None = None, **others: Any) -> Any:
+    """The mask as booleans, all named arrays having been found to be tensors of its shape."""
+    arrays.library("mask", mask)
+    if arrays.check_alike(**others, mask=mask, owner=owner) is not torch:
+        raise ValueError(f"mask is a {type(mask).__name__}, not a torch tensor")
+    if owner is not None:
+        losses.check_owner(owner)
+    return arrays.to_bool("mask", mask)
+
+
+def entered(mask: Tensor, **named: Any) -> list[Any]:
+    """Tensors of the mask's shape in working precision, 0 where masked."""
+    for name, x in named.items():
+        arrays.library(name, x)
+    arrays.check_alike(**named, mask=mask)
+    return [
+        torch.where(mask, arrays.to_dtype(name, x, arrays.working_dtype(x), True), 0.0) for name, x in named.items()
+    ]
 
 
 def largest(x: Tensor) -> Tensor:

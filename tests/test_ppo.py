@@ -22,8 +22,6 @@ from telescope.algorithms.ppo import (
     update_agent,
     with_advantages,
 )
-from telescope.control.agents import Agents
-from telescope.control.evaluate import evaluate, evaluation_environments
 from telescope.control.lifting import lift
 from telescope.control.training import Session, execution
 from telescope.policy import Policy
@@ -385,12 +383,3 @@ def test_evaluation_runs_whole_episodes_of_every_seed_and_does_not_disturb_train
         assert with_evaluation == without
 
 
-def test_evaluation_counts_the_same_number_of_episodes_in_every_environment():
-    config = dataclasses.replace(SMALL, env="CartPole-v1", total_steps=128)
-    _, state = run(config)
-    policy = Policy(config, state["policy"])
-    environments = evaluation_environments("CartPole-v1", seeds=[0], episodes=3)
-    result = evaluate(Agents(policy.agent), policy.parameters, policy.normaliser, environments, seeds=[0], episodes=7)
-    environments.close()
-    assert result.returns.shape == (1, 7)
-    assert (result.lengths > 5).all()

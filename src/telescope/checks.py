@@ -136,6 +136,14 @@ def _require(config: object, names: Iterable[str], holds: Callable[[Any], bool],
             raise ValueError(f"{name} is {value!r}; expected {expected}")
 
 
+def whole_number(name: str, value: Any) -> int:
+    """An argument as an int >= 1; ValueError if it is something else."""
+    number = fitted(value, int, name)
+    if number < 1:
+        raise ValueError(f"{name} is {number}; expected at least 1")
+    return int(number)
+
+
 def fits_memory(numbers: int, subject: str) -> None:
     """ValueError if so many float32 numbers are more than this machine's memory; `subject` begins the sentence."""
     if not hasattr(os, "sysconf"):

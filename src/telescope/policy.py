@@ -7,6 +7,7 @@ Training is elsewhere; a policy holds only parameters and normalisation statisti
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor
 
 from telescope import algorithms
-from telescope.checks import on_device
+from telescope.checks import on_device, whole_number
 from telescope.control.actions import bounding
 from telescope.control.agents import ActorCritic, Agents, default_network
 from telescope.control.config import OnPolicyConfig
 from telescope.control.distributions import distribution
 from telescope.control.env_checks import mask_fit, observation_fit, real_array
 from telescope.control.environments import Environments
-from telescope.control.evaluate import Evaluation, evaluate, evaluation_environments
+from telescope.control.evaluate import Evaluation, cut_note, evaluate, evaluation_environments
 from telescope.control.networks import Network
 from telescope.control.population import create
 from telescope.control.rollout import encoder
@@ -106,22 +107,32 @@ class Policy:
         normalised = self.normaliser(np.repeat(encoded, len(self.seeds), axis=0))[s]
         return self.parameters[s], torch.tensor(normalised).to(self.config.device), single
 
-    def evaluate(self, episodes: int, *, stochastic: bool = False) -> Evaluation:
-        """Run whole episodes with every agent: returns and lengths [S, episodes]."""
-        environments = evaluation_environments(episodes=episodes, **self._source())
+    def evaluate(self, episodes: int, *, stochastic: bool = False, max_steps: int | None = None) -> Evaluation:
+        """Run whole episodes with every agent: returns and lengths [S, episodes].
+
+        An episode that has not ended after `max_steps` (the config's `eval_max_steps`) is cut there, with a warning,
+        and True in `cut`.
+        """
+        episodes = whole_number("episodes", episodes)
+        most = self.config.eval_max_steps if max_steps is None else whole_number("max_steps", max_steps)
+        environments = evaluation_environments(episodes=episodes, max_steps=most, **self._source())
         try:
-            return evaluate(
+            result = evaluate(
                 Agents(self.agent),
                 self.parameters,
                 self.normaliser,
                 environments,
                 seeds=self.seeds,
                 episodes=episodes,
+                max_steps=most,
                 bound=self._bound,
                 stochastic=stochastic,
             )
         finally:
             environments.close()
+        if note := cut_note(result, self.seeds, most):
+            warnings.warn(note, stacklevel=2)
+        return result
 
     def _source(self) -> dict[str, Any]:
         config = self.config

@@ -135,11 +135,11 @@ class Writer:
             self._begin(metrics)
         self.tables["metrics.csv"].write(metrics.rows)
         self.display.show(metrics.rows)
+        for sentence in metrics.warnings:
+            self.display.note(f"step {metrics.step}: {sentence}")
         if self.language:
             self.tables["samples.csv"].write(metrics.step, metrics.table)
             self.tables["health.csv"].write(metrics.step, [finding._asdict() for finding in metrics.findings])
-            for sentence in metrics.warnings:
-                self.display.note(f"step {metrics.step}: {sentence}")
             return
         from telescope.policy import keep_best
 

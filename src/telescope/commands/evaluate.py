@@ -22,6 +22,8 @@ class EvalOptions:
 
     episodes: int = 100
     """Episodes per seed."""
+    max_steps: int | None = None
+    """Cut an episode after this many steps, with a note; by default the run's eval_max_steps (10,000)."""
     json: bool = False
     """Print one JSON object on standard output instead of a table."""
     stochastic: bool = False
@@ -74,14 +76,16 @@ def _agents(run: str, options: EvalOptions) -> int:
 
     with notes():
         policy = load(run, best=options.best, trust=options.trust, device=options.device)
-    result = policy.evaluate(options.episodes, stochastic=options.stochastic)
+    with notes():
+        result = policy.evaluate(options.episodes, stochastic=options.stochastic, max_steps=options.max_steps)
     summary = summarise(result.returns)
     if options.json:
         print(json.dumps(summary), flush=True)
     else:
         _print_table(policy.seeds, result, summary)
     if options.video is not None:
-        print(f"video: {_film(policy, options.video)}", file=sys.stderr)
+        with notes():
+            print(f"video: {_film(policy, options.video, options.max_steps)}", file=sys.stderr)
     return 0
 
 
@@ -109,15 +113,16 @@ def notes() -> Iterator[None]:
             print(f"note: {warning.message}", file=sys.stderr)
 
 
-def _film(policy: Any, folder: str) -> Any:
+def _film(policy: Any, folder: str, max_steps: int | None) -> Any:
     """One episode as a film. What a renderer lacks is told in one sentence: the numbers stand already."""
     from telescope.control.video import record
     from telescope.runs.files import RunError
 
     config, hook = policy.config, sys.unraisablehook
+    bound = {} if max_steps is None else {"max_steps": max_steps}
     sys.unraisablehook = lambda _: None  # a renderer that was half made complains once more when it is freed
     try:
-        return record(config.env, policy.act, folder, env_kwargs=config.env_kwargs, seed=config.seed)
+        return record(config.env, policy.act, folder, env_kwargs=config.env_kwargs, seed=config.seed, **bound)
     except Exception as error:
         if is_users(error):
             raise

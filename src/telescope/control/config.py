@@ -63,11 +63,13 @@ class ControlConfig:
     """Evaluate every so many steps per seed (0: never) and keep the best agent of each seed."""
     eval_episodes: int = 10
     """Episodes per seed of each such evaluation."""
+    eval_max_steps: int = 10_000
+    """Cut an evaluation episode after this many steps, with a note: some policies never end one."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name and number."""
         typed(self)
-        positive(self, "seeds", "total_steps", "num_envs", "eval_episodes", "processes")
+        positive(self, "seeds", "total_steps", "num_envs", "eval_episodes", "eval_max_steps", "processes")
         at_least_zero(self, "seed", "eval_every", "threads")
         if self.seed + self.seeds > 2**63:
             raise ValueError(f"seed is {self.seed}; expected seeds below 2**63")

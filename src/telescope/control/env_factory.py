@@ -33,6 +33,8 @@ class Factory:
     source: EnvironmentSource
     kwargs: Mapping[str, Any]
     creator: int = field(default_factory=os.getpid)
+    wrap: Callable[[gym.Env], gym.Env] | None = None
+    """What is put around the environment, for a row of its own."""
 
     def __call__(self) -> Recorder:
         if os.getpid() != self.creator:
@@ -47,6 +49,8 @@ class Factory:
                 f"env must return a gymnasium.Env, but {name_of(self.source)} returned a {type(env).__name__}"
             )
         check_spaces(env.observation_space, env.action_space)
+        if self.wrap is not None:
+            env = self.wrap(env)
         return _handed_out(env if os.getpid() == self.creator else Reporting(env), name_of(self.source))
 
     def _make(self) -> gym.Env:

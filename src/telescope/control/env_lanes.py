@@ -252,21 +252,20 @@ class PoolLane(Lane):
 
     resume_note = "EnvPool cannot save the state of its environments, so their episodes start anew on resume."
 
-    def __init__(self, build: Callable[[], VectorEnv]) -> None:
-        super().__init__(build())
+    def __init__(self, build: Callable[[Sequence[int]], VectorEnv], seeds: Sequence[int]) -> None:
+        super().__init__(build(seeds))
         self._build = build
-        self._fresh = True
+        self._fresh: Sequence[int] | None = seeds
 
     def reset(self, seeds: Sequence[int]) -> Reset:
-        if not self._fresh:
-            self.vector = self._build()
-        self._fresh = False
+        if self._fresh != seeds:
+            self.vector = self._build(seeds)
+        self._fresh = None
         return self._begin(*self.vector.reset())
 
 
-def recorded_lane(factory: Factory, count: int, mode: str, workers: bool) -> Lane:
-    """`count` environments stepped one after the other, or each in a worker process."""
-    factories = [factory] * count
+def recorded_lane(factories: Sequence[Factory], mode: str, workers: bool) -> Lane:
+    """Environments stepped one after the other, or each in a worker process."""
     if not workers:
         return RecordedLane(BriefSyncVectorEnv(factories, copy=False, autoreset_mode=MODES[mode]))
     # Not fork: torch and numba have threads in this process, and a forked child that inherits their locks can
@@ -307,7 +306,7 @@ def pool_lane(env: str, kwargs: Mapping[str, Any], seeds: Sequence[int]) -> Lane
     if env not in known:
         raise ValueError(unknown_id(env, known, "an id of EnvPool"))
 
-    def build() -> VectorEnv:
+    def build(seeds: Sequence[int]) -> VectorEnv:
         try:
             pool = envpool.make_gymnasium(env, num_envs=len(seeds), seed=list(seeds), **kwargs)
         except (TypeError, AssertionError) as error:
@@ -318,4 +317,4 @@ def pool_lane(env: str, kwargs: Mapping[str, Any], seeds: Sequence[int]) -> Lane
             _ = pool.observation_space, pool.action_space
         return cast(VectorEnv, pool)
 
-    return PoolLane(build)
+    return PoolLane(build, seeds)

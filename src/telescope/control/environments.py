@@ -6,6 +6,7 @@ Normalisation, episode statistics and what to do with the steps belong to others
 
 # S seeds, B environments per seed, N = S·B, A entries of an action mask
 
+import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -55,6 +56,7 @@ class Environments:
             and EnvPool run in the mode they declare.
         env_kwargs: passed on to the environment.
         stream: separates the random numbers of training, evaluation, … under the same seed.
+        wraps: for sync and async, what is put around each of the S·B environments, seed by seed.
 
     Attributes:
         observation_space, action_space: of a single environment.
@@ -81,6 +83,7 @@ class Environments:
         autoreset: str = "same_step",
         env_kwargs: Mapping[str, Any] | None = None,
         stream: int = 0,
+        wraps: Sequence[Callable[[gym.Env], gym.Env]] | None = None,
     ) -> None:
         check_choice("backend", backend, BACKENDS)
         check_choice("vectorization", vectorization, VECTORIZATIONS)
@@ -91,7 +94,8 @@ class Environments:
         self._source = env if backend == "envpool" else find_source(env)
         self._kwargs = time_limit(self._source, env_kwargs or {})
         self.vectorization = choose_vectorization(self._source, backend, vectorization)
-        self._wanted_autoreset = autoreset
+        self._wanted_autoreset, self._wraps = autoreset, wraps
+        self.own_episodes = wraps is not None
         self._open()
 
     def _open(self) -> None:
@@ -113,26 +117,28 @@ class Environments:
         if self.vectorization == "vector_entry_point":
             shape = len(self.seeds), self.num_envs
             return own_vector_lanes(self._source, without_limit(self._kwargs), *shape)  # type: ignore[arg-type]
-        factory = Factory(self._source, self._kwargs)  # type: ignore[arg-type]
-        count = len(self.seeds) * self.num_envs
-        return [recorded_lane(factory, count, self._wanted_autoreset, self.vectorization == "async")]
+        wraps = self._wraps or itertools.repeat(None, len(self.seeds) * self.num_envs)
+        factories = [Factory(self._source, self._kwargs, wrap=wrap) for wrap in wraps]  # type: ignore[arg-type]
+        return [recorded_lane(factories, self._wanted_autoreset, self.vectorization == "async")]
 
-    def _environment_seeds(self) -> list[int]:
+    def _environment_seeds(self, first: int = 0) -> list[int]:
         """One number per environment; a vector entry point has one for all environments of a seed."""
         rows = 1 if self.vectorization == "vector_entry_point" else self.num_envs
-        return [
-            environment_seed(seed, self._stream, index, self._restarts) for seed in self.seeds for index in range(rows)
-        ]
+        places = [(seed, first + index) for seed in self.seeds for index in range(rows)]
+        return [environment_seed(seed, self._stream, index, self._restarts) for seed, index in places]
 
-    def _lanes_and_seeds(self) -> list[tuple[Lane, list[int]]]:
-        seeds = self._environment_seeds()
+    def _lanes_and_seeds(self, first: int = 0) -> list[tuple[Lane, list[int]]]:
+        seeds = self._environment_seeds(first)
         each = len(seeds) // len(self._lanes)
         return [(lane, seeds[index * each : (index + 1) * each]) for index, lane in enumerate(self._lanes)]
 
-    def reset(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Start every environment from its seed: observations `[S, B, *obs]` and action masks `[S, B, A]`."""
+    def reset(self, first: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
+        """Start every environment from its seed: observations `[S, B, *obs]` and action masks `[S, B, A]`.
+
+        With `first` those of a run of more environments, from this one on.
+        """
         self._started = True
-        return self._joined([lane.reset(seeds) for lane, seeds in self._lanes_and_seeds()])
+        return self._joined([lane.reset(seeds) for lane, seeds in self._lanes_and_seeds(first)])
 
     def step(self, actions: np.ndarray) -> Step:
         """Step all environments with actions `[S, B, *act]` that are valid (clipped), of any dtype.

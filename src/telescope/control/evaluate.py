@@ -1,41 +1,103 @@
 """Episode returns of a population whose parameters and normalisation stand still.
 
-Every environment runs a fixed number of episodes, so short episodes are not over-represented. Statistics of the
-returns are computed elsewhere (`telescope.metrics`).
+Every seed runs a fixed number of episodes, each with random numbers of its own, so that neither short episodes nor the
+number of environments count. Statistics of the returns are computed elsewhere (`telescope.metrics`).
 """
 
-# S seeds, E episodes per seed, B environments per seed
+# S seeds, E episodes per seed, B environments per seed, D observation size
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from torch import Tensor
 
 from telescope.control.actions import Bound
 from telescope.control.agents import Agents
 from telescope.control.env_checks import require_finite
-from telescope.control.environments import Environments
+from telescope.control.env_factory import find_source
+from telescope.control.environments import Environments, choose_vectorization, environment_seed
 from telescope.control.normalisation import ObservationNormaliser
 from telescope.control.population import EVALUATION_ACTIONS, EVALUATION_ENVIRONMENTS, generator
 from telescope.control.rollout import encoder
 
-MOST_ENVIRONMENTS = 32  # per seed: more would only cost memory
-Frame = Callable[[Environments], None]
+MOST_ROWS = 32
+"""Rows per seed of a vector environment of an id's own; they begin together and wait for the last."""
+POLICY_ROWS = 8
+"""Observations per seed of a policy call, whatever B is: products of another size may round otherwise."""
+
+Actions = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
 
 class Evaluation(NamedTuple):
-    """E whole episodes per seed."""
+    """E episodes per seed."""
 
     returns: np.ndarray  # [S, E]
     lengths: np.ndarray  # [S, E]
+    cut: np.ndarray  # [S, E] bool, True where an episode had not ended after the most steps it may have
 
 
-def evaluation_environments(env: Any, *, seeds: Sequence[int], episodes: int, **kwargs: Any) -> Environments:
-    """Environments for `evaluate`, with random numbers of their own, keyed by the seed's value."""
-    num_envs = min(episodes, MOST_ENVIRONMENTS)
-    return Environments(env, seeds=seeds, num_envs=num_envs, stream=EVALUATION_ENVIRONMENTS, **kwargs)
+class OwnEpisodes(gym.Wrapper):
+    """Some episodes one after the other, each from its own seed, and then none; what goes on too long is truncated.
+
+    A reset with a seed begins with the first of them again. The step after the `most` allowed ones is not made, and
+    ends the episode: so much longer it looks than one whose own time limit is the same.
+    """
+
+    def __init__(self, env: gym.Env, *, seeds: Sequence[int], most: int) -> None:
+        super().__init__(env)
+        self._seeds, self._most = list(seeds), most
+        self._first: tuple[Any, dict[str, Any]] | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:  # an evaluation begins
+            self._waiting = self._seeds[::-1]
+        self._idle, self._length = not self._waiting, 0
+        if not self._idle:
+            self._last = observation, info = self.env.reset(seed=self._waiting.pop(), options=options)
+            self._first = self._first or (np.array(observation), info)
+        assert self._first is not None
+        return self._first if self._idle else self._last
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if self._idle:
+            assert self._first is not None
+            return self._first[0], 0.0, False, False, self._first[1]
+        self._length += 1
+        if self._length > self._most:
+            return self._last[0], 0.0, False, True, self._last[1]
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._last = observation, info
+        return observation, reward, terminated, truncated, info
+
+
+def evaluation_environments(
+    env: Any,
+    *,
+    seeds: Sequence[int],
+    episodes: int,
+    max_steps: int,
+    backend: str = "gymnasium",
+    vectorization: str = "auto",
+    env_kwargs: Any = None,
+) -> Environments:
+    """Environments for so many episodes of at most so many steps: for each seed as many as there are cores for it."""
+    settings = {"backend": backend, "vectorization": vectorization, "env_kwargs": env_kwargs}
+    make = functools.partial(Environments, env, seeds=seeds, stream=EVALUATION_ENVIRONMENTS, **settings)
+    source = env if backend == "envpool" else find_source(env)
+    if choose_vectorization(source, backend, vectorization) not in ("sync", "async"):
+        return make(num_envs=min(episodes, MOST_ROWS))
+    count = min(episodes, POLICY_ROWS, max(1, (os.cpu_count() or 1) // len(seeds)))
+    numbers = [_seeds_of(seed, range(b, episodes, count)) for seed in seeds for b in range(count)]
+    return make(num_envs=count, wraps=[functools.partial(OwnEpisodes, seeds=own, most=max_steps) for own in numbers])
+
+
+def _seeds_of(seed: int, episodes: range) -> list[int]:
+    return [environment_seed(seed, EVALUATION_ENVIRONMENTS, episode) for episode in episodes]
 
 
 def evaluate(
@@ -46,41 +108,103 @@ def evaluate(
     *,
     seeds: Sequence[int],
     episodes: int,
+    max_steps: int,
     bound: Bound,
     stochastic: bool = False,
 ) -> Evaluation:
-    """Run `episodes` whole episodes of every seed, from the environments' first states, by the policy's mode."""
-    choose = _policy(agents, parameters, seeds, stochastic)
-    encode = encoder(environments.observation_space).encode
+    """Run `episodes` episodes of every seed by the policy's mode, in what `evaluation_environments` made for them."""
+    act = _policy(agents, parameters, normaliser, environments)
+    shape, rows = (len(seeds), environments.num_envs), np.arange(environments.num_envs)
+    kept = shape[0], episodes
+    result = Evaluation(np.zeros(kept), np.zeros(kept, dtype=np.int64), np.zeros(kept, dtype=bool))
+    noise = _Noise(agents, seeds) if stochastic else None
+    number = np.broadcast_to(rows, shape).copy()  # [S, B] the episode that runs in each environment; from E on none
+    returns, lengths = np.zeros(shape), np.zeros(shape, dtype=np.int64)  # [S, B] of that episode so far
     observations, masks = environments.reset()
-    shape = observations.shape[:2]
-    quota = episodes // shape[1] + (np.arange(shape[1]) < episodes % shape[1])  # [B] episodes of each environment
-    found: list[list[list[tuple[float, int]]]] = [[[] for _ in range(shape[1])] for _ in range(shape[0])]
-    returns, lengths, done = np.zeros(shape), np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    while (done < quota).any():
-        chosen = choose(normaliser(encode(observations)), masks)
-        step = environments.step(bound(chosen))
+    begun = shape[1]
+    while (number < episodes).any():
+        actions = act(observations, None if noise is None else noise.draw(number), masks)
+        step = environments.step(bound(actions))
         require_finite(step, seeds, "in an evaluation")
-        returns, lengths = returns + step.rewards, lengths + step.mask
-        for s, b in np.argwhere(step.terminated | step.truncated):
-            found[s][b].append((returns[s, b], lengths[s, b]))
-            returns[s, b], lengths[s, b], done[s, b] = 0.0, 0, done[s, b] + 1
         observations, masks = step.observations, step.action_masks
-    kept = [[episode for b in range(shape[1]) for episode in found[s][b][: quota[b]]] for s in range(shape[0])]
-    table = np.asarray(kept, dtype=np.float64)  # [S, E, 2]
-    return Evaluation(table[..., 0], table[..., 1].astype(np.int64))
+        before, returns, lengths = returns, returns + step.rewards, lengths + step.mask
+        finished = step.terminated | step.truncated | (lengths > max_steps)
+        if not finished.any():
+            continue
+        _keep(result, number, finished, np.where(lengths > max_steps, before, returns), lengths, max_steps)
+        returns[finished], lengths[finished] = 0.0, 0
+        if environments.own_episodes:
+            number[finished] += shape[1]
+            continue
+        number[finished] = episodes  # the others of this round go on
+        if begun < episodes and (number >= episodes).all():
+            observations, masks = environments.reset(first=begun)
+            returns, lengths = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+            number[:] = begun + rows
+            begun += shape[1]
+    return result
+
+
+def _keep(result: Evaluation, number: np.ndarray, finished: np.ndarray, *ends: Any) -> None:
+    """Write down the episodes [S, B] that are over; the step beyond the bound is no part of a cut one."""
+    returns, lengths, max_steps = ends
+    for s, b in np.argwhere(finished & (number < result.returns.shape[1])):
+        place = s, number[s, b]
+        result.returns[place], result.lengths[place] = returns[s, b], min(lengths[s, b], max_steps)
+        result.cut[place] = lengths[s, b] > max_steps
+
+
+def cut_note(result: Evaluation, seeds: Sequence[int], max_steps: int) -> str:
+    """A sentence about the episodes that had to be cut; empty if none had to."""
+    if not result.cut.any():
+        return ""
+    which = "; ".join(
+        f"seed {seed}: {', '.join(map(str, np.flatnonzero(row)[:10]))}{' …' if row.sum() > 10 else ''}"
+        for seed, row in zip(seeds, result.cut, strict=True)
+        if row.any()
+    )
+    return (
+        f"{result.cut.sum()} of {result.cut.size} evaluation episodes were cut after {max_steps:,} steps, so their "
+        f"returns are those until then ({which}, counted from 0); a larger --eval-max-steps (--max-steps of eval) lets "
+        "them go on"
+    )
+
+
+class _Noise:
+    """What a sampled action needs, from a generator of each episode's own."""
+
+    def __init__(self, agents: Agents, seeds: Sequence[int]) -> None:
+        self._draw, self._seeds = agents.agent.distribution.noise, seeds
+        self._generators: dict[tuple[int, int], tuple[int, np.random.Generator]] = {}
+
+    def draw(self, number: np.ndarray) -> np.ndarray:
+        """[S, B, …] for the episodes [S, B] that run."""
+        rows = [[self._draw(self._of(s, b, int(e)), ()) for b, e in enumerate(row)] for s, row in enumerate(number)]
+        return np.array(rows)
+
+    def _of(self, s: int, b: int, episode: int) -> np.random.Generator:
+        known = self._generators.get((s, b))
+        if known is None or known[0] != episode:
+            known = self._generators[s, b] = episode, generator(self._seeds[s], EVALUATION_ACTIONS, episode)
+        return known[1]
 
 
 def _policy(
-    agents: Agents, parameters: Tensor, seeds: Sequence[int], stochastic: bool
-) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
-    act = agents.actor(parameters)
-    generators = [generator(seed, EVALUATION_ACTIONS) for seed in seeds]
+    agents: Agents, parameters: Tensor, normaliser: ObservationNormaliser, environments: Environments
+) -> Callable[..., np.ndarray]:
+    """act(observations [S, B, …], noise, masks) → actions [S, B, …], by policy calls of one size."""
+    act, encode = agents.actor(parameters), encoder(environments.observation_space).encode
+    count = environments.num_envs
+    rows = max(count, POLICY_ROWS)
 
-    def choose(observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
-        if not stochastic:
-            return act(observations, None, masks)
-        draws = [agents.agent.distribution.noise(rng, (observations.shape[1],)) for rng in generators]
-        return act(observations, np.stack(draws), masks)
+    def filled(x: np.ndarray | None, value: Any) -> np.ndarray | None:
+        if x is None or count == rows:
+            return x
+        missing = np.full((len(x), rows - count, *x.shape[2:]), value, x.dtype)
+        return np.concatenate([x, missing], axis=1)
+
+    def choose(observations: np.ndarray, noise: np.ndarray | None, masks: np.ndarray | None) -> np.ndarray:
+        seen = normaliser(encode(observations))
+        return act(filled(seen, 0), filled(noise, 0), filled(masks, True))[:, :count]
 
     return choose

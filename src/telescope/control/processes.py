@@ -52,6 +52,7 @@ class SpreadIteration:
         first = reports[0]
         self.rows: list[dict[str, Any]] = [row | crew.times for report in reports for row in report["rows"]]
         self.step, self.finished, self.notes = first["step"], first["finished"], first["notes"]
+        self.warnings = [sentence for report in reports for sentence in report["warnings"]]
         self.total_steps = crew.config.total_steps
 
     @property
@@ -224,7 +225,7 @@ def _work(job: bytes, connection: Connection) -> None:
     try:
         train, config, state, more = pickle.loads(job)
         for metrics in train(config, state, **more):
-            names = ("rows", "step", "finished", "notes")
+            names = ("rows", "step", "finished", "notes", "warnings")
             connection.send_bytes(pickle.dumps({name: getattr(metrics, name) for name in names}))
             while (wanted := connection.recv()) != "go":
                 connection.send_bytes(pickle.dumps(getattr(metrics, wanted)))

@@ -27,7 +27,7 @@ from telescope.control.agents import ActorCritic, Agents, default_network
 from telescope.control.config import OnPolicyConfig
 from telescope.control.distributions import distribution
 from telescope.control.environments import Environments
-from telescope.control.evaluate import evaluate, evaluation_environments
+from telescope.control.evaluate import cut_note, evaluate, evaluation_environments
 from telescope.control.lifting import lift
 from telescope.control.networks import Network
 from telescope.control.normalisation import ObservationNormaliser, RewardScaler
@@ -56,6 +56,8 @@ class Iteration:
         """Environment steps per seed so far."""
         self.total_steps = session.config.total_steps
         self.finished = session.iteration == session.config.iterations
+        self.warnings = session.warnings
+        """Sentences about this iteration (which episodes of its evaluation never ended, say)."""
         self.notes = session.notes
         """Sentences about this run that its user should see (what cannot be resumed exactly, say)."""
 
@@ -219,6 +221,7 @@ class Session:
 
     def _evaluate(self) -> np.ndarray | None:
         """Mean evaluation return of each seed [S], if this iteration crossed a multiple of `eval_every`."""
+        self.warnings: list[str] = []
         every, batch = self.config.eval_every, self.config.batch_size
         due = every and (self.step // every > (self.step - batch) // every)
         if not due:
@@ -231,8 +234,10 @@ class Session:
             self._evaluation,
             seeds=self.config.seed_values,
             episodes=self.config.eval_episodes,
+            max_steps=self.config.eval_max_steps,
             bound=self.rollouts.bound,
         )
+        self.warnings += filter(None, [cut_note(result, self.config.seed_values, self.config.eval_max_steps)])
         return result.returns.mean(axis=1)
 
     def _evaluation_environments(self) -> Environments:
@@ -240,6 +245,7 @@ class Session:
             self.config.env,
             seeds=self.config.seed_values,
             episodes=self.config.eval_episodes,
+            max_steps=self.config.eval_max_steps,
             env_kwargs=self.config.env_kwargs,
             backend=self.config.backend,
             vectorization=self.config.vectorization,

@@ -6,6 +6,7 @@ Returns are measured elsewhere (`evaluate.py`); this is only to look at.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,27 +25,34 @@ def record(
     *,
     env_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
+    max_steps: int = 3000,
 ) -> Path:
-    """Play one episode by `act(observation, action_mask=…)` and write folder/episode.mp4; returns its path."""
+    """Play one episode by `act(observation, action_mask=…)` and write folder/episode.mp4; returns its path.
+
+    A film of an episode that has not ended after `max_steps` ends there, with a warning.
+    """
     import imageio.v2 as imageio
 
     kwargs = dict(env_kwargs or {}) | {"render_mode": "rgb_array"}
     with quiet_mujoco():
         world = env(**kwargs) if callable(env) else gym.make(env, **kwargs)
     world = Recorder(world)  # checks steps, and finds masks
-    frames: list[Any] = []
+    target = Path(folder) / "episode.mp4"
+    film: Any
     try:
         observation, info = world.reset(seed=seed)
-        ended = False
-        while not ended:
-            frames.append(world.render())
-            action = act(observation, action_mask=info.get("action_mask"))
-            observation, _, terminated, truncated, info = world.step(action)
-            ended = terminated or truncated
-        frames.append(world.render())
+        fps = world.metadata.get("render_fps", 30)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with imageio.get_writer(target, fps=fps, macro_block_size=2) as film:  # one frame in memory at a time
+            for _ in range(max_steps):
+                film.append_data(world.render())
+                action = act(observation, action_mask=info.get("action_mask"))
+                observation, _, terminated, truncated, info = world.step(action)
+                if terminated or truncated:
+                    break
+            else:
+                warnings.warn(f"the film ends after {max_steps:,} steps, its episode does not", stacklevel=2)
+            film.append_data(world.render())
     finally:
         world.close()
-    target = Path(folder) / "episode.mp4"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    imageio.mimsave(target, frames, fps=world.metadata.get("render_fps", 30), macro_block_size=2)
     return target

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from telescope.control.compiling import from_cache_or_anew, undisturbed
+
 PATIENCE = 64
 """Calls of one shape by torch.func's own dispatch before they are recorded, which takes as long as many of them."""
 REHEARSALS = 3
@@ -75,8 +77,9 @@ class _Lifted:
             graph = make_fx(flat)(*inputs)
             graph.graph.eliminate_dead_code()
             graph.recompile()
-            program = _compiled(graph, inputs) if self.compiled else graph
-            return _Captured(program, inputs) if captured else _without_gradient(program)
+            with undisturbed():
+                program = from_cache_or_anew(lambda: _compiled(graph, inputs)) if self.compiled else graph
+                return _Captured(program, inputs) if captured else _without_gradient(program)
 
 
 def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Program:

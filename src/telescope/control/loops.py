@@ -5,10 +5,10 @@ Imported when first needed, as numba takes 0.3 s. What the numbers are for is up
 """
 
 # S seeds, B environments per seed, K numbers per environment, N = S·B
-from typing import Any
 
 import numpy as np
-from numba import njit
+
+from telescope.recurrence.caching import compiled
 
 
 def _absorb(  # type: ignore[no-untyped-def]
@@ -65,12 +65,5 @@ def _move_carts(  # type: ignore[no-untyped-def]
         outside[n] = x < -farthest or x > farthest or theta < -widest or theta > widest
 
 
-def _compiled(function: Any) -> Any:
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except (OSError, RuntimeError):  # nowhere to write the cache: compile again in each process
-        return njit(nogil=True)(function)
-
-
-absorb = _compiled(_absorb)
-move_carts = _compiled(_move_carts)
+absorb = compiled(_absorb)
+move_carts = compiled(_move_carts)

@@ -29,6 +29,7 @@ from numba import carray, literal_unroll, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from telescope.recurrence import caching
 from telescope.recurrence.cpu import PAGE, SHORT
 
 REGISTER = 64  # bytes of a vector: 16 lanes of float32; narrower machines take several registers for one
@@ -413,8 +414,4 @@ def compiled(function: Any, dtype: np.dtype) -> Any:
     arguments: list[Any] = [read, read, write]
     if function in (gae_rows, gae_columns):
         arguments = [read] * 3 + [flag] * 3 + [types.float64] * 3 + [write] * 2
-    signature = (*arguments, types.intp, types.intp)
-    try:
-        return njit([signature], nogil=True, cache=True)(function)
-    except (OSError, RuntimeError):  # nowhere to write the cache: compile again in each process
-        return njit([signature], nogil=True)(function)
+    return caching.compiled(function, (*arguments, types.intp, types.intp))

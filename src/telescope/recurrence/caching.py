@@ -1,0 +1,74 @@
+"""Loops compiled by numba, with its cache on disk, whose files are checked and made anew where they are broken.
+
+Numba writes them without syncing, so a power cut leaves empty or cut ones; read as they are, they raise for ever, or
+run as machine code. Leaves out the loops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+
+def compiled(function: Callable[..., Any], *signatures: Any) -> Any:
+    """`function` compiled, for these signatures alone where there are any; it releases the GIL."""
+    dispatcher = njit(nogil=True)(function)
+    with contextlib.suppress(OSError, RuntimeError):  # nowhere to write the cache: compile again in each process
+        dispatcher._cache = _Checked(dispatcher.py_func)
+    try:
+        return _of_signatures(dispatcher, signatures)
+    except OSError:
+        return _of_signatures(njit(nogil=True)(function), signatures)
+
+
+def _of_signatures(dispatcher: Any, signatures: Any) -> Any:
+    for signature in signatures:
+        dispatcher.compile(signature)
+    if signatures:
+        dispatcher.disable_compile()
+    return dispatcher
+
+
+class _Checked(FunctionCache):  # type: ignore[misc]
+    """The cache of one function; what of it cannot be read is forgotten."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file.__class__ = _File
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # whatever broken bytes made pickle or LLVM raise
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except (EOFError, pickle.UnpicklingError, ValueError):  # of the index, which was broken meanwhile
+            with contextlib.suppress(OSError):
+                self.flush()
+
+
+class _File(IndexDataCacheFile):  # type: ignore[misc]
+    """Data files that begin with the SHA-256 of the rest."""
+
+    def _save_data(self, name: str, data: Any) -> None:
+        content = self._dump(data)
+        with self._open_for_write(self._data_path(name)) as file:
+            file.write(hashlib.sha256(content).digest() + content)
+
+    def _load_data(self, name: str) -> Any:
+        raw = Path(self._data_path(name)).read_bytes()
+        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+            raise ValueError(f"{name} is damaged")
+        return pickle.loads(raw[32:])

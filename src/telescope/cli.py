@@ -18,6 +18,7 @@ from telescope.commands.evaluate import evaluate
 from telescope.commands.plot import plot
 from telescope.commands.train import train
 from telescope.failures import installed, is_users, missing_extra
+from telescope.streams import delivered, mended
 
 USAGE = """usage: telescope COMMAND …
 
@@ -53,8 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for a run that failed, 2 for a command that makes no sense."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _quieten()
-    if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())  # as `python -m` has it: the user's own modules are found
+    with mended():
+        status = _run(arguments)
+        lost = delivered()
+        return _fail(lost, status or 1) if lost else status
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if arguments else 2

@@ -237,9 +237,10 @@ def subject_of(config: Any) -> str:
 
 @contextlib.contextmanager
 def _signals(display: Display | None = None, folder: RunFolder | None = None) -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM is put into, to be looked at between iterations; a second SIGINT interrupts.
+    """A list that SIGINT, SIGTERM or SIGHUP is put into, to be looked at between iterations; a 2nd SIGINT interrupts.
 
     The first one is answered at once on the display. In a thread, which gets no signals, the list stays empty.
+    A SIGHUP that is ignored already (nohup) stays so.
     """
     received: list[int] = []
 
@@ -255,7 +256,10 @@ def _signals(display: Display | None = None, folder: RunFolder | None = None) ->
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, remember) for number in numbers}
     try:
         yield received
     finally:

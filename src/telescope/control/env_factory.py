@@ -89,6 +89,9 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
         return env
     module, _, name = env.rpartition(":")
     if module:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ValueError(f"env is {env!r}; expected an id, or module:Id, and {module!r} is no name of a module")
+        _find_modules_here()
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
@@ -97,6 +100,15 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
         return gym.spec(name)
     except gym.error.Error as error:
         raise ValueError(unknown_id(env, gym.registry)) from error
+
+
+def _find_modules_here() -> None:
+    """The working directory's modules are found, as by `python -m`, but only where one is named, and after all others.
+
+    A folder from somebody else may hold a torch.py, which must not be what `import torch` finds.
+    """
+    if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
 
 
 UNLIMITED = 2**31 - 1

@@ -220,7 +220,11 @@ def split(state: dict[str, Any], parts: list[Any]) -> list[dict[str, Any]]:
 
 def _work(job: bytes, connection: Connection) -> None:
     """A worker: train one share, and after each iteration wait for what is wanted."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a terminal's processes; the first one decides
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # sent to all of a terminal's processes; the first one decides
         signal.signal(number, signal.SIG_IGN)
     try:
         train, config, state, more = pickle.loads(job)

@@ -19,7 +19,7 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 def compiled(function: Callable[..., Any], *signatures: Any) -> Any:
     """`function` compiled, for these signatures alone where there are any; it releases the GIL."""
-    dispatcher = njit(nogil=True)(function)
+    dispatcher: Any = njit(nogil=True)(function)
     with contextlib.suppress(OSError, RuntimeError):  # nowhere to write the cache: compile again in each process
         dispatcher._cache = _Checked(dispatcher.py_func)
     try:

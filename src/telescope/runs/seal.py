@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from telescope.runs.files import RunError, explained, read, shown, write_atomic
@@ -21,7 +22,12 @@ def close(folder: Path, run: str) -> None:
 
 
 def check(folder: Path, run: str) -> None:
-    """RunError naming the file that is missing, was changed or added, or that all of it is another run's."""
+    """RunError naming the file that is missing, was changed or added, or that all of it is another run's.
+
+    Who deletes the seal says that a change is meant.
+    """
+    if not os.path.lexists(folder / NAME):
+        return
     try:
         seal = json.loads(read(folder / NAME))
         owner, files = seal["run"], {str(name): str(digest) for name, digest in seal["files"].items()}

@@ -12,6 +12,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(
     prefix="telescope-state-"
 )  # the key that signs runs: not the user's own
+# Threads that wait awake, as is the default, take the cores from the other workers when a test asks for two.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from hypothesis import settings

@@ -264,10 +264,20 @@ def completion_states(
     if len(rows) == len(tokens):
         cache.batch_repeat_interleave(group)
     else:
-        cache.batch_select_indices(rows // group)
+        select_rows(cache, rows // group)
     both_mask = torch.cat([asked_mask[rows // group], mask[rows]], 1)
     rest = _run(trunk, tokens[rows], both_mask, tokens.shape[1], cache)
-    return torch.cat([first.repeat_interleave(group, 0), rest if len(rows) == len(tokens) else rest[copies]], 1)
+    return torch.cat([first.repeat_interleave(group, 0), rest if len(rows) == len(tokens) else rest.index_select(0, copies)], 1)
+
+
+def select_rows(cache: Any, rows: Tensor) -> None:
+    """Keep the cache's texts with these numbers, some of them several times over.
+
+    The gradient of `index_select` adds copies in their order. That of `x[rows]`, which `cache.batch_select_indices`
+    takes, adds them in whatever order the threads reach them, so that equal commands would give different bits.
+    """
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
 
 
 def alike(tokens: Tensor, mask: Tensor, group: int) -> tuple[Tensor, Tensor]:

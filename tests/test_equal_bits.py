@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from telescope.control.distributions import categorical
 from telescope.language import models
+from telescope.threads import own_settings, settle
 
 REPEATS = 8  # with the gradient of `x[rows]` in the place of `index_select`'s, two repeats rarely agree
 
@@ -40,3 +42,34 @@ def test_the_gradient_of_a_group_that_shares_its_prompt_and_its_copies_is_one_nu
 
     first = gradient()
     assert all(torch.equal(gradient(), first) for _ in range(REPEATS))
+
+
+def test_whatever_network_a_run_trains_its_gradient_is_one_number() -> None:
+    # A network of the user's own may read rows several times over by x[rows], as a mixture of experts does.
+    x = torch.randn(32, 512, requires_grad=True)
+    rows = torch.randint(0, 32, (512,))
+    weights = torch.randn(512, 512)
+
+    @own_settings
+    def loop() -> Iterator[Tensor]:
+        settle(2, "cpu")
+        for _ in range(REPEATS):
+            yield torch.autograd.grad((x[rows] * weights).sum(), x)[0]
+
+    first, *others = loop()
+    assert all(torch.equal(first, other) for other in others)
+    assert torch.get_deterministic_debug_mode() == 0  # outside, it is the caller's
+
+
+def test_the_log_probability_of_an_action_has_a_gradient_without_a_scatter() -> None:
+    # Compiled code leaves its fused loops for a scatter once sums have an order.
+    outputs = torch.randn(5, 3, requires_grad=True)
+    log_probs = categorical(3).log_prob(outputs, torch.tensor([0, 1, 2, 2, 0]), torch.tensor([[True, True, True]] * 5))
+    expected = torch.log_softmax(outputs, -1)[torch.arange(5), [0, 1, 2, 2, 0]]
+    assert torch.equal(log_probs, expected)
+    names, todo = set(), [log_probs.grad_fn]
+    while todo:
+        node = todo.pop()
+        names.add(type(node).__name__)
+        todo += [parent for parent, _ in node.next_functions if parent is not None]
+    assert not {name for name in names if "Gather" in name or "Index" in name}

@@ -18,14 +18,31 @@ class Settings(NamedTuple):
     threads: int
     dtype: torch.dtype
     """Of tensors that name none."""
+    order: int
+    """1: sums that threads share are added up in one order, so that equal commands give equal bits."""
+    filled: bool
+    """Is memory that nobody has written filled, which costs time and changes no result of ours?"""
 
     @classmethod
     def found(cls) -> Settings:
-        return cls(torch.get_num_threads(), torch.get_default_dtype())
+        order, filled = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+        return cls(torch.get_num_threads(), torch.get_default_dtype(), order, filled)
 
     def hold(self) -> None:
         torch.set_num_threads(self.threads)
         torch.set_default_dtype(self.dtype)
+        torch.set_deterministic_debug_mode(self.order)
+        torch.utils.deterministic.fill_uninitialized_memory = self.filled
+
+
+def settle(threads: int, device: str) -> None:
+    """The settings of a run, once it is known where it computes; `own_settings` gives the caller's back.
+
+    On the CPU the gradient of x[rows], rows drawn several times over, would otherwise be added up in the order in
+    which threads come by. On CUDA the same switch refuses operations and asks for environment variables.
+    """
+    order = 1 if device == "cpu" else torch.get_deterministic_debug_mode()
+    Settings(threads, torch.get_default_dtype(), order, False).hold()
 
 
 def own_settings(train: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:

@@ -64,7 +64,8 @@ def categorical(n: int) -> Distribution:
 
     def log_prob(logits: Tensor, actions: Tensor, masks: Masks = None) -> Tensor:
         log_p = torch.log_softmax(_allowed(logits, masks), dim=-1)
-        return log_p.gather(-1, actions[..., None].long())[..., 0]
+        chosen = actions[..., None] == torch.arange(n, device=logits.device)  # [..., n]
+        return torch.where(chosen, log_p, 0.0).sum(-1)  # the gradient of a gather would be a scatter, in no fixed order
 
     return Distribution(
         outputs=n,

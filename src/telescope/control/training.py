@@ -36,6 +36,7 @@ from telescope.control.rehearsal import rehearse
 from telescope.control.rollout import Episodes, Rollout, Rollouts, encoder
 from telescope.control.starting import require_same_shape, start_from
 from telescope.control.trial import require_network, try_network, without_effect
+from telescope.threads import settle
 
 UPDATES_THAT_PAY = 15_000
 """Gradient steps from which compiling saves time: it costs tens of seconds once, a compiled step is shorter."""
@@ -104,7 +105,7 @@ class Session:
         self.iteration = 0
         self.execution = resume["execution"] if resume else execution(config)
         self.notes = [in_words(self.execution, config)]
-        torch.set_num_threads(self.execution["threads"])
+        settle(self.execution["threads"], config.device)
         self.rollouts = _rollouts(config)
         self._evaluation: Environments | None = None
         self._last_state: dict[str, Any] | None = None

@@ -267,7 +267,8 @@ def completion_states(
         select_rows(cache, rows // group)
     both_mask = torch.cat([asked_mask[rows // group], mask[rows]], 1)
     rest = _run(trunk, tokens[rows], both_mask, tokens.shape[1], cache)
-    return torch.cat([first.repeat_interleave(group, 0), rest if len(rows) == len(tokens) else rest.index_select(0, copies)], 1)
+    rest = rest if len(rows) == len(tokens) else rest.index_select(0, copies)
+    return torch.cat([first.repeat_interleave(group, 0), rest], 1)
 
 
 def select_rows(cache: Any, rows: Tensor) -> None:

@@ -25,6 +25,7 @@ from telescope.language.probe import probe
 from telescope.language.rewards import given_to, is_folder, load_function, name_of
 from telescope.language.tasks import Reward, Task, is_held_out, without_ends
 from telescope.language.text import end_texts, plain_ids, prompt_ids
+from telescope.threads import settle
 
 # Streams of random numbers, keyed with the seed and the step: there is no generator state to store.
 PROMPTS, TOKENS, MINIBATCHES, DEMONSTRATIONS, PAIRS, EVALUATION = range(6)
@@ -97,7 +98,7 @@ class Session:
         self.notes: list[str] = []
         parallel.join(config.device)
         self.execution = parallel.now(resume["execution"]) if resume else execution(config)
-        torch.set_num_threads(self.execution["threads"])
+        settle(self.execution["threads"], config.device)
         self.task: Task = config.open_task()
         self.max_tokens = config.max_tokens or self.task.max_tokens
         with warnings.catch_warnings(record=True) as said:

@@ -132,6 +132,7 @@ def test_samples_of_any_text_come_back_and_none_is_lost_on_resume(tmp_path):
     table = GrowingTable(path, resume_step=None)
     for step, text in enumerate(AWKWARD):
         table.write(step, [completion(text), completion("after")])
+    table.close()
     before = path.read_bytes()
     csv.field_size_limit(sys.maxsize)
     try:
@@ -143,7 +144,8 @@ def test_samples_of_any_text_come_back_and_none_is_lost_on_resume(tmp_path):
     table = GrowingTable(path, resume_step=len(AWKWARD) - 1)  # resuming reads what is longer than csv's own limit
     assert path.read_bytes() == before
     table.write(len(AWKWARD), [completion("new")])
-    GrowingTable(path, resume_step=len(AWKWARD) - 1)
+    table.close()
+    GrowingTable(path, resume_step=len(AWKWARD) - 1).close()
     assert path.read_bytes() == before
 
 
@@ -154,8 +156,9 @@ def test_rows_after_the_checkpoint_and_a_row_that_a_crash_cut_are_dropped(tmp_pa
     table.write(2, [completion("one\ntwo")])
     kept = path.read_bytes()
     table.write(4, [completion("three\nfour" + "x" * 60)])
+    table.close()
     path.write_bytes(path.read_bytes()[:-cut])
-    GrowingTable(path, resume_step=2)
+    GrowingTable(path, resume_step=2).close()
     assert path.read_bytes() == kept
     GrowingTable(path, resume_step=None)
     assert not path.exists()
@@ -172,4 +175,5 @@ def test_tables_are_on_the_disk_before_the_checkpoint(tmp_path, monkeypatch):
     table.write(2, [{"name": "kl"}])
     synced.clear()
     table.sync()
+    table.close()
     assert synced == [(tmp_path / "health.csv").stat().st_ino]

@@ -5,7 +5,9 @@ Training is elsewhere. The model alone is an ordinary transformers folder, `RUN/
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,14 +16,15 @@ import torch
 
 from telescope import algorithms
 from telescope.checks import on_device
-from telescope.language import models
-from telescope.language.evaluate import answered, distance, is_greedy
+from telescope.language import models, pretrained
+from telescope.language.evaluate import Sampling, answered, distance, usual
 from telescope.language.preferences import RewardModel, accuracy
-from telescope.language.rewards import load_function
-from telescope.language.sampling import decode, encode, sample
-from telescope.language.tasks import Reward, without_ends
+from telescope.language.rewards import is_folder, load_function, name_of
+from telescope.language.sampling import COLDEST, decode, encode, sample
+from telescope.language.tasks import without_ends
 from telescope.language.text import end_texts
-from telescope.language.training import PAIRS, generator, put_back
+from telescope.language.training import PAIRS, Scoring, generator, put_back, scorings
+from telescope.runs.files import RunError
 from telescope.runs.folder import RunFolder
 
 
@@ -34,54 +37,101 @@ class Answers:
         self.trust = trust
         self.config: Any = on_device(folder.config_to_use(cls, trusted=trust, runs_code=False), device)
         # as it was saved: a run in bfloat16 that trains an adapter saves float32, which holds all of its update
-        self.model, self.tokenizer = models.load(str(folder.require_model()), dtype=None)
+        self.model, self.tokenizer = models.load(str(folder.require_model()), dtype=None, trust=trust)
         self.model = self.model.to(self.config.device).eval()
         self.ends = models.ends_of(self.model, self.tokenizer)
 
     def complete(
         self, prompts: Sequence[str], *, max_tokens: int = 64, temperature: float = 1.0, rng: Any = None
     ) -> list[str]:
-        """A completion of each prompt: the likeliest tokens, or with `rng` (a NumPy generator) a sample."""
+        """A completion of each prompt: the likeliest tokens, or with `rng` (a NumPy generator) a sample.
+
+        temperature: of that sample; 0: the likeliest tokens after all.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts is the string {prompts[:40]!r}; expected a list of strings: [prompt]")
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}; expected at least 1")
+        greedy = rng is None or _checked(temperature, None, None, 1).temperature == 0
         asked = encode(self.tokenizer, prompts, self.config.device)
-        noise = None if rng is None else rng.random((len(prompts), max_tokens), dtype=np.float32)
+        noise = None if greedy else rng.random((len(prompts), max_tokens), dtype=np.float32)
         uniforms = None if noise is None else torch.from_numpy(noise).to(self.config.device)
         found = sample(
-            self.model, asked, ends=self.ends, max_tokens=max_tokens, uniforms=uniforms, temperature=temperature
+            self.model,
+            asked,
+            ends=self.ends,
+            max_tokens=max_tokens,
+            uniforms=uniforms,
+            temperature=1.0 if greedy else temperature,
         )
         return decode(self.tokenizer, found, self.ends)
 
-    def evaluate(self, prompts: int = 1000) -> dict[str, Any]:
-        """On held-out prompts: `exact_match` of greedy answers or `reward` of sampled ones, their `length`, `kl`."""
+    def evaluate(
+        self,
+        prompts: int = 1000,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        samples: int | None = None,
+    ) -> dict[str, Any]:
+        """On held-out prompts: `exact_match` of greedy answers, `reward` of sampled ones, `length`, `truncated`, `kl`.
+
+        Samples are drawn with the run's own temperature, top_k and top_p. Each of the four arguments replaces one of
+        these, and any of them has exact_match measured on samples too. temperature 0 is greedy, top_k 0 and top_p 1 the
+        whole vocabulary. `temperature`, `top_k`, `top_p` and `samples` of the result are those of the first metric.
+        What could not be measured is None, and a warning says why.
+        """
+        if prompts < 1:
+            raise ValueError(f"prompts is {prompts}; expected at least 1")
+        asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "samples": samples}
+        asked = {name: value for name, value in asked.items() if value is not None}
         if self.folder.algorithm == "reward_model":
+            if asked:
+                raise ValueError(f"{next(iter(asked))} is of no use to a reward model, which samples nothing")
             return self._ordered(prompts)
         task = without_ends(self.config.open_task(), end_texts(self.tokenizer, self.ends))
         rows = task.held_out[:prompts]
-        scoring, name = (task.reward, f"of {task.name}") if task.reward else (self._reward(), self.config.reward)
         limits: dict[str, Any] = {"ends": self.ends, "max_tokens": self.config.max_tokens or task.max_tokens}
-        greedy = is_greedy(task.metric)
-        found = answered(self.model, self.tokenizer, rows, scoring, name=name, greedy=greedy, **limits)
-        kl = distance(self.model, self._reference(), self.tokenizer, rows, **limits)
-        return {
-            task.metric: found["reward"],
-            "kl": kl,
-            "length": found["length"],
-            "truncated": found["truncated"],
-            "prompts": len(rows),
-        }
+        measured, first = dict[str, Any](), dict[str, Any]()
+        for metric, scoring in scorings(task, self._own(needed=task.reward is None)).items():
+            sampling = usual(metric, self.config)
+            if asked:
+                run = usual("reward", self.config)._asdict()
+                sampling = _checked(**run | asked)
+            found = answered(self.model, self.tokenizer, rows, scoring, sampling=sampling, **limits)
+            measured[metric] = found["reward"]
+            first = first or {"length": found["length"], "truncated": found["truncated"], **sampling._asdict()}
+        reference = self._reference()
+        kl = None if reference is None else distance(self.model, reference, self.tokenizer, rows, **limits)
+        return {**measured, "kl": kl, **first, "prompts": len(rows)}
 
-    def _reward(self) -> Reward:
-        """What the run was rewarded by, a function or a model, as a function."""
-        source = self.config.reward
-        if not os.path.isdir(source):
+    def _own(self, *, needed: bool) -> Scoring | None:
+        """What the run was rewarded by, as a function; where it is not needed, its absence is a warning."""
+        source = getattr(self.config, "reward", None)
+        if source is None:
+            return None
+        try:
+            if is_folder(source):
+                return Scoring(RewardModel.load(source, self.config.device).reward, source)
             self.folder.require_trust(self.trust)
-            return load_function(source)
-        return RewardModel.load(source, self.config.device).reward
+            return Scoring(load_function(source), name_of(source))
+        except (RunError, ValueError) as error:
+            if needed:
+                raise
+            warnings.warn(f"the run's own reward is not measured: {error}", stacklevel=3)
+            return None
 
     def _reference(self) -> Any:
-        """The model that training began with, after its warm start where it had one."""
+        """The model that training began with, after its warm start where it had one; None where it is gone."""
         config = self.config
         dtype = getattr(torch, config.dtype)
-        reference = models.load(config.model, seed=config.seed, dtype=dtype)[0].to(config.device).eval()
+        try:
+            reference = models.load(config.model, seed=config.seed, dtype=dtype, trust=self.trust)[0]
+        except ValueError as error:
+            warnings.warn(f"kl is not measured, without the model that training began with: {error}", stacklevel=3)
+            return None
+        reference = pretrained.cast(reference, next(self.model.parameters()).dtype).to(config.device).eval()
         state = self.folder.load_checkpoint()
         if state is not None and state.get("start"):
             put_back(reference, state["start"])
@@ -89,10 +139,24 @@ class Answers:
 
     def _ordered(self, pairs: int) -> dict[str, Any]:
         model = RewardModel.load(os.fspath(self.folder), self.config.device)
-        rows = self.config.open_task().pairs(generator(0, PAIRS, 2**31), pairs, held_out=True)  # type: ignore[misc]
+        rows = self.config.open_task().pairs(generator(0, PAIRS, 2**31), pairs, held_out=True)
         with torch.no_grad():
-            margin = model.pair_loss(rows)[1]
+            margin = torch.cat([model.pair_loss(rows[i : i + 256])[1] for i in range(0, len(rows), 256)])
         return {"accuracy": accuracy(margin), "margin": float(margin.mean()), "pairs": len(rows)}
+
+
+def _checked(temperature: float, top_k: int | None, top_p: float | None, samples: int) -> Sampling:
+    """Settings that mean something; ValueError that names the one that does not."""
+    if not 0 <= temperature < math.inf or 0 < temperature < COLDEST:
+        raise ValueError(f"temperature is {temperature}; expected 0 (the likeliest tokens), or {COLDEST} and more")
+    if top_k is not None and top_k < 0:
+        raise ValueError(f"top_k is {top_k}; expected how many of the likeliest tokens may be drawn, 0 for all")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; expected a probability above 0")
+    if samples < 1 or (samples > 1 and temperature == 0):
+        why = "at temperature 0 all completions of a prompt are alike" if samples > 1 else "expected at least 1"
+        raise ValueError(f"samples is {samples}; {why}")
+    return Sampling(temperature, top_k or None, None if top_p == 1 else top_p, samples)
 
 
 def load(run: str | os.PathLike[str], *, trust: bool = False, device: str | None = None) -> Answers:

@@ -40,10 +40,18 @@ class EvalOptions:
 
 @dataclasses.dataclass(frozen=True)
 class AnswerOptions:
-    """Evaluate the language model of a run on held-out prompts, greedily."""
+    """Evaluate the language model of a run on held-out prompts: right answers greedily, rewards on samples."""
 
     prompts: int = 1000
-    """Held-out prompts, at most."""
+    """Held-out prompts, at most; of a reward model, pairs."""
+    samples: int | None = None
+    """Sample this many completions of each prompt and take the mean, with the run's own sampling settings."""
+    temperature: float | None = None
+    """Sample at this temperature instead of the run's; 0: the likeliest token each time."""
+    top_k: int | None = None
+    """Sample from this many of the likeliest tokens instead of the run's; 0: from all."""
+    top_p: float | None = None
+    """Sample from the likeliest tokens of this probability instead of the run's; 1: from all."""
     json: bool = False
     """Print one JSON object on standard output instead of a table."""
     device: str | None = None
@@ -95,9 +103,14 @@ def _answers(run: str, options: AnswerOptions) -> int:
     from telescope.answers import load
 
     with notes():
-        answers = load(run, trust=options.trust, device=options.device)
-    found = answers.evaluate(options.prompts)
-    lines = [f"{name:12} {value:,.4g}" for name, value in found.items()]
+        found = load(run, trust=options.trust, device=options.device).evaluate(
+            options.prompts,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            samples=options.samples,
+        )
+    lines = [f"{name:12} {'-' if value is None else f'{value:,.4g}'}" for name, value in found.items()]
     print(json.dumps(found) if options.json else "\n".join(lines))
     return 0
 

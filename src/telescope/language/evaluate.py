@@ -6,7 +6,7 @@ It leaves out training; evaluating changes nothing in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,70 +17,89 @@ from telescope.language.log_probs import token_log_probs
 from telescope.language.models import bias_of, completion_states, output_of, trunk_of
 from telescope.language.rewards import score
 from telescope.language.sampling import decode, encode, sample
-from telescope.language.tasks import Reward, Row
-from telescope.language.training import EVALUATION, Session, generator
+from telescope.language.tasks import Row
+from telescope.language.training import EVALUATION, Scoring, Session, generator
 from telescope.losses import kl_k3
 
 
+class Sampling(NamedTuple):
+    """How completions are drawn in an evaluation."""
+
+    temperature: float = 1.0
+    """0: the likeliest token each time."""
+    top_k: int | None = None
+    top_p: float | None = None
+    samples: int = 1
+    """Completions of each prompt."""
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def usual(metric: str, config: Any) -> Sampling:
+    """How a metric is measured unless asked otherwise: right answers greedily, rewards as the run samples."""
+    if metric == "exact_match":
+        return GREEDY
+    return Sampling(*(getattr(config, name, getattr(Sampling(), name)) for name in ("temperature", "top_k", "top_p")))
+
+
 def held_out(session: Session) -> dict[str, float]:
-    """The model of a session on its task's held-out prompts, by the task's own reward or else the run's.
+    """The model of a session on its task's held-out prompts, by the task's own reward and by the run's.
 
     Nothing where there is neither, or nothing could be scored.
     """
-    scoring = session.scoring()
-    if scoring is None:
-        return {}
-    rows = session.task.held_out[: session.config.eval_prompts]
-    with parallel.gathered(session.policy):
-        found = answered(
-            session.policy,
-            session.tokenizer,
-            rows,
-            scoring,
-            ends=session.ends,
-            max_tokens=session.max_tokens,
-            name=f"of {session.task.name}" if session.task.reward else str(getattr(session.config, "reward", None)),
-            greedy=is_greedy(session.task.metric),
-        )
-    return {} if np.isnan(found["reward"]) else {session.task.metric: found["reward"]}
-
-
-def is_greedy(metric: str) -> bool:
-    """Is it measured on the likeliest answers? Right ones are; for what is liked all that a policy may say counts."""
-    return metric == "exact_match"
+    rows, measured = session.task.held_out[: session.config.eval_prompts], dict[str, float]()
+    for metric, scoring in session.scorings().items():
+        with parallel.gathered(session.policy):
+            found = answered(
+                session.policy,
+                session.tokenizer,
+                rows,
+                scoring,
+                ends=session.ends,
+                max_tokens=session.max_tokens,
+                sampling=usual(metric, session.config),
+            )
+        if not np.isnan(found["reward"]):
+            measured[metric] = found["reward"]
+    return measured
 
 
 def answered(
     policy: Any,
     tokenizer: Any,
     rows: Sequence[Row],
-    reward: Reward,
+    scoring: Scoring,
     *,
     ends: Sequence[int],
     max_tokens: int,
-    name: str,
-    greedy: bool,
+    sampling: Sampling,
 ) -> dict[str, float]:
-    """Answer the rows, greedily or by one sample each: mean `reward`, mean `length`, and the share `truncated`.
+    """Answer the rows: mean `reward` over all completions, mean `length`, and the share `truncated`.
 
     Each rank answers its share of them; the first one scores all.
     """
     device = next(policy.parameters()).device
-    share = parallel.share(len(rows))
-    noise = None if greedy else draws(len(rows), max_tokens, device)[share]
+    share, (temperature, top_k, top_p, samples) = parallel.share(len(rows)), sampling
+    greedy = temperature == 0
+    noise = None if greedy else draws(len(rows) * samples, max_tokens, device).unflatten(0, (-1, samples))[share]
+    settings: dict[str, Any] = {} if greedy else {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     mine = rows[share]
     texts, lengths, cut = [], [], []
     for start in range(0, len(mine), 1024):
         part = mine[start : start + 1024]
         prompts = encode(tokenizer, [row["prompt"] for row in part], device)
-        uniforms = None if noise is None else noise[start : start + 1024]
-        completions = sample(policy, prompts, ends=ends, max_tokens=max_tokens, uniforms=uniforms)
+        uniforms = None if noise is None else noise[start : start + 1024].flatten(0, 1)
+        completions = sample(
+            policy, prompts, ends=ends, max_tokens=max_tokens, uniforms=uniforms, group=samples, **settings
+        )
         texts += decode(tokenizer, completions, ends)
         lengths += completions.mask.sum(1).tolist()
         cut += (~completions.terminated).tolist()
     found = zip(*parallel.gather((texts, lengths, cut)), strict=True)
     texts, lengths, cut = ([x for part in parts for x in part] for parts in found)
-    scores = parallel.from_first(lambda: score(reward, rows, texts, name=name))
+    every = [row for row in rows for _ in range(samples)]
+    scores = parallel.from_first(lambda: score(scoring.reward, every, texts, name=scoring.name))
     return {
         "reward": float(scores.double().nanmean()),
         "length": float(np.mean(lengths)),

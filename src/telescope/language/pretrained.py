@@ -25,7 +25,7 @@ WEIGHTS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
-TRUST = "pass --trust (from Python: trust=True) if you trust whoever made it"
+TRUST = "only `telescope eval --trust` and trust=True from Python run it, if you trust whoever made it"
 
 
 class ModelError(ValueError):

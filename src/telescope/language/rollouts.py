@@ -28,7 +28,7 @@ from telescope.language.preferences import RewardModel, train_reward_model
 from telescope.language.rewards import is_folder, load_function, name_of, overlong, score
 from telescope.language.sampling import Completions, Prompts, decode, encode, joined, sample
 from telescope.language.supervised import cross_entropy, demonstrations
-from telescope.language.tasks import Reward, Row
+from telescope.language.tasks import Row
 from telescope.language.training import (
     DEMONSTRATIONS,
     MINIBATCHES,
@@ -36,10 +36,12 @@ from telescope.language.training import (
     TOKENS,
     Iteration,
     Optimiser,
+    Scoring,
     Session,
     everything,
     generator,
     put_back,
+    scorings,
     trainable,
 )
 from telescope.losses import kl_k3
@@ -96,10 +98,10 @@ class RolloutSession(Session):
         self.objective = objective
         self.beta: float = objective.beta if resume is None else resume["beta"]
         """The coefficient of the KL; a controller may move it."""
-        self.columns = (self.task.metric, *columns)
         self.watch = Watch(None if resume is None else resume.get("health"))
         self.start: dict[str, Tensor] | None = None if resume is None else resume["start"]
         self._score_by(resume)
+        self.columns = (*(self.scorings() or (self.task.metric,)), *columns)
         if resume is None:
             self._warm_start()
         elif self.start is not None:
@@ -143,11 +145,10 @@ class RolloutSession(Session):
         policy, tokenizer = models.load(self.config.model, seed=self.config.seed + 1)
         return RewardModel(policy.eval(), tokenizer, self.ends, self.config.device)
 
-    def scoring(self) -> Reward:
-        """The task's own reward, or else the run's: its function, or its reward model as one."""
-        if self.task.reward is not None:
-            return self.task.reward
-        return self.reward if self.reward_model is None else self.reward_model.reward
+    def scorings(self) -> dict[str, Scoring]:
+        """The task's reward, and that of the run: its function, or its reward model as one."""
+        own = self.reward if self.reward_model is None else self.reward_model.reward
+        return scorings(self.task, Scoring(own, self.reward_name) if self.config.reward is not None else None)
 
     def scores(self, rows: list[Row], texts: list[str]) -> Tensor:
         """One score per completion, [B]; NaN where not scored."""

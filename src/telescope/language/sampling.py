@@ -19,6 +19,9 @@ from telescope.language.log_probs import sampling_support
 from telescope.language.models import require_positions, require_tokens
 from telescope.language.text import following_texts, prompt_ids
 
+COLDEST = 1e-6
+"""The lowest temperature: logits divided by less may leave single precision."""
+
 
 class Prompts(NamedTuple):
     """N prompts, padded on the left."""
@@ -117,6 +120,8 @@ def sample(
         uniforms: [B, max_tokens] in [0, 1), the random numbers of each token; None: the likeliest token.
         temperature, top_k, top_p: what is drawn from; `support` then has the tokens that could be drawn.
     """
+    if not temperature >= COLDEST:
+        raise ValueError(f"temperature is {temperature}; expected {COLDEST} or more; uniforms=None is greedy")
     n = len(prompts.tokens) * group
     completions = _Growing(n, max_tokens, prompts.tokens.device)
     if n == 0:

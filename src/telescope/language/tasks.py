@@ -44,7 +44,7 @@ class Task(NamedTuple):
     answers: bool = True
     """Does every row have an `answer` to learn from before RL?"""
     pairs: Callable[..., list[Row]] | None = None
-    """Preference pairs (rng, count, held_out=False): rows with `prompt`, `chosen`, `rejected`."""
+    """Preference pairs (rng, count, held_out=False): rows with `prompt`, `chosen`, `rejected`; held out each once."""
     rows: Sequence[Row] = ()
     """All rows of a file; a built-in task draws without end."""
 
@@ -240,6 +240,8 @@ def pairs_of(name: str) -> Task:
 
     def pairs(rng: np.random.Generator, count: int, held_out: bool = False) -> list[Row]:
         source = kept[held_out] or kept[False]
+        if held_out:
+            return source[:count]  # a draw would take some twice, and leave others out
         return [source[int(i)] for i in rng.integers(len(source), size=count)]
 
     return Task(name, lambda rng, count: pairs(rng, count), kept[True], None, "accuracy", 64, False, pairs, rows)

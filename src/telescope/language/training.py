@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -88,6 +88,22 @@ class Iteration:
                 f"the state after step {self._iteration} is gone: training has reached step "
                 f"{self._session.iteration}; read `.state` before asking for the next metrics"
             )
+
+
+class Scoring(NamedTuple):
+    """A reward that is measured on held-out prompts."""
+
+    reward: Reward
+    name: str
+    """What an error calls it."""
+
+
+def scorings(task: Task, own: Scoring | None) -> dict[str, Scoring]:
+    """By metric: the task's reward, and a run's own, which in a task of right answers is measured besides."""
+    found = {} if task.reward is None else {task.metric: Scoring(task.reward, f"of {task.name}")}
+    if own is not None:
+        found.setdefault("reward", own)  # lm/taste measures what is hidden from the run
+    return found
 
 
 class Session:
@@ -177,9 +193,9 @@ class Session:
         taken, self._findings = self._findings, []
         return taken
 
-    def scoring(self) -> Reward | None:
-        """What answers to held-out prompts are scored by; None where there is nothing."""
-        return self.task.reward
+    def scorings(self) -> dict[str, Scoring]:
+        """By metric, what answers to held-out prompts are scored by."""
+        return scorings(self.task, None)
 
     @property
     def progress(self) -> float:

@@ -505,3 +505,27 @@ def test_a_place_outside_the_buffer_is_refused(told: Any, wrong: int) -> None:
     places = (told(np.array([0, wrong])), told(np.array([0, 1])))
     with pytest.raises(ValueError, match=r"places holds indices outside \[0, 3\) for axis 0"):
         conventions.dense_final_values(told(np.ones((3, 2))), places, told(np.ones(2)))
+
+
+def test_a_step_that_is_given_up_is_brax_s() -> None:
+    """The recipe of docs/switching.md, against Brax's recursion written out. Kills: `gae` for Brax's advantages."""
+    steps, last = oracle.rollout((T, B)), np.random.default_rng(5).normal(size=B)
+    rewards, values, truncated = steps.rewards, steps.values, steps.truncated
+    ended = steps.terminated & ~truncated
+    targets, later = np.zeros((T + 1, B)), np.zeros(B)
+    targets[T] = last
+    ahead = np.concatenate([values[1:], last[None]])
+    for t in reversed(range(T)):  # a truncated step passes nothing on, and is worth its own value
+        delta = rewards[t] + GAMMA * ~ended[t] * ahead[t] - values[t]
+        later = np.where(truncated[t], 0, delta + GAMMA * LAM * ~ended[t] * later)
+        targets[t] = values[t] + later
+    wanted = np.where(truncated, 0, rewards + GAMMA * ~ended * targets[1:] - values)
+
+    given = {"terminated": ended | truncated, "truncated": None, "gamma": GAMMA, "lam": LAM}
+    kept = np.where(truncated, values, rewards)
+    found = telescope.vtrace(kept, values, ahead, log_ratios=np.zeros((T, B)), **given)
+    np.testing.assert_allclose(found.targets, targets[:T], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.advantages, wanted, rtol=1e-12, atol=1e-12)
+    advantages, returns = telescope.gae(kept, values, ahead, **given)
+    np.testing.assert_allclose(returns, targets[:T], rtol=1e-12, atol=1e-12)
+    assert not np.allclose(advantages, wanted)

@@ -144,3 +144,28 @@ def test_bad_arguments_are_named(change: dict[str, Any], message: str) -> None:
     good = {"rewards": steps.rewards, "quantiles": quantiles, "next_quantiles": successors, **flags(steps)}
     with pytest.raises(ValueError, match=message):
         telescope.distributional_gae(**{**good, "gamma": GAMMA, "lam": LAM, **change})
+
+
+def safer_by(lam: float, *, behind: bool) -> float:
+    """Expected advantage of a safe action minus that of a risky one, with weights on the lower of two quantiles.
+
+    Safe is worth 1, risky 0 or 2.4, evenly: as the return from the state it leads to, or as its own reward.
+    """
+    start, weights = [1.0, 1.0], np.array([1.0, 0.0])
+    later = {"safe": [1.0, 1.0], "risky": [0.0, 2.4]}
+    found = {}
+    for action, outcomes in {"safe": [1.0, 1.0], "risky": [0.0, 2.4]}.items():
+        columns = np.array([[0.0, 0.0], outcomes] if behind else [outcomes, [0.0, 0.0]])  # [T, outcome]
+        follow = later[action] if behind else [0.0, 0.0]
+        quantiles = np.array([[start, start], [follow, follow]])  # [T, outcome, N]
+        found[action] = telescope.distributional_gae(
+            columns, quantiles, np.array([[follow, follow], [[0.0, 0.0]] * 2]),
+            terminated=np.array([[False, False], [True, True]]), truncated=None, gamma=1.0, lam=lam, weights=weights,
+        ).advantages[0].mean()  # fmt: skip
+    return round(float(found["safe"] - found["risky"]), 12)
+
+
+def test_low_quantiles_shun_risk_only_below_lambda_1_and_behind_the_step() -> None:
+    """The table of docs/estimators.md. Kills: the claim that they always do."""
+    assert [safer_by(lam, behind=True) for lam in (0.0, 0.5, 0.95, 1.0)] == [1.0, 0.4, -0.14, -0.2]
+    assert [safer_by(lam, behind=False) for lam in (0.0, 0.5, 0.95, 1.0)] == [-0.2] * 4

@@ -101,3 +101,29 @@ def test_the_pages_lines_keep_the_packages_results(
     for name, array in zip(("advantages", "returns"), theirs(case), strict=True):
         np.testing.assert_allclose(described[name], array, rtol=precision, atol=precision)
         np.testing.assert_allclose(ours[name], array, rtol=precision, atol=precision)
+
+
+@pytest.mark.filterwarnings("default")  # theirs are not ours to mend
+@pytest.mark.skipif(find_spec("rlax") is None, reason="rlax is not installed")
+def test_leaky_vtrace_is_vtrace_of_a_leaky_ratio() -> None:
+    """The lines of docs/estimators.md. Kills: a recipe whose advantages are clipped, and so are not rlax's."""
+    import jax.numpy as jnp
+    import rlax
+
+    import telescope
+
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        rewards, values, discounts = random.normal(size=(3, 7)).astype(np.float32)
+        discounts, alpha = np.abs(np.tanh(discounts)), float(random.random())
+        successors = np.append(values[1:], np.float32(0.3))
+        rho = np.exp(random.normal(size=7)).astype(np.float32)
+        theirs = rlax.leaky_vtrace_td_error_and_advantage(
+            *map(jnp.asarray, (values, successors, rewards, discounts, rho)), alpha, 1.0
+        )
+        log_ratios = np.log(alpha * np.minimum(1, rho) + (1 - alpha) * rho)
+        clips: dict[str, Any] = dict.fromkeys(("rho_clip", "c_clip", "pg_rho_clip"))
+        ends: dict[str, Any] = dict.fromkeys(("terminated", "truncated"))
+        ours = telescope.vtrace(rewards, values, successors, log_ratios=log_ratios, gamma=discounts, **clips, **ends)
+        np.testing.assert_allclose(ours.targets - values, theirs.errors, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(ours.advantages, theirs.pg_advantage, rtol=1e-4, atol=1e-4)

@@ -46,9 +46,11 @@ def distributional_gae(
     with the reward and can take the place of `gae` in any loss. The published metric is quoted with the opposite
     sign; taken so, it would make the policy gradient point downhill.
 
-    Equal weights give `gae` on the mean of the quantiles; N = 1 gives `gae`. Other weights are the point: those
-    on the low quantiles alone (CVaR) make an advantage that shuns risk. The targets are the one-step Bellman
-    targets that a quantile-Huber loss compares with.
+    Equal weights give `gae` on the mean of the quantiles; N = 1 gives `gae`. Weights on the low quantiles alone
+    (CVaR) make an advantage that shuns risk, where λ < 1 and the risk lies in the return after the next state. At λ = 1
+    the sum telescopes to the discounted return minus Σ w G[t], a baseline, and is neutral to risk; so is every λ
+    to the risk of the step's own reward and next state, over which samples are averaged. The targets are the one-step
+    Bellman targets that a quantile-Huber loss compares with.
 
     Args:
         rewards, terminated, truncated, mask: [T, *batch], as in `gae`.

@@ -24,7 +24,7 @@ def shaped_rewards(
     mask: Array | None = None,
     differentiable: bool = False,
 ) -> Array:
-    """Shaped reward r̃[t] = r[t] + γ (1 − terminated[t]) Φ(s'[t]) − Φ(s[t]) (Ng et al. 1999; Schulman 2016, eq. 19).
+    """Shaped reward r̃[t] = r[t] + γ (1 − terminated[t]) Φ(s'[t]) − Φ(s[t]) (Ng et al. 1999; Schulman 2016, eq. 20).
 
     The potential is 0 where an episode terminates; a truncated step keeps that of the state it reached. With
     Φ = v it is `td_error`, and GAE is its γλ-discounted sum. With values shifted by −Φ, `gae` of the shaped
@@ -48,7 +48,7 @@ def shaped_rewards(
 
 @quiet
 def response_function(transitions: Array, rewards: Array, policy: Array, *, lags: int) -> Array:
-    """Response χ(l; s, a) = E[r[t+l] | s, a] − E[r[t+l] | s] (Schulman et al. 2016, eq. 23), exactly.
+    """Response χ(l; s, a) = E[r[t+l] | s, a] − E[r[t+l] | s] (Schulman et al. 2016, eq. 26), exactly.
 
         q₀(s, a) = r(s, a),   qₗ(s, a) = Σ_s' P(s'|s, a) Σ_a' π(a'|s') qₗ₋₁(s', a')
         χ(l; s, a) = qₗ(s, a) − Σ_a' π(a'|s) qₗ(s, a')

@@ -14,9 +14,9 @@ DEMO := runs/demo
 help:  ## what the verbs do
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
-demo: $(READY)  ## train eight seeds of PPO on CartPole, evaluate them, draw the curve
-	rm -rf $(DEMO)
-	$(BIN)/telescope train ppo CartPole-v1 --seeds 8 --total-steps 100000 --out $(DEMO)
+demo: $(READY)  ## train eight seeds of PPO on CartPole, or go on with those, evaluate them, draw the curve
+	if [ -e $(DEMO)/run.json ]; then $(BIN)/telescope train --resume $(DEMO); \
+	else $(BIN)/telescope train ppo CartPole-v1 --seeds 8 --total-steps 100000 --out $(DEMO); fi
 	$(BIN)/telescope eval $(DEMO) --episodes 100
 	@echo "The learning curve is in $$(ls $(DEMO)/*.png)"
 
@@ -55,15 +55,15 @@ bench-train: $(COMPLETE)  ## PPO against its rivals on this machine, for hours (
 bench-language: $(COMPLETE)  ## GRPO against TRL on this machine, for half an hour (ARGS=--quick tries it out): docs/benchmarks
 	$(BIN)/python -m benchmarks.language $(ARGS)
 
-clean:  ## remove what make made, the virtual environment too
-	rm -rf .venv build dist $(DEMO) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove what make made, the virtual environment too; run folders stay
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # Made anew only when the requirements move; touched last, so that a broken install is tried again.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) tools/check_python.py
 	@echo 'Installing the pinned set into .venv (2.6 GB on disk; a few minutes)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,envpool,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,envpool,language,dev]'
 	@touch $@
 
 # Triton comes without its own libraries for CUDA here: its interpreter runs our kernels on the CPU.

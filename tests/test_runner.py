@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import telescope
-from telescope.algorithms.ppo import PPO
+from telescope.algorithms.ppo import PPO, train
 from telescope.cli import main
 from telescope.control.networks import Network
+from telescope.control.training import execution
 from telescope.runner import _signals
-from telescope.runs import RunFolder, read_metrics
+from telescope.runs import MetricsLog, RunFolder, read_metrics
 from telescope.runs.display import Display
 
 CONFIG = PPO(num_envs=2, num_steps=16, minibatch_size=32, epochs=1, total_steps=96, seeds=2)
@@ -37,6 +38,20 @@ def test_one_call_leaves_the_folder_that_the_command_leaves(tmp_path, capsys):
     assert telescope.load(run).evaluate(1).returns.shape == (2, 1)
     assert main(["train", "--resume", str(run.path), "--total-steps", "128"]) == 0
     assert read_metrics(run)["step"].max() == 128
+
+
+def test_a_folder_that_another_loop_wrote_can_be_extended(tmp_path):
+    run = RunFolder.create(tmp_path / "run", CONFIG, algorithm="ppo", execution=execution(CONFIG), command=["-"])
+    with run.lock():
+        log = None
+        for metrics in train(CONFIG):
+            log = log or MetricsLog(run, columns=list(metrics.rows[0]))
+            log.write(metrics.rows)
+        log.sync()
+        run.save_checkpoint(metrics.state)
+        log.close()
+    assert main(["train", "--resume", str(run.path), "--total-steps", "160"]) == 0
+    assert read_metrics(run)["step"].tolist() == [step for step in range(32, 161, 32) for _ in range(2)]
 
 
 def test_a_network_of_ones_own_comes_along(tmp_path):

@@ -120,7 +120,7 @@ class Writer:
         self.folder, self.display = folder, display
         self.language = folder.algorithm in LANGUAGE
         self.resume_step: int | None = None if state is None else state["step"]
-        self.best: dict[str, Any] | None = None if state is None else state["best"]
+        self.best: dict[str, Any] | None = None if state is None else state.get("best")
         self.tables: dict[str, Any] = {}
         self.saved = time.monotonic()
         folder.save_config(config)

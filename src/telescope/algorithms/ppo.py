@@ -31,7 +31,11 @@ from telescope.threads import own_settings
 
 @dataclasses.dataclass(frozen=True)
 class PPO(OnPolicyConfig):
-    """Proximal policy optimisation: several epochs of a clipped surrogate on each rollout."""
+    """Proximal policy optimisation: several epochs of a clipped surrogate on each rollout.
+
+    A code in brackets, such as (c5) or (m1), is the number of a detail in "The 37 implementation details of PPO" (Huang
+    et al. 2022): c is a core detail, m one of continuous control.
+    """
 
     minibatch_size: int = 64
     """Samples per gradient step and seed (c6: shuffled anew each epoch)."""

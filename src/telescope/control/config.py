@@ -91,7 +91,7 @@ class ControlConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OnPolicyConfig(ControlConfig):
-    """The settings that actor–critic algorithms on fresh rollouts share."""
+    """The settings that actor–critic algorithms on fresh rollouts share; codes such as (c5) are explained at `PPO`."""
 
     num_steps: int = 2048
     """T, steps of each environment per rollout (c1)."""

@@ -267,18 +267,28 @@ def completion_states(
         select_rows(cache, rows // group)
     both_mask = torch.cat([asked_mask[rows // group], mask[rows]], 1)
     rest = _run(trunk, tokens[rows], both_mask, tokens.shape[1], cache)
-    rest = rest if len(rows) == len(tokens) else rest.index_select(0, copies)
+    rest = rest if len(rows) == len(tokens) else rows_of(rest, copies)
     return torch.cat([first.repeat_interleave(group, 0), rest], 1)
 
 
-def select_rows(cache: Any, rows: Tensor) -> None:
-    """Keep the cache's texts with these numbers, some of them several times over.
+def rows_of(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows], where some rows are taken several times over, with a gradient that adds the copies in their order.
 
-    The gradient of `index_select` adds copies in their order. That of `x[rows]`, which `cache.batch_select_indices`
-    takes, adds them in whatever order the threads reach them, so that equal commands would give different bits.
+    On the CPU that of `x[rows]` adds them as its threads reach them, so that equal commands would give different bits;
+    on CUDA that of `index_select` does.
     """
+    return x[rows] if x.is_cuda else x.index_select(0, rows)
+
+
+def select_rows(cache: Any, rows: Tensor) -> None:
+    """Keep the cache's texts with these numbers, some of them several times over."""
+    from transformers.cache_utils import DynamicLayer
+
     for layer in cache.layers:
-        layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
+        if type(layer).batch_select_indices is DynamicLayer.batch_select_indices and layer.get_seq_length() > 0:
+            layer.keys, layer.values = rows_of(layer.keys, rows), rows_of(layer.values, rows)
+        else:  # it holds more than keys and values
+            layer.batch_select_indices(rows)
 
 
 def alike(tokens: Tensor, mask: Tensor, group: int) -> tuple[Tensor, Tensor]:

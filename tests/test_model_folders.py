@@ -14,7 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from telescope.algorithms import sft
+from telescope.cli import main
 from telescope.language import models, pretrained
+from telescope.language.memory import memory
 from telescope.language.preferences import RewardModel
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
@@ -298,3 +301,44 @@ def test_half_precision_leaves_what_is_no_parameter_alone(good):
     built, saved = (models.load(source, dtype=torch.bfloat16)[0] for source in (models.TINY, str(good)))
     tokens = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(0))
     assert torch.equal(built(tokens).logits, saved(tokens).logits)
+
+
+# Late refusals, and memory
+
+
+def test_a_model_that_is_refused_late_leaves_no_folder(copy, tmp_path, capsys):
+    """Weights are read when training begins, behind all that is looked at beforehand."""
+    number(math.nan)(copy)
+    out = tmp_path / "run"
+    command = ["train", "sft", "lm/addition", "--model", str(copy), "--out", str(out), "--total-steps", "1"]
+    assert main(command) == 2
+    assert f"{WEIGHT} is not finite" in capsys.readouterr().err
+    assert not out.exists()
+    shutil.copytree(tmp_path / "model", out)  # what somebody else has put there stays
+    assert main(command) == 1
+    assert (out / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+        ),
+        MemoryError(),
+    ],
+)
+def test_where_memory_runs_out_it_is_said_what_reduces_it(error, tmp_path, monkeypatch, capsys):
+    names = {"__name__": "telescope.trains", "error": error}  # else it is the user's, and shown with its traceback
+    exec("def train(config, resume=None):\n    raise error\n    yield", names)
+    monkeypatch.setattr(sft, "train", names["train"])
+    out = str(tmp_path / "run")
+    assert main(["train", "sft", "lm/addition", "--out", out, "--total-steps", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "out of memory (" in said
+    assert "--micro-batch" in said
+    assert "--max-tokens" in said
+    assert "Traceback" not in said
+    with pytest.raises(RuntimeError, match="another error"), memory():
+        raise RuntimeError("another error")

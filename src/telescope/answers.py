@@ -18,6 +18,7 @@ from telescope import algorithms
 from telescope.checks import on_device
 from telescope.language import models, pretrained
 from telescope.language.evaluate import Sampling, answered, distance, usual
+from telescope.language.memory import memory
 from telescope.language.preferences import RewardModel, accuracy
 from telescope.language.rewards import is_folder, load_function, name_of
 from telescope.language.sampling import COLDEST, decode, encode, sample
@@ -41,6 +42,7 @@ class Answers:
         self.model = self.model.to(self.config.device).eval()
         self.ends = models.ends_of(self.model, self.tokenizer)
 
+    @memory()
     def complete(
         self, prompts: Sequence[str], *, max_tokens: int = 64, temperature: float = 1.0, rng: Any = None
     ) -> list[str]:
@@ -66,6 +68,7 @@ class Answers:
         )
         return decode(self.tokenizer, found, self.ends)
 
+    @memory()
     def evaluate(
         self,
         prompts: int = 1000,

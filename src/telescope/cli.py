@@ -46,7 +46,7 @@ WORDS = {
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
 """What libraries take from the environment about their own progress bars and greetings."""
 
-TOLD = (ValueError, OSError, ImportError, FloatingPointError)
+TOLD = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
 """Kinds of exceptions that telescope raises with a sentence in them; any other kind is a mistake in its code."""
 
 

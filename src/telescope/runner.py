@@ -61,7 +61,7 @@ def begin(
     config: Any, out: str | os.PathLike[str] | None, checkpoint_seconds: float, *, command: list[str], **more: Any
 ) -> tuple[RunFolder | None, int]:
     """Begin a new run; its folder (None on torchrun's other ranks) and exit status."""
-    from telescope.algorithms import algorithm_of, called, family
+    from telescope.algorithms import LANGUAGE, algorithm_of, called, family
     from telescope.runs.folder import RunFolder
 
     algorithm = algorithm_of(config)
@@ -72,14 +72,20 @@ def begin(
     subject = subject_of(config).removesuffix(".jsonl").strip("/").replace("/", "-")
     out = out or Path("runs") / f"{called(config)}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder.create(out, config, algorithm=algorithm, execution=shared.execution(config), command=command)
-    with folder.lock():
-        return folder, run(folder, config, None, checkpoint_seconds, **more)
+    try:
+        with folder.lock():
+            return folder, run(folder, config, None, checkpoint_seconds, **more)
+    except Exception:
+        if algorithm in LANGUAGE:  # a model that is refused late leaves nothing in the way of the next try
+            folder.discard()
+        raise
 
 
 def run(folder: RunFolder, config: Any, state: dict[str, Any] | None, checkpoint_seconds: float, **more: Any) -> int:
     """The loop around an algorithm's `train`, under the folder's lock; the exit status: 0, or 128 + a signal."""
     from telescope.algorithms import LANGUAGE, find
     from telescope.language import parallel
+    from telescope.language.memory import sparing
     from telescope.runs.display import Display
 
     if folder.algorithm in LANGUAGE:
@@ -88,7 +94,8 @@ def run(folder: RunFolder, config: Any, state: dict[str, Any] | None, checkpoint
     with Display(config.total_steps, first_step=first_step) as display, _signals(display, folder) as received:
         writer = Writer(folder, config, state, display)
         try:
-            for metrics in find(folder.algorithm).train(config, state, **more):
+            loop = find(folder.algorithm).train(config, state, **more)
+            for metrics in sparing(loop) if writer.language else loop:
                 writer.write(metrics)
                 stop, due = parallel.agree(received, writer.is_due(metrics, checkpoint_seconds))
                 if due:

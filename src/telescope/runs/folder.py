@@ -19,7 +19,7 @@ from typing import Any, Literal
 from telescope.runs import checkpoint, record, seal, verify
 from telescope.runs.config import from_mapping, to_mapping, write_config
 from telescope.runs.files import RunError, explained, held, join, remove_leftovers, replace_folder, shown
-from telescope.runs.lock import locked
+from telescope.runs.lock import LOCK, locked
 from telescope.runs.log import METRICS, TENSORBOARD
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -71,6 +71,14 @@ class RunFolder:
                     half.unlink(missing_ok=True)
                 raise
         return folder
+
+    def discard(self) -> None:
+        """Remove a folder in which nothing has been trained: what `create` made, and no more."""
+        if not self.metrics_path.exists():
+            for made in (self.config_path, self.path / record.NAME, self.path / LOCK):
+                made.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody else's file is in it
+                self.path.rmdir()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:

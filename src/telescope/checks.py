@@ -3,6 +3,7 @@
 It leaves out what only one configuration asks.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -10,7 +11,7 @@ import os
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -179,3 +180,32 @@ def on_device(config: Any, device: str | None) -> Any:
         warnings.warn(f"device {config.device!r} is not available here ({reason}); using cpu", stacklevel=3)
         config = dataclasses.replace(config, device="cpu")
     return config
+
+
+@contextlib.contextmanager
+def fitting() -> Iterator[None]:
+    """A state that lacks something, or has something else in its place, as a ValueError."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"the state to go on from does not hold what this run needs ({type(error).__name__}: {error}); was it "
+            "changed, or written by another version?"
+        ) from error
+
+
+def same_kind(what: str, saved: Any, own: Any) -> None:
+    """ValueError unless `saved` has the names, shapes and dtypes of `own`: compiled loops trust them."""
+    if isinstance(own, Mapping):
+        if not isinstance(saved, Mapping) or saved.keys() != own.keys():
+            names = sorted(saved) if isinstance(saved, Mapping) else type(saved).__name__
+            raise ValueError(f"{what} of the state to go on from holds {names}; expected {sorted(own)}")
+        for name, value in own.items():
+            same_kind(f"{what} {name}", saved[name], value)
+    elif hasattr(own, "shape"):
+        there, here = (
+            f"{type(x).__name__} {tuple(x.shape)} of {x.dtype}" if hasattr(x, "shape") else repr(x)
+            for x in (saved, own)
+        )
+        if there != here:
+            raise ValueError(f"{what} of the state to go on from is {there}; expected {here}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from telescope import algorithms
-from telescope.checks import on_device, whole_number
+from telescope.checks import fitting, on_device, whole_number
 from telescope.control.actions import bounding
 from telescope.control.agents import ActorCritic, Agents, default_network
 from telescope.control.config import OnPolicyConfig
@@ -47,14 +47,18 @@ class Policy:
         network = network or default_network(config, self._encoder.size, self.action_space)
         layout = create(network, self.seeds[:1])[1]
         self.agent = ActorCritic(network, distribution(self.action_space), layout)
-        self.parameters: Tensor = state["parameters"].to(config.device).clone()
+        with fitting():
+            self.parameters: Tensor = state["parameters"].to(config.device).float().clone()
+            rows, statistics = len(self.parameters), state["normaliser"]
+        if rows != len(self.seeds):
+            raise ValueError(f"the state holds {rows} agents, but the config has {len(self.seeds)} seeds")
         if self.parameters.shape[1] != sum(layout.sizes):
             raise ValueError(
                 f"the run has {self.parameters.shape[1]} parameters per agent, but the network that its config "
                 f"describes has {sum(layout.sizes)}; if it was trained with a network of your own, pass network="
             )
         self.normaliser = normaliser(config, self._encoder.size)
-        self.normaliser.restore(state["normaliser"])
+        self.normaliser.restore(statistics)
 
     def act(
         self,

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,7 @@ def run(folder: RunFolder, config: Any, state: dict[str, Any] | None, checkpoint
             writer.close()
         stopped = bool(stop) and not metrics.finished
         folder.set_status("stopped" if stopped else "finished")
-        _draw_curve(folder, display)
+        draw_curve(folder, display.note)
     if stopped:
         print(f"stopped at step {metrics.step:,} of {config.total_steps:,}; {resumable(folder)}", file=sys.stderr)
     return parallel.leave(128 + stop if stopped else 0)
@@ -217,16 +217,17 @@ def follows(algorithm: str) -> bool:
     return rank > 0
 
 
-def _draw_curve(folder: Any, display: Any) -> None:
+def draw_curve(folder: Any, say: Callable[[str], None]) -> None:
+    """The learning curve into the folder, and a sentence on where it is, or why there is none."""
     from telescope.runs.curves import plot as draw
     from telescope.runs.files import RunError
 
     try:
         draw([folder], folder.curves_path)
     except (ValueError, RunError) as error:  # no episode has ended yet, say: that takes nothing from the run
-        display.note(f"no learning curve: {error}")
+        say(f"no learning curve: {error}")
     else:
-        display.note(f"learning curve: {folder.path / folder.curves_path.name}")
+        say(f"learning curve: {folder.path / folder.curves_path.name}")
 
 
 def resumable(folder: RunFolder) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from telescope.checks import at_least_zero
 from telescope.commands.arguments import parse, value_of
-from telescope.runner import begin, follow, follows, run, wait_asleep
+from telescope.runner import begin, draw_curve, follow, follows, run, wait_asleep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +141,9 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
     elif state["iteration"] >= config.iterations or state.get("stopped"):
         done = f"{state['step']:,} steps done, total_steps is {config.total_steps:,}"
         say(f"{options.resume} is finished: {done}; a larger --total-steps extends it")
+        if first and folder.status != "finished":  # killed between its last checkpoint and its end
+            folder.set_status("finished")
+            draw_curve(folder, say)
         return 0
     else:
         now = parallel.now(state["execution"])

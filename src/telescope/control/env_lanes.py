@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from telescope.checks import same_kind
 from telescope.control.env_async import ReportedAsyncVectorEnv
 from telescope.control.env_cartpole import ENTRY_POINT, CartPolePopulation
 from telescope.control.env_checks import flags_fit, mask_fit, observation_fit, rewards_fit
@@ -239,7 +240,11 @@ class CopiedLane(Lane):
         return {**state, **seen}
 
     def restore(self, state: dict[str, Any], seeds: Sequence[int]) -> Reset:
-        self.reset(seeds)
+        observations, masks = self.reset(seeds)
+        if isinstance(self.vector, CartPolePopulation):  # whose compiled loop trusts its shapes
+            same_kind("CartPole", state["attributes"], copy_state(self.vector)["attributes"])
+        same_kind("environments", state["ended"], self._ended)
+        same_kind("environments", state["observations"], np.array(observations))
         paste_state(self.vector, state)
         masks = state["action_masks"]
         self._ended, self._gives_masks = np.array(state["ended"]), masks is not None

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from telescope.checks import same_kind
+
 EPSILON = 1e-8
 
 
@@ -40,6 +42,7 @@ class RunningMoments:
         return {"mean": self.mean.copy(), "variance": self.variance.copy(), "count": self.count.copy()}
 
     def restore(self, state: dict[str, Any]) -> None:
+        same_kind("normalisation", state, self.state())
         self.mean, self.variance, self.count = (np.array(state[name]) for name in ("mean", "variance", "count"))
         self._refresh()
 
@@ -95,7 +98,8 @@ class RewardScaler:
         return {**self.moments.state(), "returns": self.returns.copy()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.moments.restore(state)
+        same_kind("reward scaling", state, self.state())
+        self.moments.restore({name: value for name, value in state.items() if name != "returns"})
         self.returns = np.array(state["returns"])
 
 

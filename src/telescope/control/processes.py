@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from telescope.checks import fitting
 from telescope.control.config import OnPolicyConfig
 from telescope.control.starting import Start, rows_of, start_from
 from telescope.control.training import execution
@@ -74,7 +75,8 @@ class _Crew:
         self.start = start_from(more["start"], config.seeds) if more.get("start") is not None else None
         self.execution = resume["execution"] if resume else execution(config)
         self.shares = shares(config, self.execution["threads"])
-        self.states: list[Any] = [None] * len(self.shares) if resume is None else split(resume, self.shares)
+        with fitting():
+            self.states: list[Any] = [None] * len(self.shares) if resume is None else split(resume, self.shares)
         self.times = dict.fromkeys((*TIMES, "time_total"), 0.0)
         self.times["time_total"] = resume["elapsed"] if resume else 0.0
         self.workers: list[Any] = []

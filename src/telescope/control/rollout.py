@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from telescope.checks import fits_memory
+from telescope.checks import fits_memory, same_kind
 from telescope.control.actions import Bound
 from telescope.control.agents import Act
 from telescope.control.env_checks import require_finite, require_finite_array
@@ -210,6 +210,8 @@ class Rollouts:
         policy, not of this.
         """
         self.scaler.restore(state["scaler"])
+        own = {"episode_return": self.episode_return, "episode_length": self.episode_length}
+        same_kind("episodes", {name: state[name] for name in own}, own)
         self.episode_return, self.episode_length = (
             state["episode_return"].copy(),
             state["episode_length"].copy(),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from telescope.checks import require_device
+from telescope.checks import fitting, require_device, same_kind
 from telescope.control import population
 from telescope.control.actions import bounding, space_note
 from telescope.control.agents import ActorCritic, Agents, default_network
@@ -289,12 +289,17 @@ class Session:
                 f"resume holds seeds {state['seeds']}, but the config asks for {self.config.seed_values}; "
                 "a run continues with the seeds it began with (start= begins a new one from its agents)"
             )
+        with fitting():
+            self._restore_parts(state, allow_inexact)
+
+    def _restore_parts(self, state: dict[str, Any], allow_inexact: bool) -> None:
         saved = Agent(state["policy"]["parameters"], **state["optimiser"])
         if saved.parameters.shape != self.population.parameters.shape:
             raise ValueError(
                 f"resume holds {saved.parameters.shape[1]} parameters per agent, but this network has "
                 f"{self.population.parameters.shape[1]}; pass the config and network the run began with"
             )
+        same_kind("agents", saved._asdict(), {k: x.cpu() for k, x in self.population._asdict().items()})
         # cloned, so that the run never writes into the caller's state; torch's allocator also keeps the alignment
         self.population = Agent(*(tensor.to(self.config.device).clone() for tensor in saved))
         self._elapsed = state["elapsed"]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from telescope.checks import fitting
 from telescope.language import models, parallel
 from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
@@ -96,10 +97,12 @@ class RolloutSession(Session):
     ) -> None:
         super().__init__(config, resume, columns)
         self.objective = objective
-        self.beta: float = objective.beta if resume is None else resume["beta"]
+        with fitting():
+            beta, start = (objective.beta, None) if resume is None else (resume["beta"], resume["start"])
+        self.beta: float = beta
         """The coefficient of the KL; a controller may move it."""
         self.watch = Watch(None if resume is None else resume.get("health"))
-        self.start: dict[str, Tensor] | None = None if resume is None else resume["start"]
+        self.start: dict[str, Tensor] | None = start
         self._score_by(resume)
         self.columns = (*(self.scorings() or (self.task.metric,)), *columns)
         if resume is None:

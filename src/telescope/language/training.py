@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from telescope.checks import require_device
+from telescope.checks import fitting, require_device
 from telescope.language import adapters, models, parallel, pretrained
 from telescope.language.config import LanguageConfig
 from telescope.language.health import Finding, of_tokens
@@ -143,11 +143,13 @@ class Session:
         """Name the models that the optimiser changes, and bring them back from a state."""
         self.trained = trained
         if resume:
-            self._restore(resume)
+            with fitting():
+                self._restore(resume)
         self._distribute()
         self.optimiser = Optimiser(self.config, trained)
         if resume:
-            self.optimiser.restore(resume["optimiser"])
+            with fitting():
+                self.optimiser.restore(resume["optimiser"])
         self._started = time.perf_counter()
 
     def _distribute(self) -> None:
@@ -342,6 +344,8 @@ class Optimiser:
             for (_, parameter), saved in zip(self._copied(), state.get("copies", []), strict=True):
                 parameter.copy_(parallel.like(saved, parameter))
         for parameter, moments in zip(self.parameters, state["moments"], strict=True):
+            if any(x.shape != parameter.shape for name, x in moments.items() if name != "step"):
+                raise ValueError(f"resume holds moments of other shapes than {tuple(parameter.shape)} for a parameter")
             # cloned on the parameter's device: torch's allocator also keeps the alignment
             self.adam.state[parameter] = {
                 name: tensor.clone() if name == "step" else parallel.like(tensor, parameter)

@@ -77,7 +77,7 @@ def wait(pid, seconds):
     return None
 
 
-def command(arguments, log, seconds=120):
+def command(arguments, log, seconds=600):
     """Run a command to its end: its status and what it said."""
     status = wait(child(arguments, log), seconds)
     return status, Path(log).read_text(errors="replace")

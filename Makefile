@@ -61,13 +61,14 @@ clean:  ## remove what make made, the virtual environment too; run folders stay
 # Made anew only when the requirements move; touched last, so that a broken install is tried again.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) tools/check_python.py
-	@echo 'Installing the pinned set into .venv (2.6 GB on disk; a few minutes)'
+	@echo 'Installing what training needs into .venv (2.8 GB on disk with a CPU build of PyTorch; a few minutes)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,envpool,language,dev]'
 	@touch $@
 
 # Triton comes without its own libraries for CUDA here: its interpreter runs our kernels on the CPU.
 $(COMPLETE): $(READY)
+	@echo 'Installing what tests and benchmarks need besides (4.4 GB in all; a few minutes more)'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,envpool,language,lora,jax,rivals,dev]' \
 		'triton; sys_platform == "linux"'
 	@touch $@

@@ -83,6 +83,21 @@ def test_eval_records_a_video(trained, tmp_path):
     assert film.read_bytes()[4:8] == b"ftyp"
 
 
+def test_a_film_that_fails_comes_after_the_table_in_one_sentence(trained, tmp_path, capsys, monkeypatch):
+    def no_display(*arguments, **options):
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'\nat all")
+
+    monkeypatch.setattr("telescope.control.video.record", no_display)
+    monkeypatch.setattr("telescope.commands.evaluate.is_users", lambda error: False)  # this file is the user's
+    monkeypatch.setattr("telescope.cli.is_users", lambda error: False)
+    assert main(["eval", str(trained), "--episodes", "2", "--no-json", "--video", str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert "worst seed" in told.out
+    assert len(told.err.strip().splitlines()) == 1
+    assert "MUJOCO_GL" in told.err
+    assert "glGetError" in told.err
+
+
 def test_a_run_without_a_finished_episode_succeeds_without_a_curve(tmp_path, capsys):
     assert train(tmp_path / "run", "--total-steps", 32, env="Pendulum-v1") == 0
     assert "no learning curve" in capsys.readouterr().err

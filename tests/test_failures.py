@@ -4,6 +4,7 @@ import os
 import pickle
 import sys
 import traceback
+import warnings
 import zlib
 from pathlib import Path
 
@@ -143,3 +144,25 @@ def test_what_arrives_from_a_worker_is_the_users_still():
     assert is_users(arrived)
     assert is_users(KeyError(arrived))  # in this way Gymnasium raises it
     assert "test_failures.py" in arrived.__notes__[0]
+
+
+LIBRARY, MINE = "/x/lib/python3.11/site-packages/gymnasium/envs/registration.py", "/home/me/world.py"
+
+
+@pytest.mark.parametrize(("file", "asked", "shown"), [(LIBRARY, [], False), (MINE, [], True), (LIBRARY, ["d"], True)])
+def test_warnings_of_libraries_stay_off_the_terminal(monkeypatch, file, asked, shown):
+    """Those about the user's own code are shown, and all where warnings are asked for with -W."""
+    monkeypatch.setattr(sys, "warnoptions", asked)
+    told = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: told.append(str(message))
+        assert main(["--version"]) == 0
+        warnings.warn_explicit("is out of date", DeprecationWarning, file, 1)
+    assert told == ["is out of date"] * shown
+
+
+def test_a_missing_extra_is_named_wherever_it_is_imported(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert main(["plot", "runs/x"]) == 1
+    assert 'tyro is not installed, and this needs it: pip install "telescope-rl[control]"' in capsys.readouterr().err

@@ -11,6 +11,7 @@ import torch
 from telescope.cli import main
 from telescope.language import models
 from telescope.language.log_probs import token_log_probs
+from telescope.language.preferences import accuracy
 from telescope.language.probe import probe
 from telescope.language.sampling import Prompts, sample
 
@@ -189,3 +190,9 @@ def test_a_folder_is_trained_and_evaluated(name, special, tmp_path, capsys):
         capsys.readouterr()
         assert main(["eval", out, "--json", "--prompts", "5"]) == 0
         assert json.loads(capsys.readouterr().out)["kl"] >= 0
+
+
+def test_a_tie_of_a_reward_model_counts_half():
+    """As half precision often has them: counted as wrong, a model that says nothing would be worse than a guess."""
+    assert accuracy(torch.tensor([1.0, -1.0, 0.0, 2.0])) == 0.625
+    assert accuracy(torch.zeros(5, dtype=torch.bfloat16)) == 0.5

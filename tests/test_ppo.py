@@ -381,5 +381,3 @@ def test_evaluation_runs_whole_episodes_of_every_seed_and_does_not_disturb_train
         assert with_evaluation.pop("eval_return_mean") is not None
         without.pop("eval_return_mean")
         assert with_evaluation == without
-
-

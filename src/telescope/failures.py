@@ -58,7 +58,7 @@ def missing_extra(error: BaseException) -> str:
     package = _canonical(error.name.partition(".")[0])
     for requirement in importlib.metadata.requires("telescope-rl") or ():
         name, *extra = re.findall(r"^[\w.-]+|(?<=extra == ['\"])\w+", requirement)
-        if extra and _canonical(name) == package:
+        if extra not in ([], ["all"]) and _canonical(name) == package:
             return f'{package} is not installed, and this needs it: pip install "telescope-rl[{extra[0]}]"'
     return ""
 

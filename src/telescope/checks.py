@@ -130,6 +130,18 @@ def in_unit_interval(config: object, *names: str) -> None:
     _require(config, names, lambda x: 0 <= x <= 1, "a number in [0, 1]")
 
 
+def unread(config: object, name: str, reader: str, reason: str) -> None:
+    """ValueError if a field that nobody reads here was set to something of its own; `reader`: what would read it."""
+    if changed(config, name):
+        raise ValueError(f"{name} is {getattr(config, name)!r}, but {reason}, so nothing would read it; {reader}")
+
+
+def changed(config: object, name: str) -> bool:
+    """Is a field something else than its class's default?"""
+    [default] = [field.default for field in dataclasses.fields(config) if field.name == name]  # type: ignore[arg-type]
+    return bool(getattr(config, name) != default)
+
+
 def _require(config: object, names: Iterable[str], holds: Callable[[Any], bool], expected: str) -> None:
     for name in names:
         value = getattr(config, name)

@@ -48,6 +48,8 @@ class GRPO(RolloutConfig):
         at_least_zero(self, "resample")
         if self.beta is not None:
             at_least_zero(self, "beta")
+        if self.clip is not None and row(self).surrogate == "reinforce":
+            raise ValueError(f"clip is {self.clip}, but {self.objective} has no ratio to clip; leave it out")
         if row(self).critic:
             raise ValueError(f"objective is {self.objective!r}, which needs a critic: telescope train ppo {self.task}")
         self.require_company(row(self).whiten)
@@ -150,8 +152,7 @@ def update(
     if config.resample or not (objective.beta and objective.kl_place == "loss"):  # else all have a gradient
         learning = prompts[some[prompts]]
     sums: dict[str, Tensor] = {}
-    for piece in session.groups(rollout, learning) if len(learning) else ():
-        here, batch = rollout.members(piece), rollout.part(piece)
+    for here, batch in session.batches(rollout, learning) if len(learning) else ():
         mask, old = batch.completions.mask, batch.completions.log_probs
         log_probs = session.log_probs(session.states(batch), batch).log_probs
         reference, correction = batch.reference, batch.correction

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from telescope.checks import positive
+from telescope.checks import positive, unread
 from telescope.language import parallel
 from telescope.language.config import LanguageConfig
+from telescope.language.models import with_lora
 from telescope.language.preferences import RewardModel, accuracy
 from telescope.language.tasks import Task, pairs_of
 from telescope.language.training import PAIRS, Iteration, Session, generator
@@ -43,13 +44,14 @@ class RewardModelling(LanguageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "batch_size")
+        unread(self, "max_tokens", "it is the length limit of completions", "a reward model makes none")
 
     @property
     def rows(self) -> int:
         return 2 * self.batch_size
 
     def open_task(self) -> Task:
-        return pairs_of(self.task)
+        return pairs_of(self.task, self.digits)
 
 
 def preset(task: str) -> RewardModelling:
@@ -66,12 +68,14 @@ def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iter
     session = Session(config, resume, STATISTICS)
     task = session.task
     assert task.pairs is not None
+    if config.lora_rank:
+        session.policy = with_lora(session.policy, config.lora_rank, seed=config.seed)
     model = RewardModel(session.policy, session.tokenizer, session.ends, config.device)
     session.head = model.network
     session.begin({"reward_model": model.network}, resume)
     held_out = task.pairs(generator(0, PAIRS, 2**31), config.eval_prompts, held_out=True)
     if resume is None:
-        yield session.first(evaluate(model, held_out))
+        yield session.first(evaluate(model, held_out, config.at_once))
     for _ in session.iterations():
         rows = task.pairs(session.generator(PAIRS), config.batch_size)
         with session.timed("update"):
@@ -84,12 +88,13 @@ def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iter
             statistics = parallel.combined(statistics)
             statistics["gradient_norm"] = session.optimiser.step(session.progress)
         session.iteration += 1
-        evaluation = evaluate(model, held_out) if session.due() else {}
+        evaluation = evaluate(model, held_out, config.at_once) if session.due() else {}
         yield session.finish(statistics | {"learning_rate": session.optimiser.learning_rate}, evaluation)
 
 
 @torch.no_grad()
-def evaluate(model: RewardModel, rows: list[dict[str, Any]]) -> dict[str, float]:
+def evaluate(model: RewardModel, rows: list[dict[str, Any]], at_once: int | None) -> dict[str, float]:
     """The share of held-out pairs that the model orders as they are."""
-    margins = parallel.rows(model.pair_loss(rows[parallel.share(len(rows))])[1])
-    return {"accuracy": accuracy(margins)}
+    pieces = parallel.pieces(len(rows), at_once or len(rows), even=True)
+    margins = [model.pair_loss(rows[piece])[1] for piece in pieces]
+    return {"accuracy": accuracy(parallel.rows(torch.cat(margins)))}

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from telescope.checks import at_least_zero, in_unit_interval, positive
+from telescope.checks import at_least_zero, in_unit_interval, positive, unread
 from telescope.language import parallel
 from telescope.language.advantages import Credit, critic_advantages, token_rewards, whitened
 from telescope.language.config import RolloutConfig
@@ -73,6 +73,12 @@ class RLHF(RolloutConfig):
         for name in ("value_clip", "target_kl"):
             if getattr(self, name) is not None:
                 positive(self, name)
+        if self.target_kl is None:
+            unread(self, "kl_horizon", "it belongs to the controller that holds target_kl", "target_kl is none")
+        if self.value_model == "own":
+            unread(self, "value_coefficient", "a head on the policy's trunk has it", "value_model is 'own'")
+        if self.truncation != "penalty":
+            unread(self, "truncation_penalty", "take truncation penalty", f"truncation is {self.truncation!r}")
         if self.target_kl is not None and self.beta == 0:
             raise ValueError("beta is 0, but target_kl is set; the controller multiplies beta, so begin above 0")
 
@@ -182,7 +188,7 @@ class Critic:
     @torch.no_grad()
     def values_of(self, rollout: Rollout) -> Tensor:
         """Those of a whole rollout, piece by piece."""
-        parts = [rollout.part(piece) for piece in self.session.groups(rollout)]
+        parts = [part for _, part in self.session.batches(rollout)]
         found = [self.values(part, self.session.states(part) if self.shared else part.scores) for part in parts]
         width = rollout.completions.tokens.shape[1] + self.session.after
         return parallel.rows(torch.cat([*found, rollout.completions.log_probs.new_zeros(0, width)]))
@@ -244,8 +250,7 @@ def update(
     weights = torch.zeros_like(batch.advantages)
     weights[members] = token_weights(objective, batch.live[members], max_tokens=session.max_tokens)
     found = dict.fromkeys(("policy_loss", "value_loss", "kl", "clip_fraction", "ratio_max", "mismatch"), 0.0)
-    for piece in session.groups(rollout, prompts):
-        here, part = rollout.members(piece), rollout.part(piece)
+    for here, part in session.batches(rollout, prompts):
         live, old = batch.live[here], part.completions.log_probs
         states = session.states(part)
         log_probs = session.log_probs(states, part).log_probs

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from telescope.checks import positive
+from telescope.checks import in_unit_interval, positive
 from telescope.language import parallel
 from telescope.language.config import LanguageConfig
 from telescope.language.evaluate import held_out
@@ -39,6 +39,9 @@ class SFT(LanguageConfig):
         positive(self, "batch_size")
         if self.stop_at is not None:
             positive(self, "stop_at")
+            in_unit_interval(self, "stop_at")
+            if not self.eval_every:
+                raise ValueError(f"stop_at is {self.stop_at}, but eval_every is 0, so nothing is evaluated on the way")
 
     @property
     def rows(self) -> int:
@@ -47,6 +50,8 @@ class SFT(LanguageConfig):
     def open_task(self) -> Task:
         task = super().open_task()
         require_answers(task.rows)
+        if self.stop_at is not None and task.metric != "exact_match":
+            raise ValueError(f"stop_at is {self.stop_at}, but no answer of {task.name} is right or wrong; leave it out")
         return task
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from telescope.checks import at_least_zero, in_unit_interval, positive, typed
+from telescope.checks import at_least_zero, in_unit_interval, positive, typed, unread
 from telescope.language.models import TINY
 from telescope.language.tasks import Reward, Task, open_task, require_reward
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     Source = str | Reward
 else:
     Source = str  # what a flag and a TOML file can hold
+
+
+LIGHTER = 8
+"""Texts that need the memory of one that is learned from: per token and layer its activations are 34 bytes for every 4
+of keys and values (in 16 bits; Korthikanti et al. 2022, arXiv 2205.05198, equation 1)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,8 @@ class LanguageConfig:
     max_tokens: int | None = None
     """The length limit of a completion; none: the task's own (64 for files)."""
     micro_batch: int = 0
-    """Completions that go through the model at a time while it trains; 0: all of a step's."""
+    """Completions that go through the model at a time while it trains; 8 times as many while it samples or is
+    evaluated, which takes less memory; 0: all of a step's."""
     eval_every: int = 20
     """Evaluate on held-out prompts every so many steps; 0: only before the first and after the last."""
     eval_prompts: int = 1000
@@ -86,6 +92,11 @@ class LanguageConfig:
     def rows(self) -> int:
         """Texts that one optimiser step learns from."""
         raise NotImplementedError
+
+    @property
+    def at_once(self) -> int | None:
+        """Texts that go through the model at a time where nothing is learned from them; None: all."""
+        return LIGHTER * self.micro_batch or None
 
     def open_task(self) -> Task:
         """The task; ValueError where it is none that this algorithm can learn from."""
@@ -140,6 +151,10 @@ class RolloutConfig(LanguageConfig):
         )
         in_unit_interval(self, "warm_start")
         at_least_zero(self, "overlong_cache")
+        if self.off_policy == "none":
+            unread(
+                self, "off_policy_cap", "it bounds the weights of off_policy truncate or mask", "off_policy is 'none'"
+            )
         if not self.off_policy_cap > 1:
             raise ValueError(
                 f"off_policy_cap is {self.off_policy_cap}; expected more than 1, the weight where all is well"

@@ -59,6 +59,7 @@ def held_out(session: Session) -> dict[str, float]:
                 ends=session.ends,
                 max_tokens=session.max_tokens,
                 sampling=usual(metric, session.config),
+                at_once=session.config.at_once,
             )
         if not np.isnan(found["reward"]):
             measured[metric] = found["reward"]
@@ -74,6 +75,7 @@ def answered(
     ends: Sequence[int],
     max_tokens: int,
     sampling: Sampling,
+    at_once: int | None = None,
 ) -> dict[str, float]:
     """Answer the rows: mean `reward` over all completions, mean `length`, and the share `truncated`.
 
@@ -84,6 +86,7 @@ def answered(
     greedy = temperature == 0
     noise = None if greedy else draws(len(rows) * samples, max_tokens, device).unflatten(0, (-1, samples))[share]
     settings: dict[str, Any] = {} if greedy else {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    settings["at_once"] = at_once
     mine = rows[share]
     texts, lengths, cut = [], [], []
     for start in range(0, len(mine), 1024):

@@ -336,9 +336,9 @@ class Scalar(nn.Module):
 
     @classmethod
     def on(cls, policy: nn.Module) -> Scalar:
-        """A network of its own that begins as a copy of a policy's trunk."""
+        """A network of its own that begins as a copy of a policy's trunk, and learns in what that does (an adapter)."""
         weight = output_of(policy)
-        trunk = copy.deepcopy(trunk_of(policy)).requires_grad_(True).eval()
+        trunk = copy.deepcopy(trunk_of(policy)).eval()
         return cls(weight.shape[1], trunk).to(weight.device, weight.dtype)
 
     def forward(self, states: Tensor) -> Tensor:

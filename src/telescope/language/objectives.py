@@ -7,8 +7,8 @@ them in `language/frameworks.py`, formulas in docs/objectives.md. It leaves out 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from telescope.checks import typed
@@ -91,7 +91,7 @@ class Objective:
     """Clamp the log-ratio to ± the first and the estimate to ± the second."""
     # Critic, sampler
     value_clip: float | None = 0.2
-    """ε of the clipped value loss; None: not clipped. Only read where credit is "gae"."""
+    """ε of the clipped value loss; None: not clipped."""
     correction: Correction | None = None
     """For samples of another engine; None: its log-probabilities are not asked for."""
 
@@ -112,6 +112,9 @@ class Objective:
             raise ValueError(
                 f'scale is "{self.scale}" but baseline is "none"; scores are scaled after they were centred'
             )
+        for name, (read, reason) in READ_WHERE.items():
+            if not read(self) and getattr(self, name) != _DEFAULTS[name]:
+                raise ValueError(f"{name} is {getattr(self, name)}, which {self.name} does not read: {reason}")
         for name in ("eps", "beta", "gamma", "lam"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number that is not negative")
@@ -121,6 +124,27 @@ class Objective:
         """Does it need a value model?"""
         return self.credit == "gae"
 
+
+_DEFAULTS = {field.name: field.default for field in fields(Objective)}
+_RATIO_ONLY = (lambda row: row.surrogate != "reinforce", 'surrogate "reinforce" has no ratio')
+_CLIP_ONLY = (lambda row: row.surrogate == "clip", 'only surrogate "clip" has a loss that it could bound')
+_CRITIC_ONLY = (lambda row: row.critic, 'it belongs to a critic, which is credit "gae"')
+_STEPS_ONLY = (lambda row: row.credit != "sequence", 'credit "sequence" has no steps')
+READ_WHERE: dict[str, tuple[Callable[[Objective], bool], str]] = {
+    "clip": _RATIO_ONLY,
+    "ratio": _RATIO_ONLY,
+    "log_ratio_bounds": _RATIO_ONLY,
+    "dual_clip": _CLIP_ONLY,
+    "ratio_cap": _CLIP_ONLY,
+    "gamma": _STEPS_ONLY,
+    "masked": _STEPS_ONLY,
+    "score_at": _STEPS_ONLY,
+    "lam": _CRITIC_ONLY,
+    "value_clip": _CRITIC_ONLY,
+    "singleton": (lambda row: row.baseline != "none", 'baseline "none" compares nothing'),
+    "kl_gradient": (lambda row: row.kl_place == "loss", "in the reward only the value of the KL counts"),
+}
+"""Columns that some rows do not read. `eps` and `unbiased` wait for a `scale`, those of the KL for a `beta`."""
 
 # Our rows follow the papers. Where a paper leaves a number open, TRL's is taken.
 GRPO = Objective("grpo")

@@ -36,6 +36,8 @@ class RewardModel:
         trunk, width = models.trunk_of(policy), models.output_of(policy).shape[1]
         self.network = models.Scalar(width, trunk).to(device, next(policy.parameters()).dtype)
         self.tokenizer, self.ends, self.device = tokenizer, ends, device
+        self.at_once: int | None = None
+        """Texts that go through it at a time when it scores; None: all."""
 
     @classmethod
     def load(cls, folder: str, device: str) -> RewardModel:
@@ -56,7 +58,10 @@ class RewardModel:
     def scores(self, rows: Sequence[Row], completions: Sequence[str]) -> Tensor:
         """[B]. Texts are tokenised anew: the reward model need not share the policy's vocabulary."""
         prompts = [row["prompt"] for row in rows]
-        found = self.last(texts(self.tokenizer, prompts, completions, self.ends, self.device)).float()
+        batch = texts(self.tokenizer, prompts, completions, self.ends, self.device)
+        size = self.at_once or max(1, len(prompts))
+        pieces = [batch.part(slice(start, start + size)) for start in range(0, max(1, len(prompts)), size)]
+        found = torch.cat([self.last(piece) for piece in pieces]).float()
         if not bool(found.isfinite().all()):
             wrong = int(found.isfinite().logical_not().nonzero()[0])
             raise FloatingPointError(

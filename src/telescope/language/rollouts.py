@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from telescope.checks import fitting
+from telescope.checks import changed, fitting
 from telescope.language import models, parallel
 from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
@@ -49,6 +49,8 @@ from telescope.losses import kl_k3
 
 WARM_START_EVERY = 50
 """Steps between two looks at how good the warm start has become."""
+WARM_START = ("warm_start", "warm_start_steps", "warm_start_learning_rate")
+"""The fields that it alone reads."""
 WARM_START_RISE = 10
 """Optimiser steps over which its step size rises from 0."""
 SHOWN = 16
@@ -69,7 +71,15 @@ class Rollout(NamedTuple):
 
     def part(self, prompts: Tensor) -> Rollout:
         """The groups of some prompts."""
-        members = self.members(prompts)
+        return self._take(prompts, self.members(prompts), self.group)
+
+    def within(self, start: int, stop: int) -> Rollout:
+        """Of each group the completions from start to stop."""
+        every = torch.arange(len(self.prompts.tokens), device=self.scores.device)
+        members = self.members(every).view(len(every), self.group)[:, start:stop]
+        return self._take(every, members.reshape(-1), members.shape[1])
+
+    def _take(self, prompts: Tensor, members: Tensor, group: int) -> Rollout:
         chosen = members.tolist()
         return Rollout(
             [self.rows[i] for i in chosen],
@@ -78,7 +88,7 @@ class Rollout(NamedTuple):
             self.completions.rows(members),
             self.scores[members],
             None if self.reference is None else self.reference[members],
-            self.group,
+            group,
             None if self.correction is None else self.correction[members],
         )
 
@@ -127,6 +137,7 @@ class RolloutSession(Session):
             self.reward = load_function(source)
         elif isinstance(source, str):
             self.reward_model = RewardModel.load(source, self.config.device)
+            self.reward_model.at_once = self.config.at_once
         elif self.task.pairs is not None:
             self.reward_model = self._own_reward_model()
             if resume is not None:
@@ -165,8 +176,15 @@ class RolloutSession(Session):
 
     def _warm_start(self) -> None:
         """Train on right answers until `warm_start` of the held-out prompts is answered, and say so."""
-        config = self.config
-        if config.model != models.TINY or config.warm_start == 0 or not self.task.answers:
+        config, task = self.config, self.task
+        reasons = {
+            "a model was given": config.model != models.TINY,
+            "warm_start is 0": config.warm_start == 0,
+            f"{task.name} has no answers": not task.answers,
+        }
+        if reason := next((reason for reason, holds in reasons.items() if holds), None):
+            vain = [name for name in WARM_START if changed(config, name) and getattr(config, name)]
+            self.notes += [f"{name} is without effect: {reason}, so there is no warm start" for name in vain]
             return
         began = time.perf_counter()
         settings = dataclasses.replace(config, lr_warmup=WARM_START_RISE)  # the same start whatever RL's own rise is
@@ -230,6 +248,7 @@ class RolloutSession(Session):
                 temperature=config.temperature,
                 top_k=config.top_k,
                 top_p=config.top_p,
+                at_once=config.at_once,
             )
         if parallel.size() == 1:
             return completions
@@ -259,7 +278,7 @@ class RolloutSession(Session):
     @torch.no_grad()
     def all_log_probs(self, rollout: Rollout, model: nn.Module | None = None) -> Tensor:
         """Those of a whole rollout [B, T], piece by piece and without gradient, by the policy or another model."""
-        parts = [rollout.part(piece) for piece in self.groups(rollout)]
+        parts = [part for _, part in self.batches(rollout)]
         found = [self.log_probs(self.states(part, model), part, model).log_probs for part in parts]
         return parallel.rows(torch.cat([*found, rollout.completions.log_probs[:0]]))
 
@@ -276,12 +295,23 @@ class RolloutSession(Session):
         order = torch.from_numpy(rng.permutation(self.config.prompts))
         yield from order.to(self.config.device).chunk(self.config.minibatches)
 
-    def groups(self, rollout: Rollout, prompts: Tensor | None = None) -> tuple[Tensor, ...]:
-        """This rank's share of prompts, in micro-batches that go through the model at a time."""
+    def batches(self, rollout: Rollout, prompts: Tensor | None = None) -> Iterator[tuple[Tensor, Rollout]]:
+        """This rank's share of prompts in micro-batches that go through the model at a time; where each stands.
+
+        Groups stay whole, since completions share their prompt, unless a micro-batch is smaller than one.
+        """
         if prompts is None:
             prompts = torch.arange(len(rollout.prompts.tokens), device=rollout.prompts.tokens.device)
-        size = self.config.micro_batch // rollout.group or (1 if self.config.micro_batch else len(prompts))
-        return tuple(prompts[piece] for piece in self.pieces(len(prompts), max(1, size)))
+        group, size = rollout.group, self.config.micro_batch or len(rollout.texts)
+        for piece in self.pieces(len(prompts), max(1, size // group)):
+            some, part = prompts[piece], rollout.part(prompts[piece])
+            here = rollout.members(some).view(len(some), group)
+            for start in range(0, group, size):
+                stop = min(start + size, group)
+                yield (
+                    here[:, start:stop].reshape(-1),
+                    part.within(start, stop) if size < group else part,
+                )
 
     def table(self, rollout: Rollout) -> list[dict[str, Any]]:
         """The first completions of the rollout with their scores, after steps that are evaluated."""

@@ -8,7 +8,8 @@ leave the batch. It leaves out what a completion is worth.
 # C texts in the cache, at most B: completions that are alike so far are one
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -110,6 +111,7 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    at_once: int | None = None,
 ) -> Completions:
     """`group` completions of each prompt, one behind the other, from any transformers causal LM.
 
@@ -119,10 +121,19 @@ def sample(
         max_tokens: the length limit.
         uniforms: [B, max_tokens] in [0, 1), the random numbers of each token; None: the likeliest token.
         temperature, top_k, top_p: what is drawn from; `support` then has the tokens that could be drawn.
+        at_once: completions that go through the model at a time; None: all.
     """
     if not temperature >= COLDEST:
         raise ValueError(f"temperature is {temperature}; expected {COLDEST} or more; uniforms=None is greedy")
     n = len(prompts.tokens) * group
+    if at_once is not None and at_once < n:
+        settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        parts = _cut(prompts, uniforms, group, at_once)
+        found = [
+            sample(model, some, ends=ends, max_tokens=max_tokens, uniforms=noise, group=size, **settings)
+            for some, noise, size in parts
+        ]
+        return functools.reduce(joined, found)
     completions = _Growing(n, max_tokens, prompts.tokens.device)
     if n == 0:
         return completions.finish()
@@ -153,6 +164,19 @@ def sample(
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         logits = _step(model, tokens[:, None], mask, (position + t)[:, None], cache)
     return completions.finish()
+
+
+def _cut(
+    prompts: Prompts, uniforms: Tensor | None, group: int, at_once: int
+) -> Iterator[tuple[Prompts, Tensor | None, int]]:
+    """Prompts, their random numbers, and how many completions of each: `at_once` in all, groups or parts of one."""
+    count, width = max(1, at_once // group), min(group, at_once)
+    noise = None if uniforms is None else uniforms.unflatten(0, (-1, group))
+    for first in range(0, len(prompts.tokens), count):
+        some = slice(first, first + count)
+        for start in range(0, group, width):
+            drawn = None if noise is None else noise[some, start : start + width].flatten(0, 1)
+            yield prompts.rows(some), drawn, min(width, group - start)
 
 
 def _parted(texts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -75,6 +75,7 @@ def open_task(name: str, digits: int | None = None) -> Task:
     if name in BUILT_IN:
         return BUILT_IN[name](name, digits)
     if name.endswith(".jsonl"):
+        _without_digits(name, digits)
         return from_file(name)
     known = ", ".join(BUILT_IN)
     raise ValueError(f"task is {name!r}; expected one of {known}, or a .jsonl file with a prompt in each row")
@@ -125,8 +126,7 @@ def _reverse(name: str, digits: int | None) -> Task:
 
 def _taste(name: str, digits: int | None) -> Task:
     """Words after a letter, by somebody's taste that shows in preference pairs alone: `taste`."""
-    if digits is not None:
-        raise ValueError(f"digits is {digits}, but {name} has none")
+    _without_digits(name, digits)
 
     def word(rng: np.random.Generator) -> str:
         return "".join(chr(97 + letter) for letter in rng.integers(26, size=rng.integers(2, 9)))
@@ -186,6 +186,11 @@ def _checked(digits: int | None, default: int, most: int) -> int:
     return digits
 
 
+def _without_digits(name: str, digits: int | None) -> None:
+    if digits is not None:
+        raise ValueError(f"digits is {digits}, but {name} has none; leave it out")
+
+
 def _verifiable(name: str, row: Callable[[np.random.Generator], Row], max_tokens: int) -> Task:
     """Rows drawn one by one; what the hash holds out is drawn again."""
 
@@ -225,14 +230,15 @@ def from_file(path: str) -> Task:
     return Task(path, draw, held_out[:HELD_OUT] or training[:HELD_OUT], reward, metric, 64, answers, rows=rows)
 
 
-def pairs_of(name: str) -> Task:
+def pairs_of(name: str, digits: int | None = None) -> Task:
     """A task with preference pairs: a built-in one that has them, or a JSONL file of `prompt`, `chosen`, `rejected`."""
     if not name.endswith(".jsonl"):
-        if (task := open_task(name)).pairs is None:
+        if (task := open_task(name, digits)).pairs is None:
             raise ValueError(
                 f"task is {name!r}, which has no preference pairs; lm/taste has, or a .jsonl file of yours"
             )
         return task
+    _without_digits(name, digits)
     rows = read_rows(name, ("prompt", "chosen", "rejected"))
     kept = {held: [row for row in rows if is_held_out(row["prompt"]) == held] for held in (False, True)}
     if not kept[False]:

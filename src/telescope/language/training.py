@@ -125,6 +125,8 @@ class Session:
         require_room(config, self.task, policy.config, self.tokenizer)
         self.ends = models.ends_of(policy, self.tokenizer)
         ends = end_texts(self.tokenizer, self.ends)
+        if config.sharding == "fsdp" and parallel.size() == 1:
+            self.notes.append("sharding is without effect: there is one process, which holds everything; see torchrun")
         self.notes += remarks(config, self.task, self.tokenizer, ends)
         self.task = without_ends(self.task, ends)
         pad, token = self.tokenizer.pad_token_id, self.tokenizer.pad_token

@@ -18,6 +18,7 @@ from telescope import algorithms
 from telescope.checks import on_device
 from telescope.language import models, pretrained
 from telescope.language.evaluate import Sampling, answered, distance, usual
+from telescope.language.inputs import inputs
 from telescope.language.memory import memory
 from telescope.language.preferences import RewardModel, accuracy
 from telescope.language.rewards import is_folder, load_function, name_of
@@ -41,6 +42,8 @@ class Answers:
         self.model, self.tokenizer = models.load(str(folder.require_model()), dtype=None, trust=trust)
         self.model = self.model.to(self.config.device).eval()
         self.ends = models.ends_of(self.model, self.tokenizer)
+        for changed in folder.changed_inputs(inputs(self.config)):
+            warnings.warn(f"{changed} since the run began, so an evaluation measures something else", stacklevel=3)
 
     @memory()
     def complete(
@@ -96,6 +99,7 @@ class Answers:
         task = without_ends(self.config.open_task(), end_texts(self.tokenizer, self.ends))
         rows = task.held_out[:prompts]
         limits: dict[str, Any] = {"ends": self.ends, "max_tokens": self.config.max_tokens or task.max_tokens}
+        limits["at_once"] = self.config.at_once
         measured, first = dict[str, Any](), dict[str, Any]()
         for metric, scoring in scorings(task, self._own(needed=task.reward is None)).items():
             sampling = usual(metric, self.config)

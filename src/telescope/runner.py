@@ -66,12 +66,21 @@ def begin(
 
     algorithm = algorithm_of(config)
     shared = family(algorithm)
+    named, made_from = config, dict[str, str]()
+    if algorithm in LANGUAGE:
+        from telescope.language.inputs import inputs, resolved
+
+        config = resolved(config)
     shared.try_out(config)  # what cannot run leaves no folder behind
     if follows(algorithm):
         return None, follow(algorithm, config, None, **more)
-    subject = subject_of(config).removesuffix(".jsonl").strip("/").replace("/", "-")
+    if algorithm in LANGUAGE:
+        made_from = inputs(config)
+    subject = subject_of(named).removesuffix(".jsonl").strip("/").replace("/", "-")
     out = out or Path("runs") / f"{called(config)}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = RunFolder.create(out, config, algorithm=algorithm, execution=shared.execution(config), command=command)
+    folder = RunFolder.create(
+        out, config, algorithm=algorithm, execution=shared.execution(config), command=command, inputs=made_from
+    )
     try:
         with folder.lock():
             return folder, run(folder, config, None, checkpoint_seconds, **more)

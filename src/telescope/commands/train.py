@@ -39,7 +39,7 @@ class ResumeOptions:
     total_steps: int | None = None
     """Train to this many steps per seed instead; schedules are planned anew for it."""
     allow_inexact: bool = False
-    """Continue even if versions or machine differ, so that the last bits may, or rows of a table are lost."""
+    """Continue even if versions, machine, data, reward or models are no longer those, or rows of a table are lost."""
     device: str | None = None
     """Go on with the networks on this device: cpu, cuda, cuda:1, …; the last bits may differ from then on."""
     trust: bool = False
@@ -116,7 +116,7 @@ def resume(arguments: list[str]) -> int:
 
 
 def _resume_locked(folder: Any, options: ResumeOptions) -> int:
-    from telescope.algorithms import config_class, family
+    from telescope.algorithms import LANGUAGE, config_class, family
     from telescope.language import parallel
 
     first = not follows(folder.algorithm)
@@ -134,13 +134,18 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
         say(f"device is now {moved}, and was {config.device}: the last bits may differ from here on", file=sys.stderr)
         config = dataclasses.replace(config, device=moved)
         state = None if state is None else _on_device(state, shared.execution(config))
+    done = state is not None and (state["iteration"] >= config.iterations or state.get("stopped"))
+    if folder.algorithm in LANGUAGE and first and not done:
+        from telescope.language.inputs import inputs
+
+        folder.check_inputs(inputs(config), allow_inexact=options.allow_inexact)
     if state is None:
         say(f"{options.resume} has no checkpoint yet: starting from its config", file=sys.stderr)
         if first:
             folder.set_execution(shared.execution(config))
-    elif state["iteration"] >= config.iterations or state.get("stopped"):
-        done = f"{state['step']:,} steps done, total_steps is {config.total_steps:,}"
-        say(f"{options.resume} is finished: {done}; a larger --total-steps extends it")
+    elif done:
+        at = f"{state['step']:,} steps done, total_steps is {config.total_steps:,}"
+        say(f"{options.resume} is finished: {at}; a larger --total-steps extends it")
         if first and folder.status != "finished":  # killed between its last checkpoint and its end
             folder.set_status("finished")
             draw_curve(folder, say)

@@ -117,14 +117,21 @@ def draws(rows: int, max_tokens: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def distance(
-    policy: Any, reference: Any, tokenizer: Any, rows: Sequence[Row], *, ends: Sequence[int], max_tokens: int
+    policy: Any,
+    reference: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    *,
+    ends: Sequence[int],
+    max_tokens: int,
+    at_once: int | None = None,
 ) -> float:
     """KL(π ‖ π_ref) of a completion in nats, estimated by k3 summed over the tokens of one sample for each row."""
     device = next(policy.parameters()).device
     noise = draws(len(rows), max_tokens, device)
-    found = []
-    for start in range(0, len(rows), 1024):
-        part = slice(start, start + 1024)
+    found, length = [], min(1024, at_once or 1024)
+    for start in range(0, len(rows), length):
+        part = slice(start, start + length)
         prompts = encode(tokenizer, [row["prompt"] for row in rows[part]], device)
         completions = sample(policy, prompts, ends=ends, max_tokens=max_tokens, uniforms=noise[part])
         tokens, mask = completions.tokens, completions.mask

@@ -77,9 +77,10 @@ def _model(folder: Path) -> str:
         return ABSENT
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md" and path.name[0] != ".")
     parts = [(path.name, _file(path)) for path in files]
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # a broken one is refused where it is used
-        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-        parts.append((base, _model(place) if (place := _model_folder(base)) and place != folder else ABSENT))
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # broken: refused where it is used
+        base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        place = _model_folder(base)
+        parts.append((base, ABSENT if place in (None, folder) else _model(place)))
     return _of(parts)
 
 

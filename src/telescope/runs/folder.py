@@ -46,12 +46,13 @@ class RunFolder:
         algorithm: str,
         execution: Mapping[str, Any],
         command: list[str],
+        inputs: Mapping[str, str] | None = None,
     ) -> RunFolder:
         """Make a new run folder (and its parents) and write config.toml and run.json.
 
         config: the algorithm's dataclass. execution: what decides the last bits of a run besides its config
         (compile mode, threads, device, backend), kept for `check_execution`. command: the command line that
-        started the run.
+        started the run. inputs: fields of the configuration that name files, each with their SHA-256.
 
         RunError if the folder exists and is not empty, or the disk refuses.
         """
@@ -63,6 +64,7 @@ class RunFolder:
             verify.unused(path)  # by another process, since the look above
             remove_leftovers(path)
             folder = cls(path, record.new(to_mapping(config), algorithm, execution, command))
+            folder._record["inputs"] = dict(inputs or {})
             try:
                 folder._write_record()  # first: from this file alone the run can be begun
                 write_config(folder.config_path, config)
@@ -179,6 +181,28 @@ class RunFolder:
                 f"{self.path} would not continue bit for bit: {join(differences)}; `--allow-inexact` continues anyway"
             )
         return differences
+
+    def changed_inputs(self, current: Mapping[str, str]) -> list[str]:
+        """What the run was made from and is something else by now, in words. current: as `inputs` of `create`."""
+        then, places = self._record.get("inputs") or {}, self.config_mapping()
+        gone = {name for name in then if current.get(name, "absent") == "absent"}
+        return [
+            f"{name} ({places.get(name)}) {'is gone' if name in gone else 'has changed'}"
+            for name in sorted(then)
+            if current.get(name) != then[name]
+        ]
+
+    def check_inputs(self, current: Mapping[str, str], *, allow_inexact: bool) -> None:
+        """RunError naming what the run was made from and has changed since, unless allow_inexact: it is kept then."""
+        if not (differences := self.changed_inputs(current)):
+            return
+        if not allow_inexact:
+            raise RunError(
+                f"{self.path} would not continue as the run that it was: {join(differences)} since it began; bring it "
+                "back, or `--allow-inexact` continues with what is there now"
+            )
+        self._record["inputs"] = dict(current)
+        self._write_record()
 
     # Config and checkpoints.
 

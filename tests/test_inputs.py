@@ -17,22 +17,8 @@ from telescope.cli import main
 from telescope.language import models
 from telescope.language.inputs import ABSENT, inputs, resolved
 
-QUICK = [
-    "--threads",
-    "1",
-    "--eval-prompts",
-    "4",
-    "--prompts",
-    "4",
-    "--group",
-    "2",
-    "--minibatches",
-    "1",
-    "--max-tokens",
-    "3",
-    "--eval-every",
-    "0",
-]
+QUICK = ["--threads", "1", "--eval-prompts", "4", "--prompts", "4", "--group", "2", "--minibatches", "1"]
+QUICK += ["--max-tokens", "3", "--eval-every", "0"]
 CODE = "from helper import size\ndef score(completions):\n    return [size(c) for c in completions]\n"
 
 

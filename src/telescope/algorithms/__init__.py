@@ -19,14 +19,18 @@ ROWS = ("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce")
 """Presets of `grpo` that have a name of their own on the command line."""
 
 
+FILES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".arrow", ".feather", ".xlsx", ".gz", ".zst", ".zip")
+"""Endings of files of rows. All but the first are refused, which an environment's name would be with a worse reason."""
+
+
 def meant(name: str, subject: str | None) -> tuple[str, dict[str, str]]:
     """The module that a name on the command line means, and what its `preset` is told besides.
 
-    `gspo` is a row of `grpo`; `ppo` on a language task (`lm/…`, or a .jsonl file) is `rlhf`. Nothing is loaded.
+    `gspo` is a row of `grpo`; `ppo` on a language task (`lm/…`, or a file of rows) is `rlhf`. Nothing is loaded.
     """
     if name in ROWS:
         return "grpo", {"name": name}
-    if name == "ppo" and subject is not None and (subject.startswith("lm/") or subject.endswith(".jsonl")):
+    if name == "ppo" and subject is not None and (subject.startswith("lm/") or subject.lower().endswith(FILES)):
         return "rlhf", {}
     _require_known(name, (*CONFIGS, *ROWS))
     return name, {}

@@ -65,10 +65,9 @@ ROUNDS = {"dapo": 4}
 """Their `resample`, where the paper replaces groups of equal scores."""
 
 
-def preset(task: str, name: str = "grpo") -> GRPO:
-    """The settings for a task and a row of the table."""
-    config = GRPO(task=task, objective=name, resample=ROUNDS.get(name, 0))
-    return dataclasses.replace(config, learning_rate=1e-3) if task.startswith("lm/") else config
+def preset(task: str, name: str = "grpo", model: str | None = None) -> GRPO:
+    """The settings for a task, a row of the table, and a model."""
+    return GRPO.on(task, model, objective=name, resample=ROUNDS.get(name, 0))
 
 
 def row(config: GRPO) -> Objective:

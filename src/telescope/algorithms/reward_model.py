@@ -29,13 +29,12 @@ class RewardModelling(LanguageConfig):
 
     samples: ClassVar[bool] = False
     learned: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+    given: ClassVar[dict[str, float]] = {"learning_rate": 1e-5}
 
     task: str = "lm/taste"
     """A built-in task with preference pairs (lm/taste), or a JSONL file with `prompt`, `chosen`, `rejected`."""
     total_steps: int = 200
     """Steps of training."""
-    learning_rate: float = 1e-3
-    """AdamW's step size."""
     batch_size: int = 256
     """Pairs of each step."""
     weight_decay: float = 0.01
@@ -54,9 +53,9 @@ class RewardModelling(LanguageConfig):
         return pairs_of(self.task, self.digits)
 
 
-def preset(task: str) -> RewardModelling:
-    """The settings for a task."""
-    return RewardModelling(task=task)
+def preset(task: str, model: str | None = None) -> RewardModelling:
+    """The settings for a task and a model."""
+    return RewardModelling.on(task, model)
 
 
 STATISTICS = ("accuracy", "loss", "margin", "gradient_norm", "learning_rate")

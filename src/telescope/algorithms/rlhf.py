@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ KL_AIM = 0.8
 class RLHF(RolloutConfig):
     """Proximal policy optimisation on completions, with a critic and a penalty on the distance from the reference."""
 
+    built_in: ClassVar[dict[str, float]] = {"learning_rate": 1e-3, "value_learning_rate": 1e-3}
+    given: ClassVar[dict[str, float]] = {"learning_rate": 1e-6, "value_learning_rate": 1e-5}
+
     gamma: float = 1.0
     """Discount γ per token."""
     lam: float = 0.95
@@ -47,8 +50,8 @@ class RLHF(RolloutConfig):
     """ε of the clipped value loss; none: the plain square."""
     value_model: Literal["own", "head"] = "own"
     """The critic: a network of its own, begun as the policy's copy, or a head on the policy's trunk."""
-    value_learning_rate: float = 1e-3
-    """AdamW's step size for the critic."""
+    value_learning_rate: float | None = None
+    """AdamW's learning rate for the critic; none: 1e-3 for the built-in model, 1e-5 for any other."""
     value_coefficient: float = 0.1
     """Weight of the value loss in the sum, where the critic is a head on the policy's trunk."""
     whiten: bool = True
@@ -83,14 +86,14 @@ class RLHF(RolloutConfig):
             raise ValueError("beta is 0, but target_kl is set; the controller multiplies beta, so begin above 0")
 
 
-def preset(task: str) -> RLHF:
-    """The settings for a task."""
+def preset(task: str, model: str | None = None) -> RLHF:
+    """The settings for a task and a model."""
+    settings: dict[str, Any] = {}
     if task == "lm/taste":
-        config = RLHF(task=task, total_steps=80, prompts=128, group=4)
-        return dataclasses.replace(config, learning_rate=1e-3, beta=0.1, target_kl=6.0, kl_horizon=1000)
-    if task.startswith("lm/"):  # a right answer cannot be overdone, so nothing has to hold the policy back
-        return RLHF(task=task, learning_rate=1e-3, beta=0.0, value_model="head")
-    return RLHF(task=task)
+        settings = {"total_steps": 80, "prompts": 128, "group": 4, "beta": 0.1, "target_kl": 6.0, "kl_horizon": 1000}
+    elif task.startswith("lm/"):  # a right answer cannot be overdone, so nothing has to hold the policy back
+        settings = {"beta": 0.0, "value_model": "head"}
+    return RLHF.on(task, model, **settings)
 
 
 def row(config: RLHF) -> Objective:

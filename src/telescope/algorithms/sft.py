@@ -26,9 +26,8 @@ class SFT(LanguageConfig):
     """Maximum likelihood on demonstrations."""
 
     learned: ClassVar[tuple[str, ...]] = ("answer",)
+    given: ClassVar[dict[str, float]] = {"learning_rate": 2e-5}
 
-    learning_rate: float = 1e-3
-    """AdamW's step size."""
     batch_size: int = 256
     """Demonstrations of each step."""
     stop_at: float | None = None
@@ -55,9 +54,9 @@ class SFT(LanguageConfig):
         return task
 
 
-def preset(task: str) -> SFT:
-    """The settings for a task."""
-    return SFT(task=task)
+def preset(task: str, model: str | None = None) -> SFT:
+    """The settings for a task and a model."""
+    return SFT.on(task, model)
 
 
 STATISTICS = ("loss", "gradient_norm", "learning_rate")

@@ -79,6 +79,7 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
     algorithm, preset = meant(name, positional or value_of("--task", flags) or settings.get("task"))
     if algorithm in LANGUAGE:
         wait_asleep()
+        preset["model"] = value_of("--model", flags) or settings.get("model") or "tiny"
     cls = config_class(algorithm)
     what, field = ("task", "task") if subject_field(cls) == "task" else ("environment", "env")
     subject = _one_subject(what, positional, value_of(f"--{field}", flags)) or settings.get(field)

@@ -6,10 +6,10 @@ Frozen dataclasses with a docstring under each field; an algorithm's own setting
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from telescope.checks import at_least_zero, in_unit_interval, positive, typed, unread
-from telescope.language.models import TINY
+from telescope.language.models import TINY, is_built_in
 from telescope.language.tasks import Reward, Task, open_task, require_reward
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ class LanguageConfig:
     """Does the model complete prompts, if only to be evaluated?"""
     learned: ClassVar[tuple[str, ...]] = ()
     """Columns of the rows whose texts it reads after the prompt."""
+    built_in: ClassVar[dict[str, float]] = {"learning_rate": 1e-3}
+    """Step sizes for the built-in model, and what a run has made of it."""
+    given: ClassVar[dict[str, float]] = {"learning_rate": 1e-6}
+    """Step sizes for all other models."""
 
     task: str = "lm/addition"
     """A built-in task (lm/addition, lm/sort, lm/reverse, lm/taste), or a JSONL file with a row for each prompt."""
@@ -42,8 +46,8 @@ class LanguageConfig:
     """Keys all random numbers."""
     total_steps: int = 600
     """Steps of training."""
-    learning_rate: float = 3e-4
-    """AdamW's step size."""
+    learning_rate: float | None = None
+    """AdamW's learning rate; none: 1e-3 for the built-in model, 1e-6 for any other (SFT 2e-5, a reward model 1e-5)."""
     lr_warmup: int = 10
     """Optimiser steps over which it rises from 0."""
     anneal_learning_rate: bool = True
@@ -75,6 +79,10 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name and number."""
         typed(self)
+        usual = self.built_in if is_built_in(self.model) else self.given
+        for name in usual:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, usual[name])
         positive(self, "total_steps", "learning_rate", "max_grad_norm", "eval_prompts")
         at_least_zero(self, "seed", "lr_warmup", "weight_decay", "lora_rank", "micro_batch", "eval_every", "threads")
         for name in ("digits", "max_tokens"):
@@ -101,6 +109,12 @@ class LanguageConfig:
     def open_task(self) -> Task:
         """The task; ValueError where it is none that this algorithm can learn from."""
         return open_task(self.task, self.digits)
+
+    @classmethod
+    def on(cls, task: str, model: str | None, **settings: Any) -> Self:
+        """The settings for a task and a model; a file whose model is not named yet is for one of the user's own."""
+        own = cls.given if model is None and not task.startswith("lm/") else {}
+        return cls(task=task, model=model or TINY, **{**own, **settings})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import sys
 import warnings
@@ -33,15 +34,28 @@ INITIAL = 0.08
 """Deviation of its weights, about width^−½: with the usual 0.02 it learns addition far more slowly."""
 
 
+SHAPE: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 128, "num_hidden_layers": 2}
+"""By which the built-in model is known again."""
+
+
+def is_built_in(source: str) -> bool:
+    """Is it the built-in model, or what a run has made of it? Its config.json tells; nothing is loaded."""
+    if source == TINY:
+        return True
+    try:
+        about = json.loads((Path(folder_of(source)) / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and all(about.get(name) == value for name, value in SHAPE.items())
+
+
 def tiny_config() -> Any:
     """The built-in model: a Llama of 2 layers and width 128."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
+        **SHAPE,
         intermediate_size=512,
-        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,

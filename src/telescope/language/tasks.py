@@ -77,6 +77,11 @@ def open_task(name: str, digits: int | None = None) -> Task:
     if name.endswith(".jsonl"):
         _without_digits(name, digits)
         return from_file(name)
+    if os.path.exists(name) or os.path.splitext(name)[1]:
+        raise ValueError(
+            f"task is {name!r}, but rows are read from .jsonl files, a JSON object in each line; pandas writes one "
+            "with to_json('data.jsonl', orient='records', lines=True)"
+        )
     known = ", ".join(BUILT_IN)
     raise ValueError(f"task is {name!r}; expected one of {known}, or a .jsonl file with a prompt in each row")
 
@@ -302,7 +307,9 @@ def _row(line: bytes, place: str, fields: Sequence[str]) -> Row:
         if field not in row:
             raise ValueError(f"{place} has no field {field!r}; it has {', '.join(map(repr, row)) or 'none'}")
         if not isinstance(row[field], str):
-            raise ValueError(f"{field} in {place} is {row[field]!r}; expected a string")
+            chat = "; a chat becomes one by tokenizer.apply_chat_template(messages, tokenize=False, …)"
+            hint = chat if isinstance(row[field], list) else ""
+            raise ValueError(f"{field} in {place} is {row[field]!r}; expected a string{hint}")
         if not row[field].strip():
             raise ValueError(f"{field} in {place} is empty")
     return row

@@ -107,8 +107,8 @@ class Moments(NamedTuple):
     def deviation(self, xp: ModuleType, n: Array) -> Array:
         """Half of √(Σ (x − mean)² / n), n being at least 1."""
         variance = self.squares / xp.clip(n, 1, None)
-        # The root of 0 has no finite slope, but where all are equal the scale is 0.
-        return self.scale * xp.sqrt(xp.where(variance == 0, 1.0, variance))
+        # The root of 0 has no finite slope. Where all are equal, the product of what is left is 0.
+        return self.scale * xp.sqrt(xp.clip(variance, _tiny(xp, variance), None))
 
 
 def moments(xp: ModuleType, x: Array, live: Array | None, axes: tuple[int, ...]) -> Moments:
@@ -129,9 +129,14 @@ def moments(xp: ModuleType, x: Array, live: Array | None, axes: tuple[int, ...])
     if xp.__name__ != "torch":  # which does not add up long columns one by one
         mean = mean + total(alive(xp, live, above - mean) * share)
     distances = alive(xp, live, above - mean)
-    scale = xp.amax(arrays.detached(above), axis=axes, keepdims=True)
-    squares = total((distances / xp.where(scale == 0, 1.0, scale)) ** 2)
+    scale = xp.clip(xp.amax(arrays.detached(above), axis=axes, keepdims=True), _tiny(xp, x), None)
+    squares = total((distances / scale) ** 2)
     return Moments(n, smallest + mean, distances, scale, squares)
+
+
+def _tiny(xp: ModuleType, x: Array) -> float:
+    """The smallest number of full precision."""
+    return float(xp.finfo(x.dtype).tiny)
 
 
 def _count(xp: ModuleType, x: Array, live: Array | None, axes: tuple[int, ...]) -> Array:
@@ -159,8 +164,7 @@ def _over_ranks(xp: ModuleType, own: Moments, x: Array, group: Any, differentiab
     above = torch.where(counts > 0, means - smallest, 0.0)
     mean = (above * (counts / n.clip(1))).sum(0)
     scale = torch.maximum(scales, above).amax(0)
-    unit = torch.where(scale == 0, 1.0, scale)
-    squares = (squares * (scales / unit) ** 2 + counts * ((above - mean) / unit) ** 2).sum(0)
+    squares = (squares * (scales / scale) ** 2 + counts * ((above - mean) / scale) ** 2).sum(0)
     return Moments(n, smallest + mean, x / 2 - smallest - mean, scale, squares)
 
 

@@ -69,7 +69,8 @@ def test_what_has_no_bounds_cannot_be_mapped_onto_them(how):
     [
         (-1, 1, 0.0, False),
         (-5, 5, 0.0, False),
-        (0, 1, 0.0, False),
+        (0, 1, 0.0, True),
+        (0, 3, 0.0, False),
         (-0.4, 0.4, -0.5, False),
         (-np.inf, np.inf, 0.0, False),
         (0, 1000, 0.0, True),

@@ -12,6 +12,7 @@ import pytest
 
 from telescope.algorithms.ppo import PPO, train
 from telescope.control import evaluate as evaluation
+from telescope.control.agents import Agents
 from telescope.control.video import record
 from telescope.policy import Policy
 from worlds import Forever
@@ -81,6 +82,21 @@ def test_episodes_are_keyed_by_seed_and_number():
         {"parameters": state()["parameters"][1:], "normaliser": {k: x[1:] for k, x in state()["normaliser"].items()}},
     )
     np.testing.assert_array_equal(alone.evaluate(10).lengths[0], many.lengths[1])
+
+
+def test_policy_calls_have_one_size_whatever_the_number_of_environments(monkeypatch):
+    """Products of another size may round otherwise, and an episode would depend on the machine's cores."""
+    sizes, actor = set(), Agents.actor
+
+    def spied(self, parameters):
+        act = actor(self, parameters)
+        return lambda observations, *more: sizes.add(observations.shape) or act(observations, *more)
+
+    monkeypatch.setattr(Agents, "actor", spied)
+    for cores in (1, 6, 64):
+        on_cores(monkeypatch, cores)
+        policy().evaluate(9)
+    assert sizes == {(2, 8, 1)}
 
 
 @pytest.mark.parametrize(("cores", "seeds", "most"), [(1, 2, 2), (4, 2, 4), (64, 2, 16), (4, 1, 4)])

@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -110,8 +111,9 @@ def test_what_fails_in_a_process_fails_here():
 
 
 def test_what_cannot_be_sent_is_refused():
-    with pytest.raises(ValueError, match="processes is 2, but what is to be trained cannot be sent"):
-        next(iter(train(dataclasses.replace(CONFIG, env=lambda: worlds.Forever()))))
+    lock = threading.Lock()
+    with pytest.raises(ValueError, match="processes is 2, but what is to run there cannot be sent"):
+        next(iter(train(dataclasses.replace(CONFIG, env=lambda: (lock, worlds.Forever())[1]))))
     with pytest.raises(ValueError, match="processes is 4, but there are 3 seeds"):
         dataclasses.replace(CONFIG, processes=4)
 

@@ -16,7 +16,7 @@ import numpy as np
 Bound = Callable[[np.ndarray], np.ndarray]
 FARTHEST = 10.0
 """Deviations of the first policy: a bound beyond is out of its reach for a long time."""
-LEAST_INSIDE = 0.25
+LEAST_INSIDE = 0.4
 """Share of the first policy's draws within the bounds: below it most actions are a bound."""
 
 

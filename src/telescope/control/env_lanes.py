@@ -23,6 +23,7 @@ from telescope.control.env_checks import flags_fit, mask_fit, observation_fit, r
 from telescope.control.env_factory import Factory, explained, unknown_id
 from telescope.control.env_sync import BriefSyncVectorEnv
 from telescope.control.snapshots import copy_state, pack, paste_state, running_statistics, uncopyable, unpack
+from telescope.control.workers import is_guarded, sent, startable
 
 MODES = {
     "next_step": AutoresetMode.NEXT_STEP,
@@ -278,8 +279,11 @@ def recorded_lane(factories: Sequence[Factory], mode: str, workers: bool) -> Lan
     # fast.
     context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     if context == "forkserver":
-        multiprocessing.get_context(context).set_forkserver_preload(["__main__", __name__])
-    return RecordedLane(ReportedAsyncVectorEnv(factories, copy=False, context=context, autoreset_mode=MODES[mode]))
+        multiprocessing.get_context(context).set_forkserver_preload(["__main__"] * is_guarded() + [__name__])
+    sent(factories[0], "vectorization is 'async'")
+    with startable():
+        vector = ReportedAsyncVectorEnv(factories, copy=False, context=context, autoreset_mode=MODES[mode])
+    return RecordedLane(vector)
 
 
 def own_vector_lanes(spec: EnvSpec, kwargs: Mapping[str, Any], seeds: int, count: int) -> list[Lane]:

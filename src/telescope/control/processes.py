@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 
 from telescope.checks import fitting
 from telescope.control.config import OnPolicyConfig
 from telescope.control.starting import Start, rows_of, start_from
 from telescope.control.training import execution
+from telescope.control.workers import sent, startable
 from telescope.failures import sendable
 
 TIMES = ("time_env", "time_policy", "time_update", "time_other")
@@ -32,8 +35,7 @@ Train = Callable[..., Iterator[Any]]
 def over_processes(train: Train) -> Train:
     """`train(config, resume)` that spreads `config.seeds` over `config.processes`, where these are more than one.
 
-    Its workers are new interpreters: a script that trains so needs `if __name__ == "__main__":`, and its environment
-    must be an id or something that can be pickled.
+    Its workers are new interpreters, to which the environment and the network are sent.
     """
 
     @functools.wraps(train)
@@ -108,16 +110,12 @@ class _Crew:
         for config, state in zip(self.shares, self.states, strict=True):
             ours, theirs = context.Pipe()
             more = self.more if self.start is None else self.more | {"start": self._start_of(config)}
-            try:
-                job = pickle.dumps((self.train_share, config, state, more))
-            except (pickle.PicklingError, AttributeError, TypeError) as error:
-                raise ValueError(
-                    f"processes is {self.config.processes}, but what is to be trained cannot be sent to another "
-                    f"process ({error}); name the environment by its id, or train in one process"
-                ) from error
+            parts = self.train_share, config, state, more, registered(config)
+            job = sent(parts, f"processes is {self.config.processes}")
             # not daemons, which may have no children: environments of theirs can live in processes, too
             worker = context.Process(target=_work, args=(job, theirs), daemon=False)
-            worker.start()
+            with startable():
+                worker.start()
             theirs.close()
             self.workers.append(worker)
             self.connections.append(ours)
@@ -137,7 +135,7 @@ class _Crew:
             worker.join()
             raise ChildProcessError(
                 f"a training process ended with exit status {worker.exitcode}; its last words, if any, are above. A "
-                "script that trains in several processes needs `if __name__ == '__main__':`; out of memory, try fewer"
+                "script trains under its `if __name__ == '__main__':`, if it has one; out of memory, try fewer"
             ) from None
         if isinstance(told, Exception):
             raise told
@@ -201,6 +199,11 @@ def joined(policies: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def registered(config: OnPolicyConfig) -> EnvSpec | None:
+    """What the program has registered under the environment's id, for workers that have not run it."""
+    return gym.registry.get(config.env.rpartition(":")[2]) if isinstance(config.env, str) else None
+
+
 def split(state: dict[str, Any], parts: list[Any]) -> list[dict[str, Any]]:
     """`_Crew.state` taken apart again; ValueError where it is another run's."""
     found = [share["seeds"] for share in state.get("shares", [{"seeds": state["seeds"]}])]
@@ -229,7 +232,9 @@ def _work(job: bytes, connection: Connection) -> None:
     ):  # sent to all of a terminal's processes; the first one decides
         signal.signal(number, signal.SIG_IGN)
     try:
-        train, config, state, more = pickle.loads(job)
+        train, config, state, more, spec = pickle.loads(job)
+        if spec is not None:
+            gym.registry.setdefault(spec.id, spec)
         for metrics in train(config, state, **more):
             names = ("rows", "step", "finished", "notes", "warnings")
             connection.send_bytes(pickle.dumps({name: getattr(metrics, name) for name in names}))

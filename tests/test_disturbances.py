@@ -82,7 +82,7 @@ def test_streams_are_as_they_were_afterwards():
 @pytest.mark.parametrize("content", [b"", b"\x80\x05", bytes(500), "flip"])
 @pytest.mark.parametrize("ending", [".nbi", ".nbc"])
 def test_a_broken_file_in_the_cache_of_numba_is_made_anew(tmp_path, monkeypatch, content, ending):
-    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "cache"))
     source = tmp_path / "loops.py"
     source.write_text("def double(x):\n    return 2 * x\n")
 

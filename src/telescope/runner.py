@@ -46,7 +46,7 @@ def train(
 
     config: of any algorithm; it says which. out: the new folder, by default runs/ALGORITHM-ENV-DATE-TIME.
     checkpoint_seconds: write a checkpoint at least this often. more: what the algorithm's own `train` takes besides,
-    such as `network=`. Ctrl-C and SIGTERM write a checkpoint, then raise KeyboardInterrupt and SystemExit.
+    such as `network=`, or `start=` another run's folder (or state). Ctrl-C and SIGTERM write a checkpoint, then raise KeyboardInterrupt and SystemExit.
     """
     folder, status = begin(config, out, checkpoint_seconds, command=["from Python"], **more)
     if status == 128 + signal.SIGINT:
@@ -65,13 +65,15 @@ def begin(
     from telescope.runs.folder import RunFolder
 
     algorithm = algorithm_of(config)
-    shared = family(algorithm)
+    shared, tried = family(algorithm), {}
+    if "start" in more:
+        tried["start"] = more["start"] = _state_of(more["start"])
     named, made_from = config, dict[str, str]()
     if algorithm in LANGUAGE:
         from telescope.language.inputs import inputs, resolved
 
         config = resolved(config)
-    shared.try_out(config)  # what cannot run leaves no folder behind
+    shared.try_out(config, **tried)  # what cannot run leaves no folder behind
     if follows(algorithm):
         return None, follow(algorithm, config, None, **more)
     if algorithm in LANGUAGE:
@@ -90,8 +92,32 @@ def begin(
         raise
 
 
-def run(folder: RunFolder, config: Any, state: dict[str, Any] | None, checkpoint_seconds: float, **more: Any) -> int:
-    """The loop around an algorithm's `train`, under the folder's lock; the exit status: 0, or 128 + a signal."""
+def _state_of(run: Any) -> Any:
+    """The state of a run that is given by its folder; a state as it is."""
+    if not isinstance(run, str | os.PathLike):
+        return run
+    from telescope.runs.files import RunError
+    from telescope.runs.folder import RunFolder
+
+    state = RunFolder.open(run).load_checkpoint()
+    if state is None:
+        raise RunError(f"{run} has no checkpoint yet to begin with; `telescope train --resume` continues the run")
+    return state
+
+
+def run(
+    folder: RunFolder,
+    config: Any,
+    state: dict[str, Any] | None,
+    checkpoint_seconds: float,
+    *,
+    resumed: Callable[[], None] | None = None,
+    **more: Any,
+) -> int:
+    """The loop around an algorithm's `train`, under the folder's lock; the exit status: 0, or 128 + a signal.
+
+    resumed: what a run that goes on records besides, once it does: a resume that is refused changes nothing on disk.
+    """
     from telescope.algorithms import LANGUAGE, find
     from telescope.language import parallel
     from telescope.language.memory import sparing
@@ -101,7 +127,7 @@ def run(folder: RunFolder, config: Any, state: dict[str, Any] | None, checkpoint
         parallel.join(config.device)
     first_step = 0 if state is None else state["step"]
     with Display(config.total_steps, first_step=first_step) as display, _signals(display, folder) as received:
-        writer = Writer(folder, config, state, display)
+        writer = Writer(folder, config, state, display, resumed)
         try:
             loop = find(folder.algorithm).train(config, state, **more)
             for metrics in sparing(loop) if writer.language else loop:
@@ -112,8 +138,9 @@ def run(folder: RunFolder, config: Any, state: dict[str, Any] | None, checkpoint
                 if stop:
                     break
         except BaseException as error:
-            with contextlib.suppress(OSError):  # the first error is the one to report
-                folder.set_status("stopped")
+            if writer.tables or resumed is None:
+                with contextlib.suppress(OSError):  # the first error is the one to report
+                    folder.set_status("stopped")
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(f"interrupted, back to the last checkpoint; {resumable(folder)}") from None
             raise
@@ -130,18 +157,22 @@ def run(folder: RunFolder, config: Any, state: dict[str, Any] | None, checkpoint
 class Writer:
     """What a run leaves in its folder while it trains: tables, the best agents, checkpoints."""
 
-    def __init__(self, folder: RunFolder, config: Any, state: dict[str, Any] | None, display: Display) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: Any,
+        state: dict[str, Any] | None,
+        display: Display,
+        resumed: Callable[[], None] | None,
+    ) -> None:
         from telescope.algorithms import LANGUAGE
 
-        self.folder, self.display = folder, display
+        self.folder, self.config, self.display, self.resumed = folder, config, display, resumed
         self.language = folder.algorithm in LANGUAGE
         self.resume_step: int | None = None if state is None else state["step"]
         self.best: dict[str, Any] | None = None if state is None else state.get("best")
         self.tables: dict[str, Any] = {}
         self.saved = time.monotonic()
-        folder.save_config(config)
-        folder.save_best(self.best)  # the checkpoint's: what evaluated better after it is about to be trained anew
-        folder.set_status("running")
         seeds = _range(folder.seeds)
         display.note(f"training {folder.method} on {subject_of(config)}, seeds {seeds}: {folder.path}")
 
@@ -167,6 +198,11 @@ class Writer:
         from telescope.runs.log import METRICS, MetricsLog
         from telescope.runs.tables import GrowingTable
 
+        if self.resumed is not None:
+            self.resumed()
+        self.folder.save_config(self.config)
+        self.folder.save_best(self.best)  # the checkpoint's: what evaluated better after it is trained anew
+        self.folder.set_status("running")
         columns, marks = list(metrics.rows[0]), self.folder.marks
         log = MetricsLog(self.folder, columns=columns, resume_step=self.resume_step, mark=marks.get(METRICS))
         self.tables[METRICS] = log

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from telescope.checks import at_least_zero
-from telescope.commands.arguments import parse, value_of
+from telescope.commands.arguments import HELP, parse, value_of
 from telescope.runner import begin, draw_curve, follow, follows, run, wait_asleep
 
 
@@ -23,6 +23,10 @@ class TrainOptions:
     """The run folder, made anew; by default runs/ALGORITHM-ENV-DATE-TIME."""
     config: str | None = None
     """A TOML file with settings (a run's own config.toml, say); flags override it."""
+    start: str | None = None
+    """Begin with the agents of this run: its parameters, statistics and settings. Flags override the settings."""
+    trust: bool = False
+    """Run the code that the run of --start names (an environment's module), though somebody else began it."""
     checkpoint_seconds: float = 60.0
     """Write a checkpoint at least this often; a killed run loses at most the work since the last one."""
 
@@ -56,17 +60,24 @@ def train(arguments: list[str]) -> int:
     if any(a == "--resume" or a.startswith("--resume=") for a in arguments):
         return resume(arguments)
     from telescope.algorithms import CONFIGS, ROWS
+    from telescope.runs.folder import RunFolder
 
+    begun_from = value_of("--start", arguments)
+    if begun_from is not None and arguments[0].startswith("-") and not HELP & set(arguments):
+        arguments = [RunFolder.open(begun_from).algorithm, *arguments]
     if not arguments or arguments[0].startswith("-"):
         known = ", ".join((*CONFIGS, *ROWS))
         print(f"usage: telescope train ALGORITHM ENV|TASK [flags]\n"
+              "       telescope train --start RUN [flags]\n"
               "       telescope train --resume RUN [--total-steps N] [--allow-inexact]\n"
               f"ALGORITHM is one of: {known}")  # fmt: skip
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     name, rest = arguments[0], arguments[1:]
     subject = rest.pop(0) if rest and not rest[0].startswith("-") else None
     config, options = _train_arguments(name, subject, rest)
-    return begin(config, options.out, options.checkpoint_seconds, command=["telescope", "train", *arguments])[1]
+    more = {} if options.start is None else {"start": options.start}
+    command = ["telescope", "train", *arguments]
+    return begin(config, options.out, options.checkpoint_seconds, command=command, **more)[1]
 
 
 def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tuple[Any, TrainOptions]:
@@ -75,7 +86,9 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
     from telescope.runs.config import from_mapping, read_toml, to_mapping
 
     file = value_of("--config", flags)
-    settings = {} if file is None else read_toml(file)
+    begun_from = value_of("--start", flags)
+    settings = _settings_of(begun_from, name, trusted="--trust" in flags)
+    settings |= {} if file is None else read_toml(file)
     algorithm, preset = meant(name, positional or value_of("--task", flags) or settings.get("task"))
     if algorithm in LANGUAGE:
         wait_asleep()
@@ -90,11 +103,27 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
         raise ValueError(f"{field} is {subject!r} in {file}; expected a string")
     default = find(algorithm).preset(subject, **preset) if subject else cls()
     named = {field: subject} if subject else {}
-    default = from_mapping(cls, to_mapping(default) | settings | named, source=str(file))
+    default = from_mapping(cls, to_mapping(default) | settings | named, source=str(file or begun_from))
     arguments = dataclasses.make_dataclass("Arguments", [("config", cls), ("run", TrainOptions)])
     title = f"telescope train {name} {subject or field.upper()}"
     parsed = parse(arguments, flags, title, {"config": default, "run": TrainOptions()})
     return parsed.config, parsed.run
+
+
+def _settings_of(run: str | None, name: str, *, trusted: bool) -> dict[str, Any]:
+    """The settings of the run from whose agents this one of algorithm `name` begins; none without such a run."""
+    from telescope.algorithms import LANGUAGE, config_class
+    from telescope.runs.config import to_mapping
+    from telescope.runs.folder import RunFolder
+
+    if run is None:
+        return {}
+    folder = RunFolder.open(run)
+    if folder.algorithm in LANGUAGE:
+        raise ValueError(f"--start is for agents in environments; a language model begins with --model {run}/model")
+    if folder.algorithm != name:
+        raise ValueError(f"--start {run} is a run of {folder.algorithm}; {name} cannot begin with its agents")
+    return to_mapping(folder.config_to_use(config_class(folder.algorithm), trusted=trusted))
 
 
 def _one_subject(what: str, positional: str | None, flag: str | None) -> str | None:
@@ -119,6 +148,7 @@ def resume(arguments: list[str]) -> int:
 def _resume_locked(folder: Any, options: ResumeOptions) -> int:
     from telescope.algorithms import LANGUAGE, config_class, family
     from telescope.language import parallel
+    from telescope.runs.files import RunError
 
     first = not follows(folder.algorithm)
     say = print if first else lambda *_, **__: None
@@ -127,6 +157,7 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
     config = folder.load_config(config_class(folder.algorithm))
     state = folder.load_checkpoint()
     folder.require_tables(allow_inexact=options.allow_inexact)
+    execution = None
     if options.total_steps is not None and options.total_steps != config.total_steps:
         config = dataclasses.replace(config, total_steps=options.total_steps)
         say(f"total_steps is now {config.total_steps:,}: schedules are planned anew over it", file=sys.stderr)
@@ -141,9 +172,12 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
 
         folder.check_inputs(inputs(config), allow_inexact=options.allow_inexact)
     if state is None:
+        if (begun_from := value_of("--start", folder.command)) is not None:
+            raise RunError(
+                f"{options.resume} began with --start {begun_from} and has no checkpoint yet; begin it again"
+            )
         say(f"{options.resume} has no checkpoint yet: starting from its config", file=sys.stderr)
-        if first:
-            folder.set_execution(shared.execution(config))
+        execution = shared.execution(config)
     elif done:
         at = f"{state['step']:,} steps done, total_steps is {config.total_steps:,}"
         say(f"{options.resume} is finished: {at}; a larger --total-steps extends it")
@@ -154,11 +188,31 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
     else:
         now = parallel.now(state["execution"])
         inexact = options.allow_inexact or moved is not None
-        if folder.check_execution(now, allow_inexact=inexact) and first:
-            folder.set_execution(now)  # from here on the run is this machine's
+        if folder.check_execution(now, allow_inexact=inexact):
+            execution = now  # from here on the run is this machine's
+        if folder.algorithm not in LANGUAGE:
+            _require_same_episodes(state, options)
     if not first:
         return follow(folder.algorithm, config, state)
-    return run(folder, config, state, options.checkpoint_seconds)
+
+    def resumed() -> None:
+        if execution is not None:
+            folder.set_execution(execution)
+
+    more = {} if folder.algorithm in LANGUAGE else {"allow_inexact": options.allow_inexact}
+    return run(folder, config, state, options.checkpoint_seconds, resumed=resumed, **more)
+
+
+def _require_same_episodes(state: dict[str, Any], options: ResumeOptions) -> None:
+    """RunError where the episodes under way cannot go on and that was not allowed."""
+    from telescope.control.starting import new_episodes
+    from telescope.runs.files import RunError
+
+    if (reason := new_episodes(state)) and not options.allow_inexact:
+        raise RunError(
+            f"{options.resume} would not continue bit for bit, as new episodes begin: {reason.rstrip('.')}; "
+            "`--allow-inexact` continues anyway"
+        )
 
 
 def _moved(config: Any, options: ResumeOptions) -> str | None:

@@ -1,6 +1,7 @@
 """A new run from the agents of another: their parameters, and the statistics by which they see and are paid.
 
-What a run that continues needs besides (optimiser, episodes, clock) is left behind: see `Session` in `training.py`.
+What a run that continues needs besides (optimiser, episodes, clock) is left behind: `Session` in `training.py` restores
+that.
 """
 
 # S seeds of the new run, Z of the old one, P parameters of one agent
@@ -10,6 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
+
+from telescope.control.agents import default_network
+from telescope.control.config import OnPolicyConfig
+from telescope.control.environments import Environments
+from telescope.control.population import create
+from telescope.control.rollout import encoder
 
 
 class Start(NamedTuple):
@@ -62,3 +69,16 @@ def require_same_shape(start: Start, parameters: Tensor, observation_size: int) 
             f"start holds agents of {there} parameters for observations of {size} numbers, but this run's have {here} "
             f"for {observation_size}; the spaces and the network (hidden, shared_network, network=) must be the same"
         )
+
+
+def require_fit(state: dict[str, Any], config: OnPolicyConfig, environments: Environments) -> None:
+    """The same before anything is begun, for the network that the config describes."""
+    size = encoder(environments.observation_space).size
+    network = default_network(config, size, environments.action_space)
+    require_same_shape(start_from(state, 1), create(network, [config.seed])[0].parameters, size)
+
+
+def new_episodes(state: dict[str, Any]) -> str:
+    """Why a run that resumes from this state begins new episodes; empty if those under way go on."""
+    environments = [part["rollouts"]["environments"] for part in state.get("shares", [state])]
+    return next((one["resume_note"] for one in environments if not one["exact_resume"]), "")

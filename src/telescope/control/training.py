@@ -34,7 +34,7 @@ from telescope.control.normalisation import ObservationNormaliser, RewardScaler
 from telescope.control.population import TRAINING_ENVIRONMENTS, Agent
 from telescope.control.rehearsal import rehearse
 from telescope.control.rollout import Episodes, Rollout, Rollouts, encoder
-from telescope.control.starting import require_same_shape, start_from
+from telescope.control.starting import require_fit, require_same_shape, start_from
 from telescope.control.trial import require_network, try_network, without_effect
 from telescope.threads import settle
 
@@ -368,12 +368,14 @@ def missing_for_compiling(device: str) -> str:
     return ""
 
 
-def try_out(config: OnPolicyConfig) -> None:
-    """ValueError if there is no such device or environment, or one whose spaces are not supported."""
+def try_out(config: OnPolicyConfig, start: dict[str, Any] | None = None) -> None:
+    """ValueError if there is no such device or environment, or one whose spaces (or those of `start`) do not fit."""
     require_device(config)
     environments = _environments(config, [config.seed], 1)
     environments.close()
     bounding(environments.action_space, config.action_bounds)
+    if start is not None:
+        require_fit(start, config, environments)
 
 
 def _environments(config: OnPolicyConfig, seeds: list[int], num_envs: int, *, spare: bool = False) -> Environments:

@@ -397,6 +397,11 @@ class RunFolder:
             raise RunError(f"{self.path / path.name} belongs to another run; nothing of it was loaded")
         return state, about
 
+    @property
+    def command(self) -> list[str]:
+        """The command line that began the run."""
+        return list(self._record["command"])
+
     def _command(self) -> str:
         return shlex.quote("ppo" if self.algorithm == "rlhf" else self.method)
 

@@ -46,9 +46,12 @@ def train(
 
     config: of any algorithm; it says which. out: the new folder, by default runs/ALGORITHM-ENV-DATE-TIME.
     checkpoint_seconds: write a checkpoint at least this often. more: what the algorithm's own `train` takes besides,
-    such as `network=`, or `start=` another run's folder (or state). Ctrl-C and SIGTERM write a checkpoint, then raise KeyboardInterrupt and SystemExit.
+    such as `network=`, or `start=` with another run's folder or state. Ctrl-C and SIGTERM write a checkpoint, then
+    raise KeyboardInterrupt and SystemExit.
     """
-    folder, status = begin(config, out, checkpoint_seconds, command=["from Python"], **more)
+    begun_from = more.get("start", "")
+    words = ["--start", begun_from if isinstance(begun_from, str) else "STATE"] if begun_from else []
+    folder, status = begin(config, out, checkpoint_seconds, command=["from Python", *words], **more)
     if status == 128 + signal.SIGINT:
         raise KeyboardInterrupt
     if status:

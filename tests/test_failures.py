@@ -16,7 +16,7 @@ from telescope.failures import IN_WORKER, is_users, sendable
 from telescope.language.rewards import load_function, score
 
 MODULE = '''
-import gymnasium as gym, numpy as np
+import gymnasium as gym, multiprocessing, numpy as np
 
 class Odd(Exception):
     """Neither made from one argument nor pickled as it is."""
@@ -46,7 +46,8 @@ class World(gym.Env):
         return np.zeros(1, np.float32), {}
     def step(self, action):
         self.t += 1
-        if self.at == "step": raises(self.what)
+        in_worker = multiprocessing.parent_process() is not None
+        if self.at == "step" or (self.at == "worker's step" and in_worker): raises(self.what)
         return np.full(1, self.t, np.float32), 1.0, self.t >= 10, False, {}
 
 gym.register("NAME-v0", entry_point="NAME:World")
@@ -91,7 +92,8 @@ def test_an_error_of_the_environment_names_its_line(world, capfd, at, what):
 
 @pytest.mark.parametrize("what", ["value", "odd"])
 def test_an_error_in_a_worker_of_gymnasium_names_its_line(world, capfd, what):
-    assert train(world, "--env-kwargs", "what", what, "--vectorization", "async") == 1
+    flags = ["--env-kwargs", "at", "worker's step", "what", what, "--vectorization", "async"]
+    assert train(world, *flags) == 1
     told = capfd.readouterr().err
     assert IN_WORKER in told
     assert f"{world}.py" in told
@@ -99,7 +101,8 @@ def test_an_error_in_a_worker_of_gymnasium_names_its_line(world, capfd, what):
 
 @pytest.mark.slow
 def test_an_error_in_a_training_process_names_its_line_whatever_its_type(world, capfd):
-    assert train(world, "--env-kwargs", "what", "end", "--processes", "2", "--seeds", "2") == 1
+    flags = ["--env-kwargs", "at", "worker's step", "what", "end", "--processes", "2", "--seeds", "2"]
+    assert train(world, *flags) == 1
     told = capfd.readouterr().err
     assert IN_WORKER in told
     assert "EOFError: my server has no more" in told

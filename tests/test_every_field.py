@@ -20,7 +20,7 @@ ROLLOUTS["reward"] = lambda completions: [float(sum(map(ord, text)) % 7) for tex
 BASES = {
     "grpo": (grpo, grpo.GRPO(task="lm/reverse", **SMALL, **ROLLOUTS)),
     "rloo": (grpo, grpo.GRPO(task="lm/reverse", objective="rloo", **SMALL, **ROLLOUTS)),
-    "ppo": (rlhf, rlhf.RLHF(task="lm/reverse", **SMALL, **ROLLOUTS)),
+    "ppo": (rlhf, rlhf.RLHF(task="lm/reverse", seed=2, **SMALL, **ROLLOUTS)),
     "ppo, head": (rlhf, rlhf.RLHF(task="lm/reverse", value_model="head", beta=0.0, **SMALL, **ROLLOUTS)),
     "sft": (sft, sft.SFT(task="lm/reverse", batch_size=4, **SMALL)),
     "sft, no answer is right": (sft, sft.SFT(task="lm/taste", batch_size=4, **SMALL)),

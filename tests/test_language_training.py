@@ -416,7 +416,7 @@ def test_a_reward_model_is_no_policy_and_a_cut_file_no_model(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     weights = tmp_path / "rm" / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="model.safetensors is changed since the run wrote it"):
+    with pytest.raises(ValueError, match=r"model.safetensors is changed since the run wrote it"):
         models.load(str(tmp_path / "rm"))
     (weights.parent / "seal.json").unlink()
     with pytest.raises(ValueError, match="but transformers cannot load it"):

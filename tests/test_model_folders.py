@@ -4,6 +4,7 @@ Leaves out architectures (`test_language_models.py`).
 """
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import json
 import math
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from telescope.algorithms import sft
+from telescope.algorithms import grpo, sft
 from telescope.cli import main
 from telescope.language import models, pretrained
 from telescope.language.memory import memory
@@ -281,6 +282,15 @@ def test_a_head_that_is_cut_or_of_another_width_is_named(judge, head, names):
     save_file(head, path) if isinstance(head, dict) else path.write_bytes(head)
     with pytest.raises(ValueError, match=names):
         RewardModel.load(str(judge), "cpu")
+
+
+def test_a_reward_model_that_cannot_read_the_policys_texts_is_told(judge, tmp_path):
+    rows = [{"prompt": f"{number}é"} for number in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = grpo.GRPO(task=str(tmp_path / "rows.jsonl"), reward=str(judge), prompts=2, group=2, minibatches=1)
+    config = dataclasses.replace(config, total_steps=1, eval_prompts=2, max_tokens=2, threads=1)
+    notes = next(iter(grpo.train(config))).notes
+    assert any(f"the tokenizer of {judge} does not know" in note for note in notes)
 
 
 # The built-in model

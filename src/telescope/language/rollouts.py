@@ -44,6 +44,7 @@ from telescope.language.training import (
     put_back,
     scorings,
     trainable,
+    unknown_characters,
 )
 from telescope.losses import kl_k3
 
@@ -138,6 +139,8 @@ class RolloutSession(Session):
         elif isinstance(source, str):
             self.reward_model = RewardModel.load(source, self.config.device)
             self.reward_model.at_once = self.config.at_once
+            prompts = [row["prompt"] for row in self.task.held_out[: self.config.eval_prompts]]
+            self.notes += unknown_characters(self.reward_model.tokenizer, prompts, source)
         elif self.task.pairs is not None:
             self.reward_model = self._own_reward_model()
             if resume is not None:

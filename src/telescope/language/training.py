@@ -466,11 +466,16 @@ def remarks(config: LanguageConfig, task: Task, tokenizer: Any, ends: tuple[str,
             f"{len(closed) / len(texts):.0%} of the prompts of {task.name} end in an end token ({closed[0][-20:]!r}), "
             "so completions begin behind the end of a text; a chat template needs add_generation_prompt=True"
         )
+    return found + unknown_characters(tokenizer, prompts, config.model)
+
+
+def unknown_characters(tokenizer: Any, prompts: Sequence[str], model: str) -> list[str]:
+    """A remark where a model, the policy or a reward model, cannot tell characters of the prompts apart."""
     unknown, name = tokenizer.unk_token_id, tokenizer.unk_token
     odd = [] if unknown is None else [text for text in prompts if unknown in plain_ids(tokenizer, [text])[0]]
-    if odd:
-        found.append(
-            f"{len(odd) / len(prompts):.0%} of the held-out prompts have characters that the tokenizer of "
-            f"{config.model} does not know, so that they all read {name} ({odd[0]!r}); take a model that has them"
-        )
-    return found
+    if not odd:
+        return []
+    return [
+        f"{len(odd) / len(prompts):.0%} of the held-out prompts have characters that the tokenizer of {model} does not "
+        f"know, so that they all read {name} ({odd[0]!r}); take a model that has them"
+    ]

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 import types
 import typing
 import warnings
@@ -106,6 +107,15 @@ def described(hint: Any, none: str = "None") -> str:
         return str(getattr(option, "__name__", option)) if typing.get_origin(option) is None else str(option)
 
     return " or ".join(words(option) for option in reversed(options(hint)))
+
+
+def import_path(value: Any) -> str:
+    """`module:name` of a function or class, where a program finds it again; `module:` alone if none can."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
+    found = sys.modules.get(str(module))
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{name if found is value and module != '__main__' else ''}"
 
 
 def positive(config: object, *names: str) -> None:

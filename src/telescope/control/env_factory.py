@@ -79,7 +79,7 @@ def _handed_out(env: gym.Env, name: str) -> Recorder:
 
 
 def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
-    """The registered spec of an id (also "module:Id-v0"), or the callable as it is.
+    """The registered spec of an id (also "module:Id-v0"), the callable as it is, or the one that "module:name" names.
 
     Workers receive the spec and not the id, so they need not have run the code that registered it.
     """
@@ -88,6 +88,11 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
             raise ValueError(f"env must be an environment id or a callable that returns one; got {env!r}")
         return env
     module, _, name = env.rpartition(":")
+    if module and not name:
+        raise ValueError(
+            f"env is {env!r}: the run began with a function or class of {module} that no import finds again; go on "
+            "from Python, where it is, by train(config, resume=state) and Policy(config, state)"
+        )
     if module:
         if not all(part.isidentifier() for part in module.split(".")):
             raise ValueError(f"env is {env!r}; expected an id, or module:Id, and {module!r} is no name of a module")
@@ -96,6 +101,8 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise ValueError(f"env {env!r} names the module {module!r}, which cannot be imported: {error}") from error
+        if name not in gym.registry and callable(found := _attribute(sys.modules[module], name)):
+            return found  # type: ignore[no-any-return]
     try:
         return gym.spec(name)
     except gym.error.Error as error:
@@ -109,6 +116,13 @@ def _find_modules_here() -> None:
     """
     if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
+
+
+def _attribute(module: Any, path: str) -> Any:
+    """What stands under a dotted name in a module; None if nothing does."""
+    for part in path.split("."):
+        module = getattr(module, part, None)
+    return module
 
 
 UNLIMITED = 2**31 - 1

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from telescope.checks import fitting, require_device, same_kind
+from telescope.checks import fitting, import_path, require_device, same_kind
 from telescope.control import population
 from telescope.control.actions import bounding, space_note
 from telescope.control.agents import ActorCritic, Agents, default_network
@@ -127,6 +127,11 @@ class Session:
         self.population: Agent = agents
         self.agent = ActorCritic(network, self.rollouts.distribution, layout)
         self.agents = Agents(self.agent, compiled=self.execution["compiled"])
+        if callable(config.env) and import_path(config.env).endswith(":"):
+            self.notes.append(
+                "no import finds the environment's function or class again, so the command line can't resume or "
+                "evaluate a run folder of it; put it in a module of its own, or go on from Python"
+            )
         if own is not None:
             try_network(self.agent, self.population.parameters, size)
             self.notes += filter(None, [without_effect(config)])

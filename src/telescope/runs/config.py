@@ -18,7 +18,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from telescope.checks import fitted, options
+from telescope.checks import fitted, import_path, options
 from telescope.runs.files import join, read, require, shown, write_atomic
 
 NONE = "none"
@@ -27,8 +27,8 @@ NONE = "none"
 def write_config(path: str | os.PathLike[str], config: Any) -> None:
     """Write a dataclass of str, int, float, bool, None, tuples and dicts of those as TOML, atomically.
 
-    `read_config` with the same class gives back an equal config. ValueError for a value TOML cannot express;
-    RunError if the file cannot be written.
+    A function or class is written as module:name. `read_config` with the same class gives back an equal config.
+    ValueError for a value TOML cannot express; RunError if the file cannot be written.
     """
     write_atomic(path, require("tomli_w").dumps(to_mapping(config)).encode())
 
@@ -114,6 +114,8 @@ def _expressible(value: Any, place: str) -> Any:
         return {key: _expressible(item, f"{place}.{key}") for key, item in value.items()}
     if type(value) in (bool, int, float, str):
         return value
+    if isinstance(value, types.FunctionType | type):
+        return import_path(value)
     raise ValueError(
         f"{place} is {value!r} ({type(value).__name__}), which a TOML configuration cannot hold; "
         "expected str, int, float, bool, or tuples and dicts (with str keys) of those"

@@ -10,7 +10,7 @@ from typing import Any
 from telescope.language.objectives import Correction, Objective
 
 Table = Sequence[Sequence[float]]
-LARGEST = 88.72  # of a log-ratio in float32, about; beyond it a ratio is "very large"
+LARGEST = [math.log(3.4028234663852886e38)]  # a log-ratio's bound: no ratio is infinite in float32
 
 
 def live(mask: Table) -> Iterator[tuple[int, list[int]]]:
@@ -24,7 +24,7 @@ def zeros(mask: Table) -> list[list[float]]:
 
 
 def exp(x: float) -> float:
-    return math.exp(min(x, 700.0))
+    return math.exp(min(x, LARGEST[0]))
 
 
 def bounded(x: float, low: float, high: float) -> float:

@@ -121,6 +121,7 @@ def compare(seed: int) -> int:
     before = {name: value.clone() for name, value in x.items()}
     plain = {name: value.double().tolist() for name, value in x.items()}
     found = calls(row, held, x)
+    definitions.LARGEST[0] = math.log(np.finfo(np.float64 if dtype == torch.float64 else np.float32).max)
     for name, (ours, definition) in found.items():
         result = ours()
         assert result.dtype == (torch.float64 if dtype == torch.float64 else torch.float32), name

@@ -108,7 +108,8 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
     for module in (commands.train, commands.evaluate, commands.plot):
         monkeypatch.setattr(module, "parse", only_parse)
     run = types.SimpleNamespace(algorithm="grpo" if "--prompts" in command else "ppo")
-    monkeypatch.setattr(RunFolder, "open", lambda _: run)  # eval looks there for the kind of a run
+    run.config_to_use = lambda cls, **_: cls(env="Pendulum-v1")
+    monkeypatch.setattr(RunFolder, "open", lambda _: run)  # eval and --start look there for the kind of a run
     monkeypatch.chdir(tmp_path)
     (tmp_path / "settings.toml").write_text(blocks("runs.md", "toml")[0])
     with pytest.raises(Parsed) as parsed:

@@ -281,7 +281,9 @@ def test_a_run_that_a_reward_function_ended_can_be_resumed(files, capsys):
     assert "gave nan for completion 0" in capsys.readouterr().err
     text = (files / "rewards.py").read_text().replace("count == 3", "False")
     (files / "rewards.py").write_text(text)
-    assert main(["train", "--resume", str(files / "run")]) == 0
+    assert main(["train", "--resume", str(files / "run"), "--trust"]) != 0  # it is another function now
+    assert "reward (" in capsys.readouterr().err
+    assert main(["train", "--resume", str(files / "run"), "--trust", "--allow-inexact"]) == 0
     assert [row["step"] for row in rows(files / "run")] == ["0", "1", "2", "3", "4"]
 
 

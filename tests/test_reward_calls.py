@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from telescope.algorithms import grpo
+from telescope.cli import main
 from telescope.language.rewards import given_to, load_function, score
 
 ROWS = [{"prompt": "p1", "answer": "a1", "level": 1}, {"prompt": "p2", "answer": "a2", "level": 2}]
@@ -120,6 +121,13 @@ def test_a_function_for_another_library_is_refused_by_what_it_asks_for(function,
 def test_a_function_that_never_sees_completions_is_refused(function):
     with pytest.raises(ValueError, match="does not ask for completions"):
         given_to(function, ROWS[0], name="f")
+
+
+def test_several_rewards_are_refused_by_name(capsys):
+    """All but the last were dropped, silently."""
+    flags = ["--reward", "one.py:f", "--reward=two.py:f"]
+    assert main(["train", "grpo", "lm/reverse", *flags]) == 2
+    assert "--reward is given twice" in capsys.readouterr().err
 
 
 def test_a_field_that_is_called_as_the_texts_are_is_refused():

@@ -92,6 +92,8 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
     algorithm, preset = meant(name, positional or value_of("--task", flags) or settings.get("task"))
     if algorithm in LANGUAGE:
         wait_asleep()
+        if sum(word.partition("=")[0] == "--reward" for word in flags) > 1:
+            raise ValueError("--reward is given twice, but a run has one reward; add them up in a function of your own")
         preset["model"] = value_of("--model", flags) or settings.get("model") or "tiny"
     cls = config_class(algorithm)
     what, field = ("task", "task") if subject_field(cls) == "task" else ("environment", "env")

@@ -136,5 +136,6 @@ def test_a_terminal_gets_a_bar_with_the_time_left_unless_it_is_dumb(monkeypatch,
         display.note(sentence)
         display.show([ROW])
     assert ("\x1b" in stream.getvalue()) == live
+    assert ("step 10 of 100" in stream.getvalue()) == (not live)
     assert " left" in stream.getvalue()
     assert sentence in stream.getvalue()  # in one piece, to be copied

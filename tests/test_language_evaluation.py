@@ -168,6 +168,7 @@ def test_without_the_model_that_training_began_with_there_is_no_kl_but_all_else(
     assert found["kl"] is None
     assert found["exact_match"] == 0
     assert "kl is not measured" in said.err
+    assert "no such folder" in said.err
 
 
 # Preference pairs

@@ -42,6 +42,8 @@ def config(place: str, *, trust: bool = False) -> Any:
     """The config of a transformers folder, or of a name on the hub."""
     from transformers import AutoConfig
 
+    if os.path.isabs(place) and not os.path.isdir(place):  # which the hub would be asked for
+        raise ModelError(f"model is {place!r}, but there is no such folder")
     require_unchanged(place, weights=False)
     with told(place):
         found = AutoConfig.from_pretrained(place, trust_remote_code=trust)

@@ -1,6 +1,7 @@
 """A callable environment in a run folder: by its import path where one finds it again, and told where none does."""
 
 import dataclasses
+import sys
 
 import pytest
 
@@ -41,6 +42,7 @@ def test_what_no_module_holds_is_told_when_the_run_begins_and_again_when_it_is_l
 
 def test_the_main_script_is_no_import_path(monkeypatch):
     monkeypatch.setattr(worlds.Forever, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "Forever", worlds.Forever, raising=False)
     assert import_path(worlds.Forever) == "__main__:"
 
 

@@ -72,11 +72,11 @@ def begin(
     if "start" in more:
         tried["start"] = more["start"] = _state_of(more["start"])
     named, made_from = config, dict[str, str]()
+    shared.try_out(config, **tried)  # what cannot run leaves no folder behind
     if algorithm in LANGUAGE:
         from telescope.language.inputs import inputs, resolved
 
         config = resolved(config)
-    shared.try_out(config, **tried)  # what cannot run leaves no folder behind
     if follows(algorithm):
         return None, follow(algorithm, config, None, **more)
     if algorithm in LANGUAGE:

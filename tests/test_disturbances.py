@@ -6,6 +6,7 @@ Ctrl-C, a compiled loop that writes beyond its arrays.
 
 import importlib.util
 import io
+import multiprocessing
 import os
 import signal
 import struct
@@ -14,6 +15,7 @@ import sys
 import time
 import warnings
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,8 @@ from telescope import cli
 from telescope.algorithms.ppo import PPO, train
 from telescope.checks import fitting, missing_device, on_device
 from telescope.control import compiling
+from telescope.control.env_async import ParentsPipe, ReportedAsyncVectorEnv
+from telescope.control.env_factory import Factory
 from telescope.recurrence import caching
 from telescope.streams import delivered, mended
 
@@ -171,6 +175,32 @@ def test_signals_reach_this_process_at_once_but_not_what_it_starts():
         assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# Worker processes
+
+
+def test_a_worker_that_is_killed_is_told_in_a_sentence():
+    factory = Factory(gym.spec("CartPole-v1"), {})
+    vector = ReportedAsyncVectorEnv([factory, factory], context="forkserver")
+    try:
+        vector.reset(seed=0)
+        vector.processes[1].kill()
+        vector.processes[1].join()
+        with pytest.raises(ChildProcessError, match=r"1 of 2 processes .* ended \(exit status -9"):
+            vector.step(np.zeros(2, int))
+    finally:
+        vector.close()
+
+
+def test_a_worker_whose_parent_is_gone_ends_without_a_word(monkeypatch):
+    monkeypatch.setattr(os, "_exit", lambda status: (_ for _ in ()).throw(SystemExit(status)))
+    parent, worker = multiprocessing.Pipe()
+    parent.close()
+    for act in (ParentsPipe(worker).recv, lambda: ParentsPipe(worker).send((None, True))):
+        with pytest.raises(SystemExit) as caught:
+            act()
+        assert caught.value.code == 0
 
 
 # Devices

@@ -156,7 +156,8 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
     say = print if first else lambda *_, **__: None
     shared = family(folder.algorithm)
     folder.require_trust(options.trust)
-    config = folder.load_config(config_class(folder.algorithm))
+    but = ("device",) if options.device or options.allow_inexact else ()
+    config = folder.load_config(config_class(folder.algorithm), *but)
     state = folder.load_checkpoint()
     folder.require_tables(allow_inexact=options.allow_inexact)
     execution = None

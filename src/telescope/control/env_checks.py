@@ -16,6 +16,7 @@ import numpy as np
 
 Fit = Callable[..., Any]
 """fit(observation, where="") → the same as an array or number of the space's shape, or ValueError"""
+INTEGERS = (int, np.integer)
 NUMBERS = "biuf"
 """The kinds of dtype that are real numbers."""
 
@@ -33,9 +34,9 @@ def observation_fit(space: gym.Space, lead: tuple[int, ...] = (), subject: str =
     discrete = isinstance(space, gym.spaces.Discrete) and not lead
 
     def fit(x: Any, where: str = "") -> Any:
-        if isinstance(x, int | np.integer) and discrete and low <= x <= high:
-            return x
         if type(x) is np.ndarray and x.dtype == dtype and x.shape == shape and not bounded:
+            return x
+        if discrete and isinstance(x, INTEGERS) and low <= x <= high:
             return x
         array = real_array(x, f"{subject}{where}")
         if array.shape != shape:

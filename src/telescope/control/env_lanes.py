@@ -76,6 +76,7 @@ class Lane:
         self._lead = (vector.num_envs,)
         self._name = type(vector).__name__
         self._fit = observation_fit(self.observation_space, self._lead, self._told("observations"))
+        self._rewards, self._flags = self._told("rewards"), self._told("flags terminated or truncated")
         self._fit_final = observation_fit(self.observation_space, (), self._told("final observation"))
 
     def _told(self, what: str) -> str:
@@ -94,9 +95,9 @@ class Lane:
         observations, rewards, terminated, truncated, infos = self.vector.step(actions)
         observations = self._fit(observations, " at a step")
         # NumPy arrays of our own: Gymnasium leaves the kind and the ownership of these to the environment
-        rewards = rewards_fit(rewards, self._lead, self._told("rewards"))
-        terminated = flags_fit(terminated, self._lead, self._told("flags terminated"))
-        truncated = flags_fit(truncated, self._lead, self._told("flags truncated"))
+        rewards = rewards_fit(rewards, self._lead, self._rewards)
+        terminated = flags_fit(terminated, self._lead, self._flags)
+        truncated = flags_fit(truncated, self._lead, self._flags)
         mask = ~self._ended
         next_observations = observations
         if self._ended.any():

@@ -20,6 +20,8 @@ from gymnasium.envs.registration import EnvSpec
 from telescope.control.env_checks import flags_fit, mask_fit, mask_sizes, observation_fit, rewards_fit
 
 Outcome = tuple[Any, float, bool, bool, dict[str, Any]]
+# made once: a union that is written out is built anew at every step
+SEQUENCES, FLAGS = (tuple, list), (bool, np.bool_)
 
 
 class Recorder(gym.Wrapper):
@@ -62,7 +64,7 @@ class Recorder(gym.Wrapper):
             self._random_at_reset = random_state(self._base.np_random)
         self._length, self._armed = 0, False
         result = self.env.reset(seed=seed, options=options)
-        if not isinstance(result, tuple | list) or len(result) != 2 or not isinstance(result[1], dict):
+        if not isinstance(result, SEQUENCES) or len(result) != 2 or not isinstance(result[1], dict):
             raise ValueError(
                 f"{self._name}.reset() returned {type(result).__name__}; expected (observation, info) with a dict info"
             )
@@ -83,8 +85,8 @@ class Recorder(gym.Wrapper):
             self._rewards = np.concatenate([self._rewards, np.empty_like(self._rewards)])
         self._actions[self._length] = action
         result = self.env.step(action)
-        if not isinstance(result, tuple | list) or len(result) != 5 or not isinstance(result[4], dict):
-            parts = f"{len(result)} values" if isinstance(result, tuple | list) else type(result).__name__
+        if not isinstance(result, SEQUENCES) or len(result) != 5 or not isinstance(result[4], dict):
+            parts = f"{len(result)} values" if isinstance(result, SEQUENCES) else type(result).__name__
             raise ValueError(
                 f"{self._name}.step() returned {parts}; expected the five of Gymnasium: observation, reward, "
                 "terminated, truncated and a dict info (Gym before 0.26 had a single `done`)"
@@ -93,9 +95,9 @@ class Recorder(gym.Wrapper):
         observation = self._fit(observation, " at a step")
         if not isinstance(reward, float):  # np.float64 is one
             reward = rewards_fit(reward, (), f"the reward that {self._name} returned")
-        if not isinstance(terminated, bool | np.bool_):
+        if not isinstance(terminated, FLAGS):
             terminated = flags_fit(terminated, (), f"the flag terminated that {self._name} returned")
-        if not isinstance(truncated, bool | np.bool_):
+        if not isinstance(truncated, FLAGS):
             truncated = flags_fit(truncated, (), f"the flag truncated that {self._name} returned")
         reward, terminated, truncated = float(reward), bool(terminated), bool(truncated)
         self._rewards[self._length] = reward

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+deterministic: Any = torch.utils.deterministic  # a module whose one setting is made by assigning to it
+
 
 class Settings(NamedTuple):
     """What a process sets once for all of its torch."""
@@ -25,14 +27,14 @@ class Settings(NamedTuple):
 
     @classmethod
     def found(cls) -> Settings:
-        order, filled = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+        order, filled = torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory
         return cls(torch.get_num_threads(), torch.get_default_dtype(), order, filled)
 
     def hold(self) -> None:
         torch.set_num_threads(self.threads)
         torch.set_default_dtype(self.dtype)
         torch.set_deterministic_debug_mode(self.order)
-        torch.utils.deterministic.fill_uninitialized_memory = self.filled
+        deterministic.fill_uninitialized_memory = self.filled
 
 
 def settle(threads: int, device: str) -> None:

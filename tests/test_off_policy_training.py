@@ -172,5 +172,5 @@ def test_a_row_with_a_correction_of_its_own_keeps_it(reward, apart):
     assert last(grpo, config).rows[0]["off_policy_weight"] > 1.01
     truncated = dataclasses.replace(config, off_policy="truncate", off_policy_cap=3.0)
     assert grpo.row(truncated).correction.outside == "clamp"
-    with pytest.raises(ValueError, match="off_policy_cap is 1; expected more than 1"):
-        dataclasses.replace(config, off_policy_cap=1)
+    with pytest.raises(ValueError, match=r"off_policy_cap is 1\.0; expected more than 1"):
+        dataclasses.replace(truncated, off_policy_cap=1)

@@ -97,14 +97,18 @@ def test_a_rehearsal_leaves_no_trace():
     """Neither in the run's environments nor in the process's generators."""
     made = []
 
+    class Both(World):
+        def draw(self, where):
+            return np.random.normal() + random.random()
+
     def make():
-        made.append(World())
+        made.append(Both())
         return made[-1]
 
     environments = Environments(make, seeds=[0], num_envs=2)
     random.seed(0)
     np.random.seed(0)
-    assert rehearse(environments, lambda: Environments(make, seeds=[0], num_envs=1)) == []
+    assert rehearse(environments, lambda: Environments(make, seeds=[0], num_envs=1))
     assert [world.episodes for world in made] == [0, 0, made[2].episodes]
     assert (random.random(), np.random.random()) == (random.Random(0).random(), np.random.RandomState(0).random())
     environments.close()

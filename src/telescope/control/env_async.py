@@ -6,8 +6,10 @@ there are and how they are reset (`env_lanes.py`).
 
 import contextlib
 import os
+import signal
 import warnings
 from collections.abc import Iterable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import gymnasium as gym
@@ -68,6 +70,9 @@ class ReportedAsyncVectorEnv(AsyncVectorEnv):
     """In the parent: the error itself is raised, and Gymnasium's logger doesn't tell it a second time."""
 
     def __init__(self, factories: Any, **more: Any) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # it would die of one sent to the group
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         super().__init__(factories, worker=work, **more)
 
     def step(self, actions: Any) -> Any:

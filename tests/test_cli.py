@@ -98,6 +98,17 @@ def test_a_film_that_fails_comes_after_the_table_in_one_sentence(trained, tmp_pa
     assert "glGetError" in told.err
 
 
+def test_an_environment_that_draws_nothing_is_told_without_a_word_on_displays(trained, tmp_path, capsys, monkeypatch):
+    def no_frames(*arguments, **options):
+        raise ValueError("World takes no render_mode")
+
+    monkeypatch.setattr("telescope.control.video.record", no_frames)
+    monkeypatch.setattr("telescope.commands.evaluate.is_users", lambda error: False)  # this file is the user's
+    monkeypatch.setattr("telescope.cli.is_users", lambda error: False)
+    assert main(["eval", str(trained), "--episodes", "1", "--video", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.strip().endswith("could not be made: World takes no render_mode")
+
+
 def test_a_run_without_a_finished_episode_succeeds_without_a_curve(tmp_path, capsys):
     assert train(tmp_path / "run", "--total-steps", 32, env="Pendulum-v1") == 0
     assert "no learning curve" in capsys.readouterr().err
@@ -272,6 +283,7 @@ def test_two_writers_are_refused(tmp_path):
         (["train", "ppo", "CartPole-v1", "--env", "Acrobot-v1", "--out", "OUT"], "two environments were named"),
         (["train", "ppo", "CartPole-v1", "--config", "nowhere.toml"], "nowhere.toml"),
         (["train", "--resume", "nowhere"], "nowhere is not a folder"),
+        (["train", "ppo", "--resume", "nowhere"], "'ppo' stands before --resume.*leave it out"),
         (["eval", "nowhere"], "nowhere is not a folder"),
         (["plot", "nowhere"], "nowhere"),
         (["plot"], "at least one run"),

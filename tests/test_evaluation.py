@@ -186,3 +186,25 @@ def test_a_film_of_an_endless_episode_ends(tmp_path):
     with pytest.warns(UserWarning, match="the film ends after 40 steps, its episode does not"):
         film = record(Drawn, policy().act, tmp_path, env_kwargs={"endless": True}, max_steps=40)
     assert film.stat().st_size > 0
+
+
+def test_a_class_that_is_named_by_its_module_is_filmed(tmp_path):
+    assert record("test_evaluation:Drawn", policy().act, tmp_path, env_kwargs={"most": 3}).stat().st_size > 0
+
+
+class Undrawn(Drawn):
+    def __init__(self):
+        super().__init__()
+
+
+class Blank(Drawn):
+    def render(self):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("env", "sentence"), [(Undrawn, "Undrawn takes no render_mode"), (Blank, "a NoneType; a film")]
+)
+def test_an_environment_that_draws_nothing_is_no_film(tmp_path, env, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        record(env, policy().act, tmp_path)

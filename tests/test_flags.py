@@ -64,6 +64,7 @@ def understood(line: str) -> Any:
         ("--limit 3", "limit", 3.0),
         ("--hidden 1e2 8", "hidden", (100, 8)),
         ("--pair 0.2 0.28", "pair", (0.2, 0.28)),
+        ("--pair none", "pair", None),
         ("--kind fast", "kind", "fast"),
         ("--no-loud", "loud", False),
         ("--name 1e5", "name", "1e5"),
@@ -97,7 +98,8 @@ def test_values_are_taken_as_they_are_meant(line: str, field: str, value: Any) -
         ("--stepz 4", "no flag --stepz here; did you mean --steps?"),
         ("-q 4", "no flag --q here; `telescope try --help`"),
         ("here", "'here' is not understood here"),
-        ("--pair 1", "--pair"),
+        ("--pair 1", "--pair takes 2 values, got 1: 1"),
+        ("--hidden 64,64", "expected a whole number; separate several by spaces: --hidden 1 2"),
         ("--steps -3", "^steps is -3; expected at least 0, (which is a long sentence ?){12}$"),
     ],
 )
@@ -124,6 +126,7 @@ FROM_MEMORY = {
         "net-arch": "hidden",
         "no-anneal-lr": "no-anneal-learning-rate",
         "total_timestep": "total-steps",
+        "max-episode-steps": "env-kwargs",
     },
     "grpo": {
         "num-generations": "group",

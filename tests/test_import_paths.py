@@ -46,6 +46,6 @@ def test_the_main_script_is_no_import_path(monkeypatch):
     assert import_path(worlds.Forever) == "__main__:"
 
 
-def test_a_name_that_a_module_lacks_is_an_unknown_id():
-    with pytest.raises(ValueError, match="is not registered"):
-        find_source("worlds:Nowhere")
+def test_a_name_that_a_module_lacks_is_told_with_those_that_look_like_it():
+    with pytest.raises(ValueError, match="'worlds' neither has .* 'Forevr' nor registers .*; did you mean Forever"):
+        find_source("worlds:Forevr")

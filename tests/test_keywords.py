@@ -55,7 +55,8 @@ def test_what_help_shows_can_be_typed_again(found):
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"), [(["x"], "1 words; expected pairs"), (["x", "1", "x", "2"], "x is given more")]
+    ("words", "sentence"),
+    [(["x"], "'x' leaves a NAME without a VALUE"), (["x", "1", "x", "2"], "x is given more")],
 )
 def test_what_are_no_pairs_is_a_sentence(words, sentence):
     with pytest.raises(ValueError, match=sentence):

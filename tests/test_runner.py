@@ -125,6 +125,15 @@ def test_pipes_and_notebooks_get_plain_lines():
     assert not set("\x1b\r") & set(stream.getvalue())
 
 
+def test_a_sentence_stands_below_the_step_that_it_is_about():
+    stream = io.StringIO()
+    with Display(100, stream=stream) as display:
+        display.show([ROW])
+        display.note("learning curve: here")
+    said = stream.getvalue().splitlines()
+    assert [line.split()[0] for line in said] == ["step", "learning"]
+
+
 @pytest.mark.parametrize(("term", "live"), [("xterm-256color", True), ("dumb", False)])
 def test_a_terminal_gets_a_bar_with_the_time_left_unless_it_is_dumb(monkeypatch, term, live):
     monkeypatch.setenv("TERM", term)
@@ -139,3 +148,13 @@ def test_a_terminal_gets_a_bar_with_the_time_left_unless_it_is_dumb(monkeypatch,
     assert ("step 10 of 100" in stream.getvalue()) == (not live)
     assert " left" in stream.getvalue()
     assert sentence in stream.getvalue()  # in one piece, to be copied
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.01, "1,000 steps/s"), (200.0, "0.05 steps/s")])
+def test_a_slow_step_is_not_called_none(monkeypatch, seconds, told):
+    clock = iter([0.0, seconds, seconds])
+    monkeypatch.setattr("telescope.runs.display.time.perf_counter", lambda: next(clock))
+    stream = io.StringIO()
+    with Display(100, stream=stream) as display:
+        display.show([ROW])
+    assert told in stream.getvalue()

@@ -25,6 +25,7 @@ USAGE = """usage: telescope COMMAND …
   telescope train ALGORITHM ENV [flags]     train a population of seeds: telescope train ppo CartPole-v1 --seeds 8
   telescope train ALGORITHM TASK [flags]    train a language model: telescope train grpo lm/addition
   telescope train --resume RUN [flags]      continue a run where it stopped, bit for bit
+  telescope train --start RUN [flags]       begin a new run with the agents of another
   telescope eval RUN [flags]                evaluate the agents of a run
   telescope plot RUN [RUN …] --out FILE     draw learning curves
   telescope --version

@@ -176,8 +176,7 @@ class Writer:
         self.best: dict[str, Any] | None = None if state is None else state.get("best")
         self.tables: dict[str, Any] = {}
         self.saved = time.monotonic()
-        seeds = _range(folder.seeds)
-        display.note(f"training {folder.method} on {subject_of(config)}, seeds {seeds}: {folder.path}")
+        display.note(f"training {folder.method} on {subject_of(config)}, {_named(folder.seeds)}: {folder.path}")
 
     def write(self, metrics: Any) -> None:
         """One iteration: its rows, a language model's samples and findings, the best agents so far."""
@@ -323,5 +322,5 @@ def _signals(display: Display | None = None, folder: RunFolder | None = None) ->
             signal.signal(number, handler)
 
 
-def _range(seeds: list[int]) -> str:
-    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}–{seeds[-1]}"
+def _named(seeds: list[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]}–{seeds[-1]}"

@@ -75,8 +75,11 @@ def row(config: GRPO) -> Objective:
     framework, _, name = config.objective.rpartition("/")
     table = AS_IN.get(framework, {}) if framework else ROWS
     if name not in table:
-        known = ", ".join(table) or "none; frameworks are " + ", ".join(AS_IN)
-        raise ValueError(f"objective is {config.objective!r}; expected one of {known}")
+        known = ", ".join(f"{framework}/{one}" if framework else one for one in table)
+        frameworks = "" if framework in AS_IN else f"FRAMEWORK/ROW, with one of the frameworks {', '.join(AS_IN)}"
+        raise ValueError(
+            f"objective is {config.objective!r}; expected {' or '.join(filter(None, (known, frameworks)))}"
+        )
     changes = {key: getattr(config, key) for key in ("clip", "beta") if getattr(config, key) is not None}
     return with_correction(dataclasses.replace(table[name], **changes), config)
 

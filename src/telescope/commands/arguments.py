@@ -66,6 +66,8 @@ def checked(words: Sequence[str], known: Mapping[str, Any], title: str) -> list[
             raise ValueError(f"--{flag} needs a value after it; `{title} --help` shows which")
         elif not _takes_many(hint) and len(values) > 1:
             raise ValueError(f"--{flag} takes one value, got {len(values)}: {' '.join(values)}")
+        elif (count := _how_many(hint)) and len(values) != count and [value.lower() for value in values] != ["none"]:
+            raise ValueError(f"--{flag} takes {count} values, got {len(values)}: {' '.join(values)}")
         elif _takes_many(hint) and name in seen:
             raise ValueError(f"--{flag} is given twice; give all its values behind one --{flag}")
         seen.add(name)
@@ -127,6 +129,12 @@ def _takes_many(hint: Any) -> bool:
     return any(typing.get_origin(one) in (tuple, list, dict) for one in (hint, *typing.get_args(hint)))
 
 
+def _how_many(hint: Any) -> int:
+    """The length of a tuple that has a fixed one; 0 for every other kind."""
+    tuples = [typing.get_args(one) for one in (hint, *typing.get_args(hint)) if typing.get_origin(one) is tuple]
+    return 0 if not tuples or Ellipsis in tuples[0] else len(tuples[0])
+
+
 def _value(word: str, flag: str, hint: Any) -> str:
     """The word as tyro takes it: 1e5 is the integer 100000, and none is None."""
     kinds = set(_kinds(hint))
@@ -144,7 +152,8 @@ def _value(word: str, flag: str, hint: Any) -> str:
     wanted = [f"one of {', '.join(sorted(choices))}"] if choices else []
     wanted += ["a number"] if float in kinds else ["a whole number"] if int in kinds else []
     wanted += ["none"] if type(None) in kinds else []
-    raise ValueError(f"--{flag} is {word!r}; expected {' or '.join(wanted)}")
+    several = f"; separate several by spaces: --{flag} 1 2" if "," in word and _takes_many(hint) else ""
+    raise ValueError(f"--{flag} is {word!r}; expected {' or '.join(wanted)}{several}")
 
 
 def _kinds(hint: Any) -> Iterator[Any]:

@@ -139,11 +139,13 @@ def _film(policy: Any, folder: str, max_steps: int | None) -> Any:
     except Exception as error:
         if is_users(error):
             raise
-        said = " ".join(str(error).split())
-        raise RunError(
-            f"the evaluation is whole, but its film could not be made: {type(error).__name__}: {said}. Without a "
-            "display, set MUJOCO_GL=egl (or osmesa) for MuJoCo and SDL_VIDEODRIVER=dummy for others"
-        ) from error
+        said = " ".join(str(error).split()).rstrip(".")
+        if not isinstance(error, ValueError):  # not our own refusal of an environment that draws nothing
+            said = (
+                f"{type(error).__name__}: {said}. Without a display, set MUJOCO_GL=egl (or osmesa) for MuJoCo and "
+                "SDL_VIDEODRIVER=dummy for others"
+            )
+        raise RunError(f"the evaluation is whole, but its film could not be made: {said}") from error
     finally:
         gc.collect()
         sys.unraisablehook = hook

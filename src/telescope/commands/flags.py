@@ -37,6 +37,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "n-eval-episodes": ("eval-episodes", "episodes"),
     "deterministic": ("stochastic",),
     "algo": (),
+    "max-episode-steps": ("env-kwargs", "max-steps"),
     # CleanRL
     "num-timesteps": ("total-steps",),
     "env-id": ("env",),
@@ -114,6 +115,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 REMARKS = {
     "vf-coef": "twice Stable-Baselines3's number, because our value loss has a factor ½",
     "deterministic": "evaluation takes the policy's mode unless --stochastic is given",
+    "max-episode-steps": "a registered id takes a time limit: --env-kwargs max_episode_steps 500",
     "num-minibatches": "a size or a number, as its help says",
     "num-mini-batches": "a number",
     "gradient-accumulation-steps": "completions per forward pass; their number follows",

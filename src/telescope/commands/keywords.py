@@ -39,7 +39,7 @@ def registry() -> Any:
 def parsed(words: Sequence[str]) -> dict[str, Any]:
     """NAME VALUE pairs as a dictionary; a value that is not TOML is a string."""
     if len(words) % 2:
-        raise ValueError(f"{' '.join(words)!r} has {len(words)} words; expected pairs of NAME VALUE")
+        raise ValueError(f"{' '.join(words)!r} leaves a NAME without a VALUE; expected pairs: NAME VALUE NAME VALUE")
     names = words[::2]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{', '.join(sorted(twice))} is given more than once; expected each NAME once")

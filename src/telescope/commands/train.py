@@ -58,6 +58,10 @@ class ResumeOptions:
 def train(arguments: list[str]) -> int:
     """`telescope train ALGORITHM ENV [flags]` or `telescope train --resume RUN`."""
     if any(a == "--resume" or a.startswith("--resume=") for a in arguments):
+        if not arguments[0].startswith("-") and not HELP & set(arguments):
+            raise ValueError(
+                f"{arguments[0]!r} stands before --resume, but a run folder says what it trains; leave it out"
+            )
         return resume(arguments)
     from telescope.algorithms import CONFIGS, ROWS
     from telescope.runs.folder import RunFolder

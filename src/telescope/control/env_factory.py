@@ -106,6 +106,11 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
     try:
         return gym.spec(name)
     except gym.error.Error as error:
+        if module:
+            raise ValueError(
+                f"env is {env!r}, but the module {module!r} neither has a class or function {name!r} nor registers such "
+                f"an id{_similar(name, [*vars(sys.modules[module]), *gym.registry])}"
+            ) from error
         raise ValueError(unknown_id(env, gym.registry)) from error
 
 
@@ -149,9 +154,14 @@ def without_limit(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def unknown_id(env: str, known: Any, where: str = "registered with Gymnasium") -> str:
     """The sentence for an id that does not exist, with up to three that look like it."""
-    close = difflib.get_close_matches(env, list(known), n=3, cutoff=0.6)
-    hint = f"did you mean {', '.join(close)}?" if close else "is the package that registers it imported?"
-    return f"env {env!r} is not {where}; {hint} (an id of another package is written module:Id-v0)"
+    hint = _similar(env, known) or "; is the package that registers it imported?"
+    return f"env {env!r} is not {where}{hint} (an id of another package is written module:Id-v0)"
+
+
+def _similar(name: str, known: Any) -> str:
+    """Up to three of the known names that look like this one, as the end of a sentence."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def name_of(source: EnvironmentSource) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from telescope.control.env_factory import quiet_mujoco
+from telescope.control.env_factory import Factory, find_source, name_of, refused_keywords, time_limit
 from telescope.control.snapshots import Recorder
 
 
@@ -33,10 +33,7 @@ def record(
     """
     import imageio.v2 as imageio
 
-    kwargs = dict(env_kwargs or {}) | {"render_mode": "rgb_array"}
-    with quiet_mujoco():
-        world = env(**kwargs) if callable(env) else gym.make(env, **kwargs)
-    world = Recorder(world)  # checks steps, and finds masks
+    world = _world(env, env_kwargs or {})
     target = Path(folder) / "episode.mp4"
     film: Any
     try:
@@ -45,14 +42,36 @@ def record(
         target.parent.mkdir(parents=True, exist_ok=True)
         with imageio.get_writer(target, fps=fps, macro_block_size=2) as film:  # one frame in memory at a time
             for _ in range(max_steps):
-                film.append_data(world.render())
+                film.append_data(_frame(world))
                 action = act(observation, action_mask=info.get("action_mask"))
                 observation, _, terminated, truncated, info = world.step(action)
                 if terminated or truncated:
                     break
             else:
                 warnings.warn(f"the film ends after {max_steps:,} steps, its episode does not", stacklevel=2)
-            film.append_data(world.render())
+            film.append_data(_frame(world))
     finally:
         world.close()
     return target
+
+
+def _world(env: str | Callable[..., gym.Env], kwargs: Mapping[str, Any]) -> Recorder:
+    """One environment that draws frames; made, checked and searched for masks as those of training are."""
+    source = find_source(env)
+    drawing = {**kwargs, "render_mode": "rgb_array"}
+    if callable(source) and refused_keywords(source, drawing) and not refused_keywords(source, kwargs):
+        raise ValueError(
+            f"{name_of(source)} takes no render_mode; a film needs a constructor with render_mode=None "
+            "and a render() that returns an array [height, width, 3]"
+        )
+    return Factory(source, time_limit(source, drawing))()
+
+
+def _frame(world: Recorder) -> np.ndarray:
+    frame = world.render()
+    if not isinstance(frame, np.ndarray):
+        raise ValueError(
+            f"render() of {type(world.unwrapped).__name__} returned a {type(frame).__name__}; "
+            "a film needs an array [height, width, 3]"
+        )
+    return frame

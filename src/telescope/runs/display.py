@@ -54,6 +54,8 @@ class Display:
         if self._live is not None:
             self._live.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
         else:
+            if self._line:  # what was reached before the sentence stands above it
+                self._print_line()
             print(sentence, file=self.stream, flush=True)
 
     def show(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -84,7 +86,7 @@ class Display:
         shares = " ".join(f"{part} {share:.0%}" for part, share in self._shares.items())
         known = {label: [x for x in scores if x is not None] for label, scores in self._scores.items()}
         text = "  ".join(f"{label} {_number(iqm(scores))}" for label, scores in known.items() if scores)
-        return f"{text or 'return –'}  {rate:,.0f} steps/s{gap}({shares})"
+        return f"{text or 'return –'}  {_rate(rate)} steps/s{gap}({shares})"
 
     def _bar(self, total: int, completed: int) -> Any:
         from rich.console import Console
@@ -109,6 +111,11 @@ def _shares(row: dict[str, Any]) -> dict[str, float]:
 def _number(score: float) -> str:
     """Returns with one digit behind the point; scores below 2, shares among them, with three."""
     return f"{score:,.1f}" if abs(score) >= 2 else f"{score:.3f}"
+
+
+def _rate(rate: float) -> str:
+    """Steps per second; a language model's step may last many seconds."""
+    return f"{rate:,.0f}" if rate >= 10 or rate == 0 else f"{rate:.2g}"
 
 
 def _clock(seconds: float) -> str:

@@ -47,5 +47,14 @@ def test_the_main_script_is_no_import_path(monkeypatch):
 
 
 def test_a_name_that_a_module_lacks_is_told_with_those_that_look_like_it():
-    with pytest.raises(ValueError, match="'worlds' neither has .* 'Forevr' nor registers .*; did you mean Forever"):
+    with pytest.raises(ValueError, match=r"'worlds' neither has .* 'Forevr' nor registers .*; did you mean Forever"):
         find_source("worlds:Forevr")
+
+
+def test_a_module_that_is_not_found_is_told_where_it_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "half_a_world.py").write_text("import nothing_of_the_kind")
+    with pytest.raises(ValueError, match=r"No module named 'worldz'; add the folder that holds it to PYTHONPATH"):
+        find_source("worldz.sub:World")
+    with pytest.raises(ValueError, match=r"No module named 'nothing_of_the_kind'$"):
+        find_source("half_a_world:World")

@@ -100,7 +100,11 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            raise ValueError(f"env {env!r} names the module {module!r}, which cannot be imported: {error}") from error
+            lost = error.name is not None and f"{module}.".startswith(f"{error.name}.")  # not what it imports itself
+            hint = "; add the folder that holds it to PYTHONPATH, or go there" if lost else ""
+            raise ValueError(
+                f"env {env!r} names the module {module!r}, which cannot be imported: {error}{hint}"
+            ) from error
         if name not in gym.registry and callable(found := _attribute(sys.modules[module], name)):
             return found  # type: ignore[no-any-return]
     try:
@@ -108,8 +112,8 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
     except gym.error.Error as error:
         if module:
             raise ValueError(
-                f"env is {env!r}, but the module {module!r} neither has a class or function {name!r} nor registers such "
-                f"an id{_similar(name, [*vars(sys.modules[module]), *gym.registry])}"
+                f"env is {env!r}, but the module {module!r} neither has a class or function {name!r} nor registers "
+                f"such an id{_similar(name, [*vars(sys.modules[module]), *gym.registry])}"
             ) from error
         raise ValueError(unknown_id(env, gym.registry)) from error
 

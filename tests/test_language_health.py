@@ -223,11 +223,11 @@ def test_padding_with_the_end_token_changes_no_mask_and_is_told(module, start, t
 QUICK = ["--threads", "1", "--eval-prompts", "20", "--prompts", "4", "--group", "2", "--minibatches", "2"]
 
 
-def command(*arguments):
+def command(*arguments, traceback=False):
     """Run it in a process of its own: exit status and what it wrote on standard error."""
     line = [sys.executable, "-m", "telescope.cli", *map(str, arguments)]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
-    assert "Traceback" not in done.stderr
+    assert ("Traceback" in done.stderr) == traceback
     return done.returncode, done.stderr
 
 
@@ -286,10 +286,16 @@ def test_a_wrong_reward_function_is_named_and_the_run_goes_on_with_a_right_one(t
     data, file = tmp_path / "data.jsonl", tmp_path / "rewards.py"
     data.write_text("\n".join(json.dumps({"prompt": f"say {i}:"}) for i in range(20)))
     flags = ["--reward", rewards(name), "--total-steps", 2, "--max-tokens", 4, *QUICK]
-    status, errors = command("train", "grpo", data, "--out", tmp_path / "run", *flags)
+    raised = name == "broken"  # the user's own line is shown
+    status, errors = command("train", "grpo", data, "--out", tmp_path / "run", *flags, traceback=raised)
     assert status != 0
     assert "the reward function " + sentence.format(reward=rewards(name), file=file) in errors
     file.write_text(f"def {name}(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n")
-    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    if name == "short":  # noticed after the first evaluation, of fewer prompts
+        resume = ["train", "--resume", str(tmp_path / "run")]
+        assert main(resume) == 1  # neither the code that was signed nor the inputs that were there
+        assert main([*resume, "--trust", "--allow-inexact"]) == 0
+    else:  # nothing had been trained, and nothing is in the way of the same command
+        assert main(["train", "grpo", str(data), "--out", str(tmp_path / "run"), *map(str, flags)]) == 0
     with (tmp_path / "run" / "metrics.csv").open() as rows:
         assert [row["step"] for row in csv.DictReader(rows)] == ["0", "1", "2"]

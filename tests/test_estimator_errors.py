@@ -154,5 +154,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(ImportError, match=r'needs gymnasium: pip install "telescope-rl\[control\]"'):
         _ = telescope.load
+    with pytest.raises(ImportError, match=r'needs gymnasium: pip install "telescope-rl\[language\]"'):
+        _ = telescope.answers
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = telescope.nothing

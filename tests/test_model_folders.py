@@ -352,3 +352,11 @@ def test_where_memory_runs_out_it_is_said_what_reduces_it(error, tmp_path, monke
     assert "Traceback" not in said
     with pytest.raises(RuntimeError, match="another error"), memory():
         raise RuntimeError("another error")
+
+
+@pytest.mark.parametrize("place", ["runs/none/model", "./none", "/none", "runs/none"])
+def test_a_path_to_nothing_is_no_name_on_the_hub(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match=r"but there is no such folder$"):
+        models.load(place)

@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 _FUNCTIONS = {"load": "telescope.policy", "train": "telescope.runner"}
-_SUBMODULES = {"algorithms", "control", "losses", "metrics", "runs"}
+_SUBMODULES = {"algorithms", "answers", "control", "losses", "metrics", "runs"}
 
 
 def __getattr__(name: str) -> Any:
@@ -68,7 +68,8 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "telescope":
             raise
-        message = f'telescope.{name} needs {error.name}: pip install "telescope-rl[control]"'
+        extra = "language" if name == "answers" else "control"
+        message = f'telescope.{name} needs {error.name}: pip install "telescope-rl[{extra}]"'
         raise ImportError(message, name=error.name) from error
 
 

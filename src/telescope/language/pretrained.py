@@ -114,6 +114,8 @@ def told(place: str, what: str = "it") -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of the tokenizers library
             raise
+        if _is_lost_folder(place):  # transformers takes it for a name on the hub and speaks of that
+            raise ModelError(f"model is {place!r}, but there is no such folder") from error
         reason = " ".join(str(error).split())
         if not isinstance(error, ValueError | OSError | RuntimeError):  # of a KeyError, say, the text is the key alone
             reason = f"{type(error).__name__}: {reason}"
@@ -122,6 +124,13 @@ def told(place: str, what: str = "it") -> Iterator[None]:
                 f"model is {place!r}, which brings code of its own that would run here; {TRUST}"
             ) from error
         raise ModelError(f"model is {place!r}, but transformers cannot load {what}: {reason[:400]}") from error
+
+
+def _is_lost_folder(place: str) -> bool:
+    """Does it look like a path, where nothing is? A name on the hub has two parts at most."""
+    path = Path(place)
+    is_path = path.is_absolute() or place.startswith(".") or len(path.parts) > 2
+    return not path.exists() and (is_path or (len(path.parts) == 2 and path.parent.is_dir()))
 
 
 @contextlib.contextmanager

@@ -144,6 +144,11 @@ def test_flags_of_other_libraries_are_answered_with_ours(algorithm: str, typed: 
         checked([f"--{typed}", "1"], FLAGS[algorithm], "telescope train")
 
 
+def test_a_setting_of_a_run_that_goes_on_is_answered_with_start() -> None:
+    with pytest.raises(ValueError, match="a run keeps its settings: one with others begins with --start RUN"):
+        checked(["--gamma", "0.9"], known_flags(ResumeOptions), "telescope train --resume RUN")
+
+
 def test_the_table_names_flags_that_exist_and_no_flag_of_ours_twice() -> None:
     options = [known_flags(cls) for cls in (EvalOptions, AnswerOptions, ResumeOptions)]
     every = {flag for flags in (*FLAGS.values(), *options) for flag in flags}

@@ -134,5 +134,8 @@ def unknown_flag(name: str, known: Mapping[str, Any], title: str) -> str:
     meant = meant or difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(bare, known, n=1)
     remark = f" ({REMARKS[bare]})" if bare in REMARKS else ""
     no = "no-" if name != bare and meant and known[meant[0]] is bool else ""
-    hint = f"did you mean --{no}{meant[0]}?{remark}" if meant else f"`{title} --help` lists those it has{remark}"
+    others = "; a run keeps its settings: one with others begins with --start RUN, of a language model with --model RUN"
+    kept = others if "--resume" in title else ""
+    listed = f"`{title} --help` lists those it has{remark}{kept}"
+    hint = f"did you mean --{no}{meant[0]}?{remark}" if meant else listed
     return f"there is no flag --{name} here; {hint}"

@@ -35,6 +35,15 @@ KINDS = {
 }  # fmt: skip
 
 
+def warmed(place, kind):
+    """Run a kind here once: what it imports and compiles is there in every fork from then on.
+
+    In one thread, as a fork has none of the threads that torch started before it.
+    """
+    assert main(["train", *KINDS[kind], "--threads", "1", "--out", str(place / f"warm-{kind}")]) == 0
+    shutil.rmtree(place / f"warm-{kind}")
+
+
 def child(arguments, log, *, in_folder=None):
     """Start a command in a fork; its process number."""
     sys.stdout.flush()
@@ -191,6 +200,7 @@ class Fuzz:
     def __init__(self, place, kinds):
         self.place, self.whole, self.cache = place, {}, {}
         for kind in kinds:
+            warmed(place, kind)
             folder = place / f"whole-{kind}"
             status, said = command(["train", *KINDS[kind], "--out", folder], place / "log")
             assert status == 0, said

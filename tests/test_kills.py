@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from folders import KINDS, child, command, rows, state, wait
+from folders import KINDS, child, command, rows, state, wait, warmed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGHUP)
 ALGORITHMS = {"async": "ppo", "processes": "ppo"}
@@ -22,6 +22,7 @@ class Run:
 
     def __init__(self, place, kind):
         self.place, self.kind = place, kind
+        warmed(place, ALGORITHMS.get(kind, kind))  # alone: with workers there would be a resource tracker already
         begun = time.monotonic()
         status, said = command(["train", *KINDS[kind], "--out", place / "whole"], place / "log", 300)
         assert status == 0, said

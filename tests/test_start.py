@@ -183,3 +183,32 @@ def test_start_begins_with_the_settings_of_a_run_and_flags_override_them(walk, t
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     assert main(["train", "--start", str(tmp_path), "--out", str(tmp_path / "none")]) == 1
+
+
+def test_a_start_from_a_strangers_run_asks_for_trust_before_it_imports_anything(tmp_path, monkeypatch, capsys):
+    """As --resume does; without a checkpoint the trusted one is refused for that alone."""
+    (tmp_path / "strange.py").write_text("raise SystemExit('the code of a stranger ran')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = str(tmp_path / "run")
+    config = dataclasses.replace(EASY, env="strange:Id-v0", env_kwargs={})
+    RunFolder.create(run, config, algorithm="ppo", execution={}, command=[])
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+    for words in (["--start", run, "--out", str(tmp_path / "new")], ["--resume", run]):
+        assert main(["train", *words]) == 1
+        assert "names code that would run here" in capsys.readouterr().err
+    assert main(["train", "--start", run, "--trust", "--out", str(tmp_path / "new")]) == 1
+    assert "has no checkpoint yet" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_whose_device_was_edited_goes_on_where_the_user_says(tmp_path, capsys):
+    run = tmp_path / "run"
+    sizes = ["--num-envs", "2", "--num-steps", "8", "--minibatch-size", "16", "--epochs", "1", "--compile", "off"]
+    assert main(["train", "ppo", "CartPole-v1", *sizes, "--total-steps", "16", "--out", str(run)]) == 0
+    edited = (run / "config.toml").read_text().replace('device = "cpu"', 'device = "cuda"')
+    assert "cuda" in edited
+    (run / "config.toml").write_text(edited)
+    assert main(["train", "--resume", str(run), "--total-steps", "32"]) == 1
+    assert "device is 'cuda' and was 'cpu'" in capsys.readouterr().err
+    assert main(["train", "--resume", str(run), "--total-steps", "32", "--device", "cpu"]) == 0
+    assert 'device = "cpu"' in (run / "config.toml").read_text()

@@ -1,17 +1,22 @@
 """Worker processes start from any program: a script, guarded or not, a notebook, standard input."""
 
+import multiprocessing.process
+import os
+import signal
 import subprocess
 import sys
 import threading
 import types
+from multiprocessing import resource_tracker
 
 import gymnasium as gym
 import pytest
 
+from telescope.algorithms.ppo import PPO, train
 from telescope.control.env_factory import Factory
 from telescope.control.env_lanes import recorded_lane
 from telescope.control.processes import registered
-from telescope.control.workers import is_guarded, sent, startable
+from telescope.control.workers import GROUP, deaf, is_guarded, keep_tracker, sent, shielded, startable
 from worlds import Forever
 
 GUARD = 'if __name__ == "__main__":\n    '
@@ -106,3 +111,52 @@ def test_every_kind_of_program_trains(tmp_path, settings, how):
     assert found.returncode == 0, found.stderr
     assert "lengths [10.0" in found.stdout
     assert found.stderr == ""
+
+
+def test_a_signal_to_the_group_waits_until_a_worker_has_started():
+    """One that comes while a worker still imports would end it, with a traceback or without."""
+    seen = []
+    for number in GROUP:
+        before = signal.signal(number, lambda number, _: seen.append(number))
+        try:
+            with shielded():
+                os.kill(os.getpid(), number)
+                assert number not in seen
+        finally:
+            signal.signal(number, before)
+    assert seen == list(GROUP)
+
+
+def test_workers_of_a_population_are_started_so(monkeypatch):
+    masks = []
+
+    def start(process):
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        raise ConnectionResetError("no worker")
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
+    with pytest.raises(ConnectionResetError):
+        next(train(PPO(env="CartPole-v1", seeds=2, processes=2, compile="off")))
+    assert set(GROUP) <= masks[0]
+
+
+def test_a_worker_is_deaf_also_to_what_came_while_it_started():
+    if not (child := os.fork()):
+        signal.pthread_sigmask(signal.SIG_BLOCK, GROUP)
+        for number in GROUP:
+            os.kill(os.getpid(), number)
+        deaf()
+        for number in GROUP:
+            os.kill(os.getpid(), number)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_resource_tracker_survives_a_hang_up(monkeypatch):
+    tracker = resource_tracker.ResourceTracker()
+    monkeypatch.setattr(resource_tracker, "ensure_running", tracker.ensure_running)
+    keep_tracker()
+    os.kill(tracker._pid, signal.SIGHUP)
+    os.close(tracker._fd)  # which ends it in its own way
+    assert os.waitpid(tracker._pid, 0)[1] == 0
+    tracker._fd = None

@@ -6,16 +6,15 @@ there are and how they are reset (`env_lanes.py`).
 
 import contextlib
 import os
-import signal
 import warnings
 from collections.abc import Iterable, Iterator
-from multiprocessing import resource_tracker
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv
 from gymnasium.vector.async_vector_env import _async_worker
 
+from telescope.control.workers import keep_tracker
 from telescope.failures import sendable
 
 
@@ -70,9 +69,7 @@ class ReportedAsyncVectorEnv(AsyncVectorEnv):
     """In the parent: the error itself is raised, and Gymnasium's logger doesn't tell it a second time."""
 
     def __init__(self, factories: Any, **more: Any) -> None:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # it would die of one sent to the group
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        keep_tracker()
         super().__init__(factories, worker=work, **more)
 
     def step(self, actions: Any) -> Any:

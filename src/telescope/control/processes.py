@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import multiprocessing
 import pickle
-import signal
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -25,7 +24,7 @@ from telescope.checks import fitting
 from telescope.control.config import OnPolicyConfig
 from telescope.control.starting import Start, rows_of, start_from
 from telescope.control.training import execution
-from telescope.control.workers import sent, startable
+from telescope.control.workers import deaf, keep_tracker, sent, shielded, startable
 from telescope.failures import sendable
 
 TIMES = ("time_env", "time_policy", "time_update", "time_other")
@@ -106,6 +105,7 @@ class _Crew:
         return rows_of(self.start, share.seed - self.config.seed, share.seeds)
 
     def _begin(self) -> None:
+        keep_tracker()
         context = multiprocessing.get_context("spawn")  # torch has threads here, which a fork would not survive
         for config, state in zip(self.shares, self.states, strict=True):
             ours, theirs = context.Pipe()
@@ -114,7 +114,7 @@ class _Crew:
             job = sent(parts, f"processes is {self.config.processes}")
             # not daemons, which may have no children: environments of theirs can live in processes, too
             worker = context.Process(target=_work, args=(job, theirs), daemon=False)
-            with startable():
+            with startable(), shielded():
                 worker.start()
             theirs.close()
             self.workers.append(worker)
@@ -225,12 +225,7 @@ def split(state: dict[str, Any], parts: list[Any]) -> list[dict[str, Any]]:
 
 def _work(job: bytes, connection: Connection) -> None:
     """A worker: train one share, and after each iteration wait for what is wanted."""
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-        signal.SIGHUP,
-    ):  # sent to all of a terminal's processes; the first one decides
-        signal.signal(number, signal.SIG_IGN)
+    deaf()
     try:
         train, config, state, more, spec = pickle.loads(job)
         if spec is not None:

@@ -9,11 +9,42 @@ from __future__ import annotations
 import ast
 import contextlib
 import multiprocessing
+import signal
 import sys
 import types
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
+
+GROUP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What a terminal or a scheduler sends to the whole process group: the first process decides what comes of it."""
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Processes that are started in this block do not see signals to the group until they unblock `GROUP`.
+
+    This one sees them after the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def keep_tracker() -> None:
+    """Start multiprocessing's resource tracker so that no signal to the group ends it before those whom it serves."""
+    with shielded():
+        resource_tracker.ensure_running()
+
+
+def deaf() -> None:
+    """In a worker: ignore what is sent to the group, also what came before this line."""
+    for number in GROUP:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP)
 
 
 def is_guarded() -> bool:

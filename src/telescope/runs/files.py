@@ -10,6 +10,7 @@ import errno
 import hashlib
 import importlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -127,8 +128,10 @@ def _fill(new: Path, write: Callable[[Path], None], path: Path) -> None:
     try:
         write(new)
     except Exception as error:
-        if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-            raise RunError(f"cannot write {shown(path)}: {error}") from error  # its words for a full disk, say
+        if number := re.search(r"\(os error (\d+)\)", str(error)):  # libraries in Rust raise types of their own
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        if type(error).__name__ == "SafetensorError":
+            raise RunError(f"cannot write {shown(path)}: {error}") from error
         raise
 
 

@@ -76,11 +76,16 @@ def test_eval_prints_a_table_or_one_json_object(trained, capsys):
     assert json.loads(capsys.readouterr().out)["per_seed"] != summary["per_seed"]
 
 
-def test_eval_records_a_video(trained, tmp_path):
+def test_eval_records_a_video(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
     assert main(["eval", str(trained), "--episodes", "1", "--video", str(tmp_path)]) == 0
     film = tmp_path / "episode.mp4"
     assert film.stat().st_size > 1000
     assert film.read_bytes()[4:8] == b"ftyp"
+    assert os.environ["SDL_VIDEODRIVER"] == "dummy"  # where there is no display, SDL does not look for one
 
 
 def test_a_film_that_fails_comes_after_the_table_in_one_sentence(trained, tmp_path, capsys, monkeypatch):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -133,6 +134,8 @@ def _film(policy: Any, folder: str, max_steps: int | None) -> Any:
 
     config, hook = policy.config, sys.unraisablehook
     bound = {} if max_steps is None else {"max_steps": max_steps}
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # otherwise SDL looks for a display, and complains
     sys.unraisablehook = lambda _: None  # a renderer that was half made complains once more when it is freed
     try:
         return record(config.env, policy.act, folder, env_kwargs=config.env_kwargs, seed=config.seed, **bound)

@@ -1,5 +1,6 @@
 """Worker processes start from any program: a script, guarded or not, a notebook, standard input."""
 
+import json
 import multiprocessing.process
 import os
 import signal
@@ -115,12 +116,19 @@ def test_every_kind_of_program_trains(tmp_path, settings, how):
 
 def test_a_signal_to_the_group_waits_until_a_worker_has_started():
     """One that comes while a worker still imports would end it, with a traceback or without."""
+    code = "import signal; print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))))"
+    with shielded():
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(GROUP) <= set(json.loads(found.stdout))
+
+
+def test_the_thread_that_starts_workers_sees_signals_to_the_group_afterwards():
     seen = []
     for number in GROUP:
         before = signal.signal(number, lambda number, _: seen.append(number))
         try:
             with shielded():
-                os.kill(os.getpid(), number)
+                signal.pthread_kill(threading.get_ident(), number)  # os.kill may choose another thread, of torch's pool
                 assert number not in seen
         finally:
             signal.signal(number, before)

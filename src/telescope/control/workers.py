@@ -25,7 +25,7 @@ GROUP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def shielded() -> Iterator[None]:
     """Processes that are started in this block do not see signals to the group until they unblock `GROUP`.
 
-    This one sees them after the block.
+    A signal sent to the thread that starts them waits until after the block.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP)
     try:

@@ -30,7 +30,7 @@ check: $(COMPLETE)  ## lint, formatting, types, and the import rule
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_imports.py
+	$(BIN)/python -m pytest -q tests/project/test_imports.py
 
 format: $(READY)  ## write the source as ruff wants it
 	$(BIN)/ruff check --fix .

@@ -151,7 +151,7 @@ def trl_trainer(job: Job, watch: Watch) -> Any:
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOTrainer
 
-    from telescope.language.tasks import exact_match
+    from telescope.language.data.tasks import exact_match
 
     seen: dict[str, Any] = {}
 
@@ -227,7 +227,7 @@ def trl_config(job: Job) -> Any:
 
 def rows_of(job: Job) -> list[dict[str, str]]:
     """The prompts of all steps, as ours draws them."""
-    from telescope.language.tasks import open_task
+    from telescope.language.data.tasks import open_task
     from telescope.language.training import PROMPTS, generator
 
     task, size = open_task(job.size.task, job.size.digits), job.size

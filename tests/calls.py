@@ -7,8 +7,11 @@ from typing import Any
 import torch
 
 from telescope import losses, metrics
-from telescope.language import advantages, log_probs, objectives, policy_loss
-from telescope.language.objectives import GRPO, Correction
+from telescope.language import log_probs
+from telescope.objectives import advantages
+from telescope.objectives import loss as policy_loss
+from telescope.objectives import rows as objectives
+from telescope.objectives.rows import GRPO, Correction
 
 B, T, V = 3, 4, 7
 random = torch.Generator().manual_seed(0)

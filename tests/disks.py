@@ -17,8 +17,10 @@ import sys
 from pathlib import Path
 
 from folders import KINDS, command, files, main, rows, state
-from telescope.runs import RunError, checkpoint, seal
+from telescope.runs import RunError
 from telescope.runs.files import remove_leftovers, replace_folder
+from telescope.runs.formats import checkpoint
+from telescope.runs.identity import seal
 
 OWN = {
     **KINDS,
@@ -92,7 +94,8 @@ class Model:
     """The folder of a model or an adapter, whole, to be replaced on a disk that fails."""
 
     def __init__(self, library, place, kind):
-        from telescope.language import adapters, models
+        from telescope.language.models import adapters
+        from telescope.language.models import causal as models
 
         self.library, self.disk, self.path = ctypes.CDLL(library), Path(place) / "disk", Path(place) / "disk" / kind
         self.disk.mkdir()

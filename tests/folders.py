@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 from telescope.cli import main
-from telescope.runs import checkpoint
+from telescope.runs.formats import checkpoint
 
 FAST = ("--num-envs", "2", "--num-steps", "16", "--minibatch-size", "32", "--epochs", "1")
 ANSWERS = ("--eval-prompts", "4", "--eval-every", "0", "--checkpoint-seconds", "0")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from telescope.language.objectives import Correction, Objective
+from telescope.objectives.rows import Correction, Objective
 
 Table = Sequence[Sequence[float]]
 LARGEST = [math.log(3.4028234663852886e38)]  # a log-ratio's bound: no ratio is infinite in float32

@@ -2,7 +2,7 @@
 
 import functools
 
-from telescope.language.tokenizer import characters
+from telescope.language.models.tokenizer import characters
 
 SPECIAL = ["<s>", "</s>", "<unk>", "<pad>"]
 TEXTS = [f"Add {a}+{b}={a + b} and say so:\nfine. so it is" for a in range(30) for b in range(30)]

@@ -24,7 +24,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 SOURCE = Path("src") / "telescope"
 COPIED = ("src", "tests", "docs", "tools", "benchmarks", "pyproject.toml", "README.md")  # what tests read
-KERNELS = ("recurrence/kernels.py", "control/loops.py")  # what numba compiles: these mutants need a cache of their own
+KERNELS = (
+    "recurrence/kernels.py",
+    "control/experience/loops.py",
+)  # numba compiles these: their mutants need a cache of their own
 PATIENCE = 300  # seconds; a mutant that hangs the tests has been noticed
 PASSED, FAILED = 0, 1  # pytest's exit status; any other means that it did not get to judge
 

@@ -4,6 +4,7 @@ Importing it costs little: the estimators need NumPy; numba, torch and the rest 
 """
 
 import importlib
+import sys
 from typing import Any
 
 from telescope.estimators import (
@@ -27,6 +28,7 @@ from telescope.estimators import (
     vtrace,
     whiten,
 )
+from telescope.moved import Former
 
 __version__ = "0.1.0"
 __all__ = [
@@ -52,6 +54,8 @@ __all__ = [
     "vtrace",
     "whiten",
 ]
+
+sys.meta_path.append(Former())
 
 _FUNCTIONS = {"load": "telescope.policy", "train": "telescope.runner"}
 _SUBMODULES = {"algorithms", "answers", "control", "losses", "metrics", "runs"}

@@ -16,15 +16,16 @@ import torch
 
 from telescope import algorithms
 from telescope.checks import on_device
-from telescope.language import models, pretrained
+from telescope.language.data.inputs import inputs
+from telescope.language.data.rewards import is_folder, load_function, name_of
+from telescope.language.data.tasks import without_ends
+from telescope.language.data.text import end_texts
 from telescope.language.evaluate import Sampling, answered, distance, usual
-from telescope.language.inputs import inputs
-from telescope.language.memory import memory
-from telescope.language.preferences import RewardModel, accuracy
-from telescope.language.rewards import is_folder, load_function, name_of
-from telescope.language.sampling import COLDEST, decode, encode, sample
-from telescope.language.tasks import without_ends
-from telescope.language.text import end_texts
+from telescope.language.experience.preferences import RewardModel, accuracy
+from telescope.language.experience.sampling import COLDEST, decode, encode, sample
+from telescope.language.models import causal as models
+from telescope.language.models import pretrained
+from telescope.language.models.memory import memory
 from telescope.language.training import PAIRS, Scoring, generator, put_back, scorings
 from telescope.runs.files import RunError
 from telescope.runs.folder import RunFolder

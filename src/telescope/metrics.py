@@ -1,6 +1,6 @@
 """Statistics of runs: interquartile mean, bootstrap intervals, explained variance, summary of an evaluation.
 
-Leaves out where the numbers come from (`runs/`) and how they are drawn (`runs/curves.py`): plain NumPy arrays
+Leaves out where the numbers come from (`runs/`) and how they are drawn (`runs/formats/curves.py`): plain NumPy arrays
 in.
 """
 

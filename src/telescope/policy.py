@@ -16,18 +16,18 @@ from torch import Tensor
 
 from telescope import algorithms
 from telescope.checks import fitting, on_device, whole_number
-from telescope.control.actions import bounding
-from telescope.control.agents import ActorCritic, Agents, default_network
+from telescope.control.agents.actions import bounding
+from telescope.control.agents.actor import ActorCritic, Agents, default_network
+from telescope.control.agents.distributions import distribution
+from telescope.control.agents.networks import Network
+from telescope.control.agents.trial import require_network
 from telescope.control.config import OnPolicyConfig
-from telescope.control.distributions import distribution
-from telescope.control.env_checks import mask_fit, observation_fit, real_array
-from telescope.control.environments import Environments
+from telescope.control.environments.checks import mask_fit, observation_fit, real_array
+from telescope.control.environments.population import Environments
 from telescope.control.evaluate import Evaluation, cut_note, evaluate, evaluation_environments
-from telescope.control.networks import Network
+from telescope.control.experience.rollout import encoder
 from telescope.control.population import create
-from telescope.control.rollout import encoder
 from telescope.control.training import normaliser
-from telescope.control.trial import require_network
 from telescope.runs.files import RunError
 from telescope.runs.folder import RunFolder
 

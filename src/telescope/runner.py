@@ -74,7 +74,7 @@ def begin(
     named, made_from = config, dict[str, str]()
     shared.try_out(config, **tried)  # what cannot run leaves no folder behind
     if algorithm in LANGUAGE:
-        from telescope.language.inputs import inputs, resolved
+        from telescope.language.data.inputs import inputs, resolved
 
         config = resolved(config)
     if follows(algorithm):
@@ -123,7 +123,7 @@ def run(
     """
     from telescope.algorithms import LANGUAGE, find
     from telescope.language import parallel
-    from telescope.language.memory import sparing
+    from telescope.language.models.memory import sparing
     from telescope.runs.display import Display
 
     if folder.algorithm in LANGUAGE:
@@ -197,8 +197,8 @@ class Writer:
             self.folder.save_best(self.best)
 
     def _begin(self, metrics: Any) -> None:
-        from telescope.runs.log import METRICS, MetricsLog
-        from telescope.runs.tables import GrowingTable
+        from telescope.runs.formats.log import METRICS, MetricsLog
+        from telescope.runs.formats.tables import GrowingTable
 
         if self.resumed is not None:
             self.resumed()
@@ -266,8 +266,8 @@ def follows(algorithm: str) -> bool:
 
 def draw_curve(folder: Any, say: Callable[[str], None]) -> None:
     """The learning curve into the folder, and a sentence on where it is, or why there is none."""
-    from telescope.runs.curves import plot as draw
     from telescope.runs.files import RunError
+    from telescope.runs.formats.curves import plot as draw
 
     try:
         draw([folder], folder.curves_path)

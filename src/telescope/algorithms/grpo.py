@@ -1,6 +1,6 @@
 """Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300) and its family on language models.
 
-GSPO, Dr. GRPO, DAPO, CISPO, RLOO, REINFORCE are rows of `telescope.language.objectives` over the same loop, which is
+GSPO, Dr. GRPO, DAPO, CISPO, RLOO, REINFORCE are rows of `telescope.objectives.rows` over the same loop, which is
 `train`; every formula in it is imported.
 """
 
@@ -16,17 +16,17 @@ from torch import Tensor
 
 from telescope.checks import at_least_zero
 from telescope.language import parallel
-from telescope.language.advantages import penalised_scores, sample_advantages, token_advantages
 from telescope.language.config import RolloutConfig
-from telescope.language.dynamic import collect
 from telescope.language.evaluate import held_out
-from telescope.language.frameworks import AS_IN
-from telescope.language.objectives import ROWS, Objective, cautions, describe
-from telescope.language.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
-from telescope.language.policy_loss import kl_penalty, largest, mismatch, policy_loss, token_weights
-from telescope.language.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, all_equal
+from telescope.language.experience.dynamic import collect
+from telescope.language.experience.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
+from telescope.language.experience.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, all_equal
 from telescope.language.training import Iteration
 from telescope.losses import kl_k3
+from telescope.objectives.advantages import penalised_scores, sample_advantages, token_advantages
+from telescope.objectives.frameworks import AS_IN
+from telescope.objectives.loss import kl_penalty, largest, mismatch, policy_loss, token_weights
+from telescope.objectives.rows import ROWS, Objective, cautions, describe
 from telescope.threads import own_settings
 
 

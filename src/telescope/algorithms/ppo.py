@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from telescope import checks, gae, next_values, whiten
-from telescope.control.agents import ActorCritic
+from telescope.control.agents.actor import ActorCritic
+from telescope.control.agents.networks import Network
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig
-from telescope.control.networks import Network
+from telescope.control.experience.rollout import Rollout, final_values, live_mask, per_seed, time_major
 from telescope.control.population import MINIBATCHES, Agent, adam, clip_by_norm, generator, where
-from telescope.control.processes import over_processes
-from telescope.control.rollout import Rollout, final_values, live_mask, per_seed, time_major
 from telescope.control.training import Iteration, Session, mean_statistics
+from telescope.control.workers.shares import over_processes
 from telescope.losses import clipped_value_loss, importance_ratio, kl_k3, ppo_clip, squared_value_loss
 from telescope.metrics import explained_variance
 from telescope.threads import own_settings
@@ -183,7 +183,7 @@ def train(
 ) -> Iterator[Iteration]:
     """Train and yield after every iteration: `.rows` are its metrics, `.state` continues it bit for bit.
 
-    `network` replaces the built-in perceptrons by any pure (init, apply) pair, see `telescope.control.networks`.
+    `network` replaces the built-in perceptrons by any pure (init, apply) pair, see `telescope.control.agents.networks`.
     `start`, the state of another run, begins this one with that run's parameters and normalisation statistics.
     `allow_inexact` lets `resume` start new episodes where environments do not come back to their state.
     """

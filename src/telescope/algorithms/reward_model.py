@@ -16,9 +16,9 @@ import torch
 from telescope.checks import positive, unread
 from telescope.language import parallel
 from telescope.language.config import LanguageConfig
-from telescope.language.models import with_lora
-from telescope.language.preferences import RewardModel, accuracy
-from telescope.language.tasks import Task, pairs_of
+from telescope.language.data.tasks import Task, pairs_of
+from telescope.language.experience.preferences import RewardModel, accuracy
+from telescope.language.models.causal import with_lora
 from telescope.language.training import PAIRS, Iteration, Session, generator
 from telescope.threads import own_settings
 

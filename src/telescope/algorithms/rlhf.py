@@ -16,17 +16,17 @@ from torch import Tensor
 
 from telescope.checks import at_least_zero, in_unit_interval, positive, unread
 from telescope.language import parallel
-from telescope.language.advantages import Credit, critic_advantages, token_rewards, whitened
 from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
-from telescope.language.models import Scalar
-from telescope.language.objectives import PPO, Objective, describe
-from telescope.language.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
-from telescope.language.policy_loss import adaptive_kl, kl_penalty, largest, mismatch, policy_loss, token_weights
-from telescope.language.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, rollout_statistics
+from telescope.language.experience.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
+from telescope.language.experience.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, rollout_statistics
+from telescope.language.models.causal import Scalar
 from telescope.language.training import Iteration
 from telescope.losses import clipped_value_loss, kl_k3, squared_value_loss
 from telescope.metrics import explained_variance
+from telescope.objectives.advantages import Credit, critic_advantages, token_rewards, whitened
+from telescope.objectives.loss import adaptive_kl, kl_penalty, largest, mismatch, policy_loss, token_weights
+from telescope.objectives.rows import PPO, Objective, describe
 from telescope.threads import own_settings
 
 KL_AIM = 0.8

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 from telescope.checks import in_unit_interval, positive
 from telescope.language import parallel
 from telescope.language.config import LanguageConfig
+from telescope.language.data.tasks import Task
 from telescope.language.evaluate import held_out
-from telescope.language.models import with_lora
-from telescope.language.supervised import cross_entropy, demonstrations, require_answers
-from telescope.language.tasks import Task
+from telescope.language.experience.supervised import cross_entropy, demonstrations, require_answers
+from telescope.language.models.causal import with_lora
 from telescope.language.training import DEMONSTRATIONS, Iteration, Session
 from telescope.threads import own_settings
 

@@ -23,7 +23,7 @@ def plot(arguments: list[str]) -> int:
     options: PlotOptions = parse(PlotOptions, flags, "telescope plot RUN [RUN …]", {})
     if not runs:
         raise ValueError("telescope plot takes at least one run folder")
-    from telescope.runs.curves import plot as draw
+    from telescope.runs.formats.curves import plot as draw
 
     print(draw(runs, options.out, metric=options.metric))
     return 0

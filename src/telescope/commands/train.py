@@ -87,7 +87,7 @@ def train(arguments: list[str]) -> int:
 def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tuple[Any, TrainOptions]:
     """Config: the preset of the environment or task, overridden by --config FILE, overridden by flags."""
     from telescope.algorithms import LANGUAGE, config_class, find, meant, subject_field
-    from telescope.runs.config import from_mapping, read_toml, to_mapping
+    from telescope.runs.formats.config import from_mapping, read_toml, to_mapping
 
     file = value_of("--config", flags)
     begun_from = value_of("--start", flags)
@@ -119,8 +119,8 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
 def _settings_of(run: str | None, name: str, *, trusted: bool) -> dict[str, Any]:
     """The settings of the run from whose agents this one of algorithm `name` begins; none without such a run."""
     from telescope.algorithms import LANGUAGE, config_class
-    from telescope.runs.config import to_mapping
     from telescope.runs.folder import RunFolder
+    from telescope.runs.formats.config import to_mapping
 
     if run is None:
         return {}
@@ -175,7 +175,7 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
         state = None if state is None else _on_device(state, shared.execution(config))
     done = state is not None and (state["iteration"] >= config.iterations or state.get("stopped"))
     if folder.algorithm in LANGUAGE and first and not done:
-        from telescope.language.inputs import inputs
+        from telescope.language.data.inputs import inputs
 
         folder.check_inputs(inputs(config), allow_inexact=options.allow_inexact)
     if state is None:

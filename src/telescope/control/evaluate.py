@@ -16,14 +16,14 @@ import gymnasium as gym
 import numpy as np
 from torch import Tensor
 
-from telescope.control.actions import Bound
-from telescope.control.agents import Agents
-from telescope.control.env_checks import require_finite
-from telescope.control.env_factory import find_source
-from telescope.control.environments import Environments, choose_vectorization, environment_seed
-from telescope.control.normalisation import ObservationNormaliser
+from telescope.control.agents.actions import Bound
+from telescope.control.agents.actor import Agents
+from telescope.control.environments.checks import require_finite
+from telescope.control.environments.factory import find_source
+from telescope.control.environments.population import Environments, choose_vectorization, environment_seed
+from telescope.control.experience.normalisation import ObservationNormaliser
+from telescope.control.experience.rollout import encoder
 from telescope.control.population import EVALUATION_ACTIONS, EVALUATION_ENVIRONMENTS, generator
-from telescope.control.rollout import encoder
 
 MOST_ROWS = 32
 """Rows per seed of a vector environment of an id's own; they begin together and wait for the last."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from telescope.arrays import Array
-from telescope.control.networks import Network, Parameters
+from telescope.control.agents.networks import Network, Parameters
 
 # Streams of random numbers. With the seed's value (never its position) and the iteration they key a fresh generator
 # each time one is needed, so there is no generator state to store, and adding a seed changes no other.

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from telescope.control.agents import default_network
+from telescope.control.agents.actor import default_network
 from telescope.control.config import OnPolicyConfig
-from telescope.control.environments import Environments
+from telescope.control.environments.population import Environments
+from telescope.control.experience.rollout import encoder
 from telescope.control.population import create
-from telescope.control.rollout import encoder
 
 
 class Start(NamedTuple):

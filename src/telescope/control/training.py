@@ -22,20 +22,20 @@ from torch.utils._pytree import tree_map
 
 from telescope.checks import fitting, import_path, require_device, same_kind
 from telescope.control import population
-from telescope.control.actions import bounding, space_note
-from telescope.control.agents import ActorCritic, Agents, default_network
+from telescope.control.agents.actions import bounding, space_note
+from telescope.control.agents.actor import ActorCritic, Agents, default_network
+from telescope.control.agents.distributions import distribution
+from telescope.control.agents.lifting import lift
+from telescope.control.agents.networks import Network
+from telescope.control.agents.trial import require_network, try_network, without_effect
 from telescope.control.config import OnPolicyConfig
-from telescope.control.distributions import distribution
-from telescope.control.environments import Environments
+from telescope.control.environments.population import Environments
+from telescope.control.environments.rehearsal import rehearse
 from telescope.control.evaluate import cut_note, evaluate, evaluation_environments
-from telescope.control.lifting import lift
-from telescope.control.networks import Network
-from telescope.control.normalisation import ObservationNormaliser, RewardScaler
+from telescope.control.experience.normalisation import ObservationNormaliser, RewardScaler
+from telescope.control.experience.rollout import Episodes, Rollout, Rollouts, encoder
 from telescope.control.population import TRAINING_ENVIRONMENTS, Agent
-from telescope.control.rehearsal import rehearse
-from telescope.control.rollout import Episodes, Rollout, Rollouts, encoder
 from telescope.control.starting import require_fit, require_same_shape, start_from
-from telescope.control.trial import require_network, try_network, without_effect
 from telescope.threads import settle
 
 UPDATES_THAT_PAY = 15_000

@@ -14,8 +14,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from telescope.control.env_factory import Factory, find_source, name_of, refused_keywords, time_limit
-from telescope.control.snapshots import Recorder
+from telescope.control.environments.factory import Factory, find_source, name_of, refused_keywords, time_limit
+from telescope.control.environments.snapshots import Recorder
 
 
 def record(

@@ -9,8 +9,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from telescope.checks import at_least_zero, in_unit_interval, positive, typed, unread
-from telescope.language.models import TINY, is_built_in
-from telescope.language.tasks import Reward, Task, open_task, require_reward
+from telescope.language.data.tasks import Reward, Task, open_task, require_reward
+from telescope.language.models.causal import TINY, is_built_in
 
 if TYPE_CHECKING:
     Source = str | Reward

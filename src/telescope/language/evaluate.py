@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from telescope.language import parallel
+from telescope.language.data.rewards import score
+from telescope.language.data.tasks import Row
+from telescope.language.experience.sampling import decode, encode, sample
 from telescope.language.log_probs import token_log_probs
-from telescope.language.models import bias_of, completion_states, output_of, trunk_of
-from telescope.language.rewards import score
-from telescope.language.sampling import decode, encode, sample
-from telescope.language.tasks import Row
+from telescope.language.models.causal import bias_of, completion_states, output_of, trunk_of
 from telescope.language.training import EVALUATION, Scoring, Session, generator
 from telescope.losses import kl_k3
 

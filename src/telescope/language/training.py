@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from telescope.checks import fitting, require_device
-from telescope.language import adapters, models, parallel, pretrained
+from telescope.language import parallel
 from telescope.language.config import LanguageConfig
+from telescope.language.data.rewards import given_to, is_folder, load_function, name_of
+from telescope.language.data.tasks import Reward, Task, is_held_out, without_ends
+from telescope.language.data.text import end_texts, plain_ids, prompt_ids
 from telescope.language.health import Finding, of_tokens
-from telescope.language.probe import probe
-from telescope.language.rewards import given_to, is_folder, load_function, name_of
-from telescope.language.tasks import Reward, Task, is_held_out, without_ends
-from telescope.language.text import end_texts, plain_ids, prompt_ids
+from telescope.language.models import adapters, pretrained
+from telescope.language.models import causal as models
+from telescope.language.models.probe import probe
 from telescope.threads import settle
 
 # Streams of random numbers, keyed with the seed and the step: there is no generator state to store.

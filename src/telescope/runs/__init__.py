@@ -4,10 +4,10 @@ Leaves out training itself. Importing this loads neither torch nor matplotlib no
 that need them do.
 """
 
-from telescope.runs.config import from_mapping, read_config, write_config
 from telescope.runs.files import RunError
 from telescope.runs.folder import RunFolder
-from telescope.runs.log import MetricsLog, read_metrics
+from telescope.runs.formats.config import from_mapping, read_config, write_config
+from telescope.runs.formats.log import MetricsLog, read_metrics
 
 __all__ = [
     "MetricsLog",

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from telescope.runs import checkpoint, record, seal, verify
-from telescope.runs.config import from_mapping, to_mapping, write_config
 from telescope.runs.files import RunError, explained, held, join, remove_leftovers, replace_folder, shown
+from telescope.runs.formats import checkpoint
+from telescope.runs.formats.config import from_mapping, to_mapping, write_config
+from telescope.runs.formats.log import METRICS, TENSORBOARD
+from telescope.runs.identity import record, seal, verify
 from telescope.runs.lock import LOCK, locked
-from telescope.runs.log import METRICS, TENSORBOARD
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -1,0 +1,131 @@
+"""One trial of a user's own network when a run begins, so that what does not fit is told with its shapes.
+
+The built-in networks need none. What a network must do is said in `networks.py`.
+"""
+
+# S seeds, N observations, D observation size, K policy outputs
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from telescope.control.agents.actor import ActorCritic, Agents
+from telescope.control.agents.networks import Network
+from telescope.control.config import OnPolicyConfig
+
+REPLACED = ("hidden", "activation", "shared_network", "log_std")
+"""Settings of the built-in networks."""
+
+
+def require_network(network: Any) -> None:
+    """ValueError for what is no `Network`, with the call that makes one of it."""
+    if isinstance(network, Network):
+        return
+    is_module = isinstance(network, nn.Module) or (isinstance(network, type) and issubclass(network, nn.Module))
+    name = network.__name__ if isinstance(network, type) else type(network).__name__
+    fix = f"from_module(lambda: {name}(…))" if is_module else "a Network, an (init, apply) pair"
+    raise ValueError(f"network is {name}; expected {fix}, see telescope.control.agents.networks")
+
+
+def without_effect(config: OnPolicyConfig) -> str:
+    """A sentence about the settings that a network of one's own replaces; empty if all are as they were."""
+    fields = type(config).__dataclass_fields__
+    changed = [name for name in REPLACED if getattr(config, name) != fields[name].default]
+    return f"{', '.join(changed)} have no effect: network= replaces the built-in networks" if changed else ""
+
+
+def try_network(agent: ActorCritic, population: Tensor, size: int) -> None:
+    """Run `agent` on three observations, alone and for all seeds; ValueError if anything does not fit."""
+    generator = torch.Generator().manual_seed(0)
+    observations = torch.randn((3, size), generator=generator, dtype=torch.float32).to(population.device)
+    vector = population[0]
+    outputs, values = _answers(agent, vector, observations)
+    _require_same(
+        (outputs, values), _answers(agent, vector, observations),
+        "gives other outputs for the same observations; randomness belongs to the action distribution, so no dropout",
+    )  # fmt: skip
+    _require_same(
+        (outputs[:1], values[:1]), _answers(agent, vector, observations[:1]),
+        "gives other outputs for an observation alone than among others; each must be judged by itself",
+    )  # fmt: skip
+    _require_constant_buffers(agent.network.module, observations)
+    _require_gradient(agent, vector, observations)
+    try:
+        Agents(agent).value(population, observations.expand(len(population), -1, -1))
+    except Exception as error:
+        raise ValueError(f"network cannot be run for all seeds at once by torch.func.vmap: {error}") from error
+
+
+def _answers(agent: ActorCritic, vector: Tensor, observations: Tensor) -> tuple[Tensor, Tensor]:
+    """Policy outputs [N, K] and values [N], of the right shapes and kinds."""
+    rows, wanted = len(observations), agent.distribution.outputs
+    before = vector.clone()
+    try:
+        with torch.no_grad():
+            answer = agent.network.apply(agent.layout.unflatten(vector), observations)
+    except Exception as error:
+        raise ValueError(f"network fails on observations of shape {tuple(observations.shape)}: {error}") from error
+    if not torch.equal(vector, before):
+        raise ValueError("network writes into its own parameters or buffers in the forward pass; compute new tensors")
+    if not isinstance(answer, tuple | list) or len(answer) != 2 or not all(isinstance(x, Tensor) for x in answer):
+        raise ValueError(f"network returned {_described(answer)}; expected (policy outputs [N, K], values [N])")
+    outputs, values = answer
+    kind = "mean and log σ of each action component" if agent.distribution.continuous else "a logit for each choice"
+    if outputs.shape != (rows, wanted):
+        raise ValueError(
+            f"network's policy outputs have shape {tuple(outputs.shape)} for {rows} observations; "
+            f"expected ({rows}, {wanted}): {kind}"
+        )
+    if values.shape != (rows,):
+        hint = "; end it with .squeeze(-1)" if values.shape == (rows, 1) or values.ndim == 0 else ""
+        raise ValueError(
+            f"network's values have shape {tuple(values.shape)} for {rows} observations; expected ({rows},){hint}"
+        )
+    for name, x in (("policy outputs", outputs), ("values", values)):
+        if x.dtype != torch.float32:
+            raise ValueError(f"network's {name} are {x.dtype}; expected torch.float32, as are its observations")
+        if not torch.isfinite(x).all():
+            raise ValueError(f"network's {name} are not finite for ordinary observations: {x.flatten()[:4].tolist()}")
+    return outputs, values
+
+
+def _described(answer: Any) -> str:
+    if isinstance(answer, Tensor):
+        return f"one tensor of shape {tuple(answer.shape)}"
+    if isinstance(answer, tuple | list):
+        return f"{len(answer)} values ({', '.join(type(x).__name__ for x in answer)})"
+    return f"a {type(answer).__name__}"
+
+
+def _require_same(found: tuple[Tensor, ...], again: tuple[Tensor, ...], complaint: str) -> None:
+    # products of other sizes may round otherwise
+    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(found, again, strict=True)):
+        raise ValueError(f"network {complaint}")
+
+
+def _require_constant_buffers(module: nn.Module | None, observations: Tensor) -> None:
+    if module is None:
+        return
+    tried = copy.deepcopy(module).to(observations.device)
+    before = {name: buffer.clone() for name, buffer in tried.named_buffers()}
+    with torch.no_grad():
+        tried(observations)
+    changed = [name for name, buffer in tried.named_buffers() if not torch.equal(buffer, before[name])]
+    if changed:
+        raise ValueError(
+            f"network buffer {changed[0]!r} changes in the forward pass, which a pure update cannot carry; "
+            "freeze it (.eval()), or use normalise_observations for running statistics"
+        )
+
+
+def _require_gradient(agent: ActorCritic, vector: Tensor, observations: Tensor) -> None:
+    def total(parameters: Tensor) -> Tensor:
+        outputs, values = agent.network.apply(agent.layout.unflatten(parameters), observations)
+        weights = torch.arange(1, outputs.shape[1] + 1, device=outputs.device)  # a constant sum has no gradient
+        return (outputs * weights).sum() + values.sum()
+
+    if not torch.func.grad(total)(vector).any():
+        raise ValueError("no gradient reaches the network's parameters; is all of it frozen, detached, or in NumPy?")

@@ -1,0 +1,79 @@
+"""Gymnasium's vectorized CartPole for several seeds at once, each with a random generator of its own.
+
+What a seed sees is, bit for bit, what it would see alone in a `CartPoleVectorEnv`. But one call moves 64 carts nearly
+as fast as 8, and in one compiled loop instead of forty NumPy operations.
+"""
+
+# S seeds, B environments per seed, N = S·B
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.utils import seeding
+
+ENTRY_POINT = "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"
+
+
+class SeedColumns:
+    """Stands in for the generator of N carts: draws each seed's columns from that seed's own generator."""
+
+    def __init__(self, generators: Sequence[np.random.Generator], counts: Sequence[int]) -> None:
+        self._generators, self._counts = generators, counts
+
+    def uniform(self, low: float, high: float, size: tuple[int, int]) -> np.ndarray:
+        pairs = zip(self._generators, self._counts, strict=True)
+        return np.concatenate([g.uniform(low, high, (size[0], count)) for g, count in pairs], axis=1)
+
+
+class CartPolePopulation(CartPoleVectorEnv):
+    """N = S·B carts, B for each of S seeds, in the order of the seeds."""
+
+    def __init__(self, num_envs: int, num_seeds: int, **kwargs: Any) -> None:
+        super().__init__(num_envs, **kwargs)
+        self.num_seeds = num_seeds
+        self.generators: list[np.random.Generator] = []
+        self._starting = False
+
+    def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> Any:
+        """As CartPoleVectorEnv, with one seed for all or one for each of the S."""
+        if seed is not None:
+            seeds = [seed] * self.num_seeds if isinstance(seed, int) else seed
+            self.generators = [seeding.np_random(number)[0] for number in seeds]
+        self._starting = True
+        try:
+            return super().reset(options=options)
+        finally:
+            self._starting = False
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> Any:
+        """For every cart in reset(), and in step() for those whose episode ended one step ago."""
+        fresh = np.ones(self.num_envs, bool) if self._starting else self.prev_done
+        if not fresh.any():
+            return self.generators[0]  # asked for no numbers at all
+        return SeedColumns(self.generators, fresh.reshape(self.num_seeds, -1).sum(1).tolist())
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """As CartPoleVectorEnv with its Euler integrator, for actions 0 and 1; the state is moved in place."""
+        from telescope.control.experience.loops import move_carts  # numba
+
+        state: Any = self.state
+        terminated = np.empty(self.num_envs, bool)
+        move_carts(state, action, np.cos(state[2]), np.sin(state[2]), self._physics, terminated)
+        self.steps += 1
+        truncated = self.steps >= self.max_episode_steps
+        reward = -terminated.astype(np.float32) if self._sutton_barto_reward else np.ones(self.num_envs, np.float32)
+        if self.prev_done.any():  # the carts that ended a step ago start anew: no transition of theirs
+            fresh = self.prev_done
+            state[:, fresh] = self.np_random.uniform(self.low, self.high, (4, int(fresh.sum())))
+            self.steps[fresh], reward[fresh], terminated[fresh], truncated[fresh] = 0, 0.0, False, False
+        self.prev_done = terminated | truncated
+        return state.T.astype(np.float32), reward, terminated, truncated, {}
+
+    @property
+    def _physics(self) -> tuple[float, ...]:
+        lengths = (self.length, self.polemass_length)
+        bounds = (self.x_threshold, self.theta_threshold_radians)
+        return (self.gravity, self.masspole, self.total_mass, *lengths, self.force_mag, self.tau, *bounds)

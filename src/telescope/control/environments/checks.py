@@ -1,0 +1,176 @@
+"""The one check of what comes in from environments: observations, rewards, flags, action masks.
+
+`snapshots.Recorder` asks it about single environments, `lanes.Lane` about vector environments, `policy.Policy`
+about what its caller passes. What is not as the spaces say is refused and never bent. What a step is for is left to
+others.
+"""
+
+# N environments side by side (`lead` is () for one, (N,) for many), A entries of an action mask
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+Fit = Callable[..., Any]
+"""fit(observation, where="") → the same as an array or number of the space's shape, or ValueError"""
+INTEGERS = (int, np.integer)
+NUMBERS = "biuf"
+"""The kinds of dtype that are real numbers."""
+
+
+def observation_fit(space: gym.Space, lead: tuple[int, ...] = (), subject: str = "observation") -> Fit:
+    """The check of observations of a Box or Discrete space, `[*lead, *obs]`; as cheap as a comparison of dtypes.
+
+    Spaces of whole numbers are taken at their word: only whole numbers within their bounds fit. A Box of floats takes
+    every real number in its shape, also beyond its bounds, as simulators and wrappers often leave those a little.
+    """
+    dtype, shape = np.dtype(space.dtype), (*lead, *(space.shape or ()))  # type: ignore[arg-type]
+    whole = dtype.kind in "biu"
+    low, high = _bounds(space)
+    bounded = whole and not _spans(dtype, low, high)
+    discrete = isinstance(space, gym.spaces.Discrete) and not lead
+
+    def fit(x: Any, where: str = "") -> Any:
+        if type(x) is np.ndarray and x.dtype == dtype and x.shape == shape and not bounded:
+            return x
+        if discrete and isinstance(x, INTEGERS) and low <= x <= high:
+            return x
+        array = real_array(x, f"{subject}{where}")
+        if array.shape != shape:
+            raise ValueError(f"{subject}{where} has shape {array.shape}; expected {shape}, as in the space {space}")
+        if whole and array.dtype.kind == "f":
+            raise ValueError(
+                f"{subject}{where} has dtype {array.dtype}, but {space} holds whole numbers ({dtype}), which would cut "
+                "fractions off; return whole numbers, or declare a Box of floats"
+            )
+        if bounded or (whole and array.dtype != dtype):
+            outside = (array < low) | (array > high)
+            if outside.any():
+                value = array[outside].flat[0]
+                raise ValueError(f"{subject}{where} holds {value}, which is not in the space {space}")
+        return array.astype(dtype, copy=False) if whole else array
+
+    return fit
+
+
+def _bounds(space: Any) -> tuple[Any, Any]:
+    if isinstance(space, gym.spaces.Discrete):
+        return space.start, space.start + space.n - 1
+    return space.low, space.high
+
+
+def _spans(dtype: np.dtype, low: Any, high: Any) -> bool:
+    """Whether the bounds are those of the dtype itself, so that no value of it can lie outside."""
+    limits = (False, True) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return bool(np.all(low == limits[0]) and np.all(high == limits[1]))
+
+
+def real_array(x: Any, subject: str) -> np.ndarray:
+    """Anything that holds real numbers, as an array; ValueError for strings, None, complex numbers, ragged rows."""
+    try:
+        array = np.asarray(x)
+    except Exception as error:  # rows of different lengths, a tensor on another device
+        raise ValueError(f"{subject} is no array of numbers: {error}") from error
+    if array.dtype.kind not in NUMBERS:
+        raise ValueError(f"{subject} is {_short(x)} ({array.dtype}); expected real numbers")
+    return array
+
+
+def _short(x: Any) -> str:
+    text = " ".join(repr(x).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def rewards_fit(rewards: Any, lead: tuple[int, ...], subject: str) -> np.ndarray:
+    """Rewards as a new float64 array `[*lead]`; ValueError for anything but one real number each."""
+    array = real_array(rewards, subject)
+    if array.shape != lead:
+        expected = f"{lead}, one for each environment" if lead else "one number: does it need .item()?"
+        raise ValueError(f"{subject} has shape {array.shape}; expected {expected}")
+    return np.array(array, np.float64)
+
+
+def flags_fit(flags: Any, lead: tuple[int, ...], subject: str) -> np.ndarray:
+    """`terminated` or `truncated` as a new array of bools `[*lead]`; 0 and 1 count as such, nothing else does."""
+    array = real_array(flags, subject)
+    if array.shape != lead:
+        raise ValueError(f"{subject} has shape {array.shape}; expected {lead or 'a single True or False'}")
+    if array.dtype.kind != "b" and not ((array == 0) | (array == 1)).all():
+        raise ValueError(f"{subject} is {_short(flags)}; expected True or False")
+    return np.array(array, bool)
+
+
+def mask_sizes(space: gym.Space) -> list[int]:
+    """Entries of each part of an action mask: [n] for Discrete, nvec for MultiDiscrete, else nothing."""
+    if isinstance(space, gym.spaces.Discrete):
+        return [int(space.n)]
+    return [int(n) for n in space.nvec.flat] if isinstance(space, gym.spaces.MultiDiscrete) else []
+
+
+def mask_fit(
+    space: gym.Space, mask: Any, lead: tuple[int, ...] = (), subject: str = "action_mask", exempt: Any = False
+) -> np.ndarray:
+    """An action mask as bools `[*lead, A]`, True = allowed; the parts of a MultiDiscrete's may come as a tuple or list.
+
+    `exempt` `[*lead]` is True where no action is chosen, so that none need be allowed.
+    """
+    sizes = mask_sizes(space)
+    if not sizes:
+        raise ValueError(f"{subject} came for the action space {space}; only Discrete and MultiDiscrete have masks")
+    array = real_array(_joined_parts(mask, len(sizes), lead), subject)
+    expected = (*lead, sum(sizes))
+    # the mask of one environment may have the shape of its actions, [2, 3] for MultiDiscrete([3, 3])
+    flat = array.reshape(-1) if not lead and array.size == sum(sizes) else array
+    if flat.shape != expected:
+        raise ValueError(
+            f"{subject} has {array.size} entries in shape {array.shape} for the action space {space}; expected "
+            f"{sum(sizes)} in shape {expected} (n of Discrete, sum(nvec) of MultiDiscrete; not indices)"
+        )
+    if flat.dtype.kind != "b" and not ((flat == 0) | (flat == 1)).all():
+        odd = flat[(flat != 0) & (flat != 1)].flat[0]
+        hint = "; a mask that is added to logits is turned into one by mask == 0" if odd < 0 else ""
+        raise ValueError(f"{subject} holds {odd}; expected True or 1 for allowed and False or 0 for forbidden{hint}")
+    allowed = flat.astype(bool)
+    starts = np.cumsum([0, *sizes[:-1]])
+    some = np.logical_or.reduceat(allowed, starts, axis=-1).all(-1) | exempt
+    if not np.all(some):
+        what = "no action" if len(sizes) == 1 else "no action of some component"
+        raise ValueError(
+            f"{subject} allows {what}, but one has to be taken; end the episode where none is left "
+            "(True or 1 is allowed; a mask that is added to logits is turned into one by mask == 0)"
+        )
+    return allowed
+
+
+def _joined_parts(mask: Any, parts: int, lead: tuple[int, ...]) -> Any:
+    """The parts of a MultiDiscrete mask, which have different lengths, one after the other."""
+    if isinstance(mask, tuple | list) and len(mask) == parts and all(np.ndim(part) > len(lead) for part in mask):
+        if not lead:
+            return np.concatenate([np.ravel(part) for part in mask])
+        return np.concatenate([np.asarray(part) for part in mask], axis=-1) if isinstance(mask, tuple) else mask
+    return mask
+
+
+def require_finite(step: Any, seeds: Sequence[int], when: str) -> None:
+    """FloatingPointError, naming seed and environment, where a `Step`'s rewards or observations are NaN or infinite."""
+    seen = [("reward", step.rewards), ("observation", step.observations)]
+    if step.next_observations is not step.observations:
+        seen.append(("final observation", step.next_observations))
+    for name, x in seen:
+        require_finite_array(name, x, seeds, when)
+
+
+def require_finite_array(name: str, x: np.ndarray, seeds: Sequence[int], when: str) -> None:
+    """The same for one array `[S, B, …]`."""
+    if x.dtype.kind != "f" or math.isfinite(np.add.reduce(x, axis=None)):
+        return
+    bad = np.argwhere(~np.isfinite(x))
+    if len(bad):  # a finite array can still overflow in the sum
+        s, b = bad[0][:2]
+        raise FloatingPointError(
+            f"{name} of seed {seeds[s]}, environment {b} is {x[tuple(bad[0])]} {when}; the run stops here: "
+            f"look at what the environment computes for that {name}"
+        )

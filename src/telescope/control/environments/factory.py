@@ -1,0 +1,260 @@
+"""Makes one environment from an id or a callable, and says in a sentence what went wrong if it cannot.
+
+Many environments side by side are the business of `lanes.py`.
+"""
+
+import difflib
+import importlib
+import inspect
+import os
+import signal
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+
+from telescope.control.environments.snapshots import Recorder
+from telescope.control.environments.subprocesses import Reporting
+
+EnvironmentSource = EnvSpec | Callable[..., gym.Env]
+
+
+@dataclass(frozen=True)
+class Factory:
+    """Builds one recorded environment, here or in a worker process (so it must survive pickling)."""
+
+    source: EnvironmentSource
+    kwargs: Mapping[str, Any]
+    creator: int = field(default_factory=os.getpid)
+    wrap: Callable[[gym.Env], gym.Env] | None = None
+    """What is put around the environment, for a row of its own."""
+
+    def __call__(self) -> Recorder:
+        if os.getpid() != self.creator:
+            # Ctrl-C, and what a scheduler sends, reach the whole process group. The parent stops at its next
+            # iteration and then closes its workers; one that died at once would take the iteration with it.
+            os.setpgrp()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with explained(self.source, self.kwargs), quiet_mujoco():
+            env = self._make()
+        if not isinstance(env, gym.Env):
+            raise ValueError(
+                f"env must return a gymnasium.Env, but {name_of(self.source)} returned a {type(env).__name__}"
+            )
+        check_spaces(env.observation_space, env.action_space)
+        if self.wrap is not None:
+            env = self.wrap(env)
+        return _handed_out(env if os.getpid() == self.creator else Reporting(env), name_of(self.source))
+
+    def _make(self) -> gym.Env:
+        if isinstance(self.source, EnvSpec):
+            # Gymnasium's checker looks at every observation and action: right for a test, slow in training.
+            return gym.make(self.source, **{"disable_env_checker": True, **self.kwargs})
+        return self.source(**self.kwargs)
+
+
+_RECORDERS: weakref.WeakValueDictionary[int, Recorder] = weakref.WeakValueDictionary()
+"""Who steps an environment in this process, by the id of the innermost environment object."""
+
+
+def _handed_out(env: gym.Env, name: str) -> Recorder:
+    """The environment, recorded; ValueError where somebody else already steps the same object."""
+    base = env.unwrapped
+    holder = _RECORDERS.get(id(base))
+    if holder is not None and not holder.closed:
+        raise ValueError(
+            f"env {name} returned the same {type(base).__name__} object twice, but several environments are needed "
+            "(num_envs, seeds, and one more for evaluation), each with a state of its own; make a new one at every "
+            f"call: env={type(base).__name__}, or a function that constructs it"
+        )
+    recorder = _RECORDERS[id(base)] = Recorder(env)
+    return recorder
+
+
+def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
+    """The registered spec of an id (also "module:Id-v0"), the callable as it is, or the one that "module:name" names.
+
+    Workers receive the spec and not the id, so they need not have run the code that registered it.
+    """
+    if not isinstance(env, str):
+        if not callable(env):
+            raise ValueError(f"env must be an environment id or a callable that returns one; got {env!r}")
+        return env
+    module, _, name = env.rpartition(":")
+    if module and not name:
+        raise ValueError(
+            f"env is {env!r}: the run began with a function or class of {module} that no import finds again; go on "
+            "from Python, where it is, by train(config, resume=state) and Policy(config, state)"
+        )
+    if module:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ValueError(f"env is {env!r}; expected an id, or module:Id, and {module!r} is no name of a module")
+        _find_modules_here()
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            lost = error.name is not None and f"{module}.".startswith(f"{error.name}.")  # not what it imports itself
+            hint = "; add the folder that holds it to PYTHONPATH, or go there" if lost else ""
+            raise ValueError(
+                f"env {env!r} names the module {module!r}, which cannot be imported: {error}{hint}"
+            ) from error
+        if name not in gym.registry and callable(found := _attribute(sys.modules[module], name)):
+            return found  # type: ignore[no-any-return]
+    try:
+        return gym.spec(name)
+    except gym.error.Error as error:
+        if module:
+            raise ValueError(
+                f"env is {env!r}, but the module {module!r} neither has a class or function {name!r} nor registers "
+                f"such an id{_similar(name, [*vars(sys.modules[module]), *gym.registry])}"
+            ) from error
+        raise ValueError(unknown_id(env, gym.registry)) from error
+
+
+def _find_modules_here() -> None:
+    """The working directory's modules are found, as by `python -m`, but only where one is named, and after all others.
+
+    A folder from somebody else may hold a torch.py, which must not be what `import torch` finds.
+    """
+    if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
+
+
+def _attribute(module: Any, path: str) -> Any:
+    """What stands under a dotted name in a module; None if nothing does."""
+    for part in path.split("."):
+        module = getattr(module, part, None)
+    return module
+
+
+UNLIMITED = 2**31 - 1
+"""The time limit of a vector environment that has none: they count steps in 32 bits, and know no other word for it."""
+
+
+def time_limit(source: EnvironmentSource | str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments with an id's `max_episode_steps` checked; None, which is the registered one, left out."""
+    limit = kwargs.get("max_episode_steps")
+    if not isinstance(source, EnvSpec | str):  # a callable's argument of that name is its own affair
+        return dict(kwargs)
+    if limit is None:
+        return {name: value for name, value in kwargs.items() if name != "max_episode_steps"}
+    steps = int(limit) if isinstance(limit, Integral) and not isinstance(limit, bool) else 0
+    if not (steps > 0 or steps == -1):
+        raise ValueError(f"max_episode_steps is {limit!r}; expected a whole number > 0, or -1 for no time limit")
+    return dict(kwargs) | {"max_episode_steps": steps}
+
+
+def without_limit(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a vector environment, where −1 would be a limit of one step and not none as in gymnasium.make."""
+    return dict(kwargs) | ({"max_episode_steps": UNLIMITED} if kwargs.get("max_episode_steps") == -1 else {})
+
+
+def unknown_id(env: str, known: Any, where: str = "registered with Gymnasium") -> str:
+    """The sentence for an id that does not exist, with up to three that look like it."""
+    hint = _similar(env, known) or "; is the package that registers it imported?"
+    return f"env {env!r} is not {where}{hint} (an id of another package is written module:Id-v0)"
+
+
+def _similar(name: str, known: Any) -> str:
+    """Up to three of the known names that look like this one, as the end of a sentence."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def name_of(source: EnvironmentSource) -> str:
+    return source.id if isinstance(source, EnvSpec) else getattr(source, "__name__", repr(source))
+
+
+@contextmanager
+def explained(source: EnvironmentSource, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Errors of a constructor, told as: which environment, and which package or keyword argument is wrong."""
+    name = name_of(source)
+    if not isinstance(source, EnvSpec) and (complaint := refused_keywords(source, kwargs)):
+        raise ValueError(f"env_kwargs {dict(kwargs)} do not fit {name}: {complaint}")
+    try:
+        yield
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise ImportError(
+            f"{name} needs a package that is missing here: {error}. "
+            'The environments of telescope come with: pip install "telescope-rl[control]"'
+        ) from error
+    except Exception as error:
+        if not isinstance(source, EnvSpec):  # the caller's own code: its traceback is what helps
+            raise
+        told = f" with env_kwargs {dict(kwargs)}" if kwargs else ""
+        raise ValueError(f"{name} cannot be made{told}: {type(error).__name__}: {error}") from error
+
+
+def refused_keywords(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> str:
+    """What Python would say about calling `function(**kwargs)`; empty if the names fit."""
+    try:
+        inspect.signature(function).bind(**kwargs)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # a builtin without a signature
+        pass
+    return ""
+
+
+@contextmanager
+def quiet_mujoco() -> Iterator[None]:
+    """Keep one message of MuJoCo off the terminal and out of MUJOCO_LOG.TXT.
+
+    From MuJoCo 4.0 on, every HalfCheetah reports a deprecated attribute of Gymnasium's own model file, which
+    nobody who trains on it can do anything about. All other messages pass.
+    """
+    try:
+        import mujoco
+    except ImportError:  # gym.make says what to install, if this environment needs it
+        yield
+        return
+    if not hasattr(mujoco, "get_mju_user_warning"):
+        yield
+        return
+    previous = mujoco.get_mju_user_warning()
+
+    def handler(message: str) -> None:
+        if "settotalmass" in message:
+            return
+        if previous is None:
+            print(f"MuJoCo: {message}", file=sys.stderr)
+        else:
+            previous(message)
+
+    mujoco.set_mju_user_warning(handler)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(previous)
+
+
+def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Refuse a space that the agents cannot handle, and say what would help.
+
+    Raises:
+        ValueError: for observations other than Box and Discrete, and for actions other than Discrete,
+            MultiDiscrete, MultiBinary and Box.
+    """
+    if not isinstance(observation_space, (spaces.Box, spaces.Discrete)):
+        raise ValueError(
+            f"observation space {observation_space} is not supported, only Box and Discrete are; "
+            + help_with(observation_space)
+        )
+    if not isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)):
+        raise ValueError(
+            f"action space {action_space} is not supported, only Discrete, MultiDiscrete, MultiBinary and "
+            "Box are; wrap the environment in gymnasium.wrappers.TransformAction with one of those"
+        )
+
+
+def help_with(space: gym.Space) -> str:
+    if isinstance(space, (spaces.Dict, spaces.Tuple, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return "wrap the environment in gymnasium.wrappers.FlattenObservation and pass a callable"
+    return "wrap the environment in gymnasium.wrappers.TransformObservation with a Box and pass a callable"

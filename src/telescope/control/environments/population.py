@@ -1,0 +1,287 @@
+"""Environments for a population of seeds: built from an id or a callable, stepped together, restored exactly.
+
+Normalisation, episode statistics and what to do with the steps belong to others (`normalisation.py`,
+`rollout.py`).
+"""
+
+# S seeds, B environments per seed, N = S·B, A entries of an action mask
+
+import itertools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+try:
+    import gymnasium as gym
+except ImportError as error:
+    raise ImportError('environments need Gymnasium: pip install "telescope-rl[control]"') from error
+
+from telescope.control.environments.factory import (
+    Factory,
+    check_spaces,
+    find_source,
+    name_of,
+    time_limit,
+    without_limit,
+)
+from telescope.control.environments.lanes import MODES, Lane, Reset, Step, own_vector_lanes, pool_lane, recorded_lane
+
+BACKENDS = ("gymnasium", "envpool")
+VECTORIZATIONS = ("auto", "sync", "async", "vector_entry_point")
+
+__all__ = ["Environments", "Step", "check_spaces", "environment_seed"]
+
+
+def environment_seed(seed: int, stream: int, index: int, restarts: int = 0) -> int:
+    """The 31-bit number from which environment `index` of `seed` starts.
+
+    It depends on the seed's value, never on its position in a list. `stream` separates users of one seed,
+    such as training and evaluation; `restarts` counts the inexact resumes, so that a new start does not
+    repeat old episodes.
+    """
+    return int(np.random.SeedSequence([seed, stream, index, restarts]).generate_state(1)[0] >> 1)
+
+
+class Environments:
+    """S × B environments that step together, B for each of S seeds.
+
+    Each seed's transitions are those it would have alone. Discrete actions and observations count from 0
+    here, whatever the space's own `start` is.
+
+    Args:
+        env: a Gymnasium (or EnvPool) id, or a callable that returns a `gymnasium.Env`.
+        seeds: one non-negative integer per independent agent.
+        num_envs: environments per seed, B.
+        backend: "gymnasium" or "envpool".
+        vectorization: "sync" steps one environment after another; "async" gives each a process, which pays
+            for slow environments on many cores; "vector_entry_point" uses the vector environment that the id
+            brings along; "auto" takes that if there is one, else "sync".
+        autoreset: "next_step", "same_step" or "disabled", for sync and async. They give the same
+            transitions; "next_step" inserts a row with `mask` False after each episode. A vector entry point
+            and EnvPool run in the mode they declare.
+        env_kwargs: passed on to the environment.
+        stream: separates the random numbers of training, evaluation, … under the same seed.
+        wraps: for sync and async, what is put around each of the S·B environments, seed by seed.
+
+    Attributes:
+        observation_space, action_space: of a single environment.
+        autoreset, vectorization: what is really used.
+        exact_resume: whether `restore` continues bit for bit; if not, episodes start anew.
+        resume_note: a sentence that says why they do; empty if they don't.
+        began_anew: whether the last `restore` started new episodes.
+
+    EnvPool reports an episode that terminates at the very step of its time limit as truncated only.
+
+    Raises:
+        ValueError: an unknown id or choice, env_kwargs that do not fit, a space that is not supported.
+        ImportError: a missing package, with the command that installs it.
+    """
+
+    def __init__(
+        self,
+        env: str | Callable[..., gym.Env],
+        *,
+        seeds: Sequence[int],
+        num_envs: int,
+        backend: str = "gymnasium",
+        vectorization: str = "auto",
+        autoreset: str = "same_step",
+        env_kwargs: Mapping[str, Any] | None = None,
+        stream: int = 0,
+        wraps: Sequence[Callable[[gym.Env], gym.Env]] | None = None,
+    ) -> None:
+        check_choice("backend", backend, BACKENDS)
+        check_choice("vectorization", vectorization, VECTORIZATIONS)
+        check_choice("autoreset", autoreset, tuple(MODES))
+        self.seeds, self.num_envs = check_counts(seeds, num_envs)
+        self.backend = backend
+        self._env, self._stream, self._restarts = env, stream, 0
+        self._source = env if backend == "envpool" else find_source(env)
+        self._kwargs = time_limit(self._source, env_kwargs or {})
+        self.vectorization = choose_vectorization(self._source, backend, vectorization)
+        self._wanted_autoreset, self._wraps = autoreset, wraps
+        self.own_episodes = wraps is not None
+        self._open()
+
+    def _open(self) -> None:
+        self._lanes = self._build_lanes()
+        lane = self._lanes[0]
+        self.observation_space, self.action_space = lane.observation_space, lane.action_space
+        check_spaces(self.observation_space, self.action_space)
+        self.autoreset = next(name for name, mode in MODES.items() if mode is lane.mode)
+        self.resume_note = lane.resume_note
+        self.exact_resume = not lane.resume_note
+        self._started = False
+        self.began_anew = False
+        self._observation_start = int(getattr(self.observation_space, "start", 0))
+        self._action_start = getattr(self.action_space, "start", None)
+
+    def _build_lanes(self) -> list[Lane]:
+        if self.backend == "envpool":
+            return [pool_lane(self._env, without_limit(self._kwargs), self._environment_seeds())]  # type: ignore[arg-type]
+        if self.vectorization == "vector_entry_point":
+            shape = len(self.seeds), self.num_envs
+            return own_vector_lanes(self._source, without_limit(self._kwargs), *shape)  # type: ignore[arg-type]
+        wraps = self._wraps or itertools.repeat(None, len(self.seeds) * self.num_envs)
+        factories = [Factory(self._source, self._kwargs, wrap=wrap) for wrap in wraps]  # type: ignore[arg-type]
+        return [recorded_lane(factories, self._wanted_autoreset, self.vectorization == "async")]
+
+    def _environment_seeds(self, first: int = 0) -> list[int]:
+        """One number per environment; a vector entry point has one for all environments of a seed."""
+        rows = 1 if self.vectorization == "vector_entry_point" else self.num_envs
+        places = [(seed, first + index) for seed in self.seeds for index in range(rows)]
+        return [environment_seed(seed, self._stream, index, self._restarts) for seed, index in places]
+
+    def _lanes_and_seeds(self, first: int = 0) -> list[tuple[Lane, list[int]]]:
+        seeds = self._environment_seeds(first)
+        each = len(seeds) // len(self._lanes)
+        return [(lane, seeds[index * each : (index + 1) * each]) for index, lane in enumerate(self._lanes)]
+
+    def reset(self, first: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
+        """Start every environment from its seed: observations `[S, B, *obs]` and action masks `[S, B, A]`.
+
+        With `first` those of a run of more environments, from this one on.
+        """
+        self._started = True
+        return self._joined([lane.reset(seeds) for lane, seeds in self._lanes_and_seeds(first)])
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Step all environments with actions `[S, B, *act]` that are valid (clipped), of any dtype.
+
+        No array of the result is touched by later steps.
+        """
+        actions = np.array(actions, self.action_space.dtype)
+        if self._action_start is not None:
+            actions += self._action_start
+        rows = actions.reshape(len(self._lanes), -1, *actions.shape[2:])
+        steps = [lane.step(own) for lane, own in zip(self._lanes, rows, strict=True)]
+        observations, next_observations, *outcome = zip(*steps, strict=True)
+        no_reset = all(after is before for after, before in zip(observations, next_observations, strict=True))
+        seen = self._observed(observations)
+        successors = seen if no_reset else self._observed(next_observations)
+        return Step(seen, successors, *map(self._by_seed, outcome))
+
+    def _by_seed(self, parts: Sequence[Any]) -> Any:
+        """The lanes' rows `[n, ...]` as one array `[S, B, ...]`; None if they have none."""
+        if parts[0] is None:
+            return None
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return joined.reshape(len(self.seeds), self.num_envs, *joined.shape[1:])
+
+    def _observed(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Observations as a new array: a vector environment may overwrite its own."""
+        rows = np.array(self._by_seed(parts))
+        return rows - self._observation_start if self._observation_start else rows
+
+    def _joined(self, resets: Sequence[Reset]) -> Reset:
+        observations, masks = zip(*resets, strict=True)
+        return self._observed(observations), self._by_seed(masks)
+
+    def state(self) -> dict[str, Any]:
+        """Where all environments are, as plain data: nested dicts of arrays, numbers, strings, None, lists.
+
+        Raises:
+            ValueError: before the first reset.
+        """
+        if not self._started:
+            raise ValueError("there is nothing to save before the first reset(); call reset() first")
+        lanes = {str(index): lane.state() for index, lane in enumerate(self._lanes)} if self.exact_resume else {}
+        resume = {"exact_resume": self.exact_resume, "resume_note": self.resume_note}
+        return {**self._identity(), **resume, "restarts": self._restarts, "lanes": lanes}
+
+    def _identity(self) -> dict[str, Any]:
+        """What a state and the environments that take it over must have in common."""
+        return {
+            "backend": self.backend,
+            "vectorization": self.vectorization,
+            "autoreset": self.autoreset,
+            "seeds": self.seeds,
+            "num_envs": self.num_envs,
+        }
+
+    def start_anew_on_resume(self, reason: str) -> None:
+        """Restore no state of these environments any more, for this reason (a whole sentence)."""
+        self.exact_resume, self.resume_note = False, reason
+
+    def statistics(self) -> list[str]:
+        """Names of wrappers inside that carry running statistics, as NormalizeObservation does."""
+        return self._lanes[0].statistics()
+
+    def restart(self) -> Reset:
+        """Start new episodes in the way that follows an end: from where the random generators are, without a seed."""
+        return self._joined([lane.restart() for lane in self._lanes])
+
+    def restore(self, state: dict[str, Any], *, allow_inexact: bool = False) -> Reset:
+        """Continue from `state()`; returns what the policy must see next, as `reset` does.
+
+        Where `exact_resume` was False, new episodes start instead, other ones than at the first start; with
+        `allow_inexact` also where an environment does not come back to its state.
+
+        Raises:
+            ValueError: the state is of environments set up differently, or an environment, replaying its last episode,
+                does not arrive at the stored observation through the stored rewards.
+        """
+        for name, here in self._identity().items():
+            if state[name] != here:
+                raise ValueError(
+                    f"the state was saved with {name}={state[name]!r} but these environments have "
+                    f"{name}={here!r}; make them with the same settings, or begin a new run from these agents "
+                    "(telescope train --start RUN, or start=state in Python)"
+                )
+        self._restarts = state["restarts"]
+        if not state["exact_resume"]:
+            self.start_anew_on_resume(state["resume_note"])
+        if not self.exact_resume:
+            return self._begin_anew()
+        try:
+            self._started = True
+            lanes = enumerate(self._lanes_and_seeds())
+            return self._joined([lane.restore(state["lanes"][str(i)], seeds) for i, (lane, seeds) in lanes])
+        except ValueError:
+            if not allow_inexact:
+                raise
+            return self._begin_anew()
+
+    def _begin_anew(self) -> Reset:
+        """New episodes in all environments, also in those that could have been restored: all or nothing."""
+        exact, note = self.exact_resume, self.resume_note
+        self.close()
+        self._restarts += 1
+        self._open()
+        self.exact_resume, self.resume_note, self.began_anew = exact, note, True
+        return self.reset()
+
+    def close(self) -> None:
+        """Close all environments and end their worker processes; a second call does nothing."""
+        for lane in self._lanes:
+            lane.close()
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of: {', '.join(choices)}")
+
+
+def check_counts(seeds: Sequence[int], num_envs: int) -> tuple[list[int], int]:
+    if num_envs < 1:
+        raise ValueError(f"num_envs is {num_envs}, expected at least 1 environment per seed")
+    numbers = [operator.index(seed) for seed in seeds]
+    if not numbers or min(numbers) < 0:
+        raise ValueError(f"seeds is {list(seeds)}, expected at least one non-negative integer")
+    return numbers, operator.index(num_envs)
+
+
+def choose_vectorization(source: Any, backend: str, wanted: str) -> str:
+    """What "auto" stands for; refuses what the source cannot do."""
+    if backend == "envpool":
+        if not isinstance(source, str):
+            raise ValueError(f'env must be an id for backend "envpool"; got {source!r}')
+        return "envpool"
+    has_own = getattr(source, "vector_entry_point", None) is not None
+    if wanted == "vector_entry_point" and not has_own:
+        raise ValueError(f"{name_of(source)} has no vector entry point; use vectorization 'sync' or 'async'")
+    if wanted != "auto":
+        return wanted
+    return "vector_entry_point" if has_own else "sync"

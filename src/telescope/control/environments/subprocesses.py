@@ -1,0 +1,117 @@
+"""Environments in worker processes of Gymnasium's: an error there arrives in the parent as it was, with its traceback.
+
+A worker whose parent is gone ends without a word; one that is gone itself is told in a sentence. Leaves out how many
+there are and how they are reset (`lanes.py`).
+"""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AsyncVectorEnv
+from gymnasium.vector.async_vector_env import _async_worker
+
+from telescope.control.workers.spawning import keep_tracker
+from telescope.failures import sendable
+
+
+class Reporting(gym.Wrapper):
+    """In the worker: an error of the environment is made one that can be sent."""
+
+    def reset(self, **arguments: Any) -> Any:
+        try:
+            return self.env.reset(**arguments)
+        except Exception as error:
+            raise sendable(error) from None
+
+    def step(self, action: Any) -> Any:
+        try:
+            return self.env.step(action)
+        except Exception as error:
+            raise sendable(error) from None
+
+
+GONE = (EOFError, BrokenPipeError, ConnectionResetError)
+
+
+class ParentsPipe:
+    """In the worker: the pipe to the parent; the worker ends with it, where Gymnasium's would raise twice."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+
+    def recv(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except GONE:
+            os._exit(0)
+
+    def send(self, message: Any) -> None:
+        try:
+            self._pipe.send(message)
+        except GONE:
+            os._exit(0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipe, name)
+
+
+def work(index: int, make: Any, pipe: Any, *others: Any) -> None:
+    """Gymnasium's worker on such a pipe."""
+    parents: Any = ParentsPipe(pipe)
+    _async_worker(index, make, parents, *others)
+
+
+class ReportedAsyncVectorEnv(AsyncVectorEnv):
+    """In the parent: the error itself is raised, and Gymnasium's logger doesn't tell it a second time."""
+
+    def __init__(self, factories: Any, **more: Any) -> None:
+        keep_tracker()
+        super().__init__(factories, worker=work, **more)
+
+    def step(self, actions: Any) -> Any:
+        with self._told():
+            return super().step(actions)
+
+    def reset(self, **arguments: Any) -> Any:
+        with self._told():
+            return super().reset(**arguments)
+
+    def call(self, *arguments: Any, **more: Any) -> Any:
+        with self._told():
+            return super().call(*arguments, **more)
+
+    def set_attr(self, *arguments: Any) -> None:
+        with self._told():
+            super().set_attr(*arguments)
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        gone = any(not process.is_alive() for process in self.processes)
+        super().close_extras(timeout, terminate or gone)  # else it waits for an answer of theirs
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except GONE as error:
+            for process in self.processes:
+                process.join(0.2)
+            ended = [process.exitcode for process in self.processes if process.exitcode is not None]
+            raise ChildProcessError(
+                f"{len(ended) or 'some'} of {len(self.processes)} processes that environments live in ended "
+                f"(exit status {ended[0] if ended else 'unknown'}; -9 is a kill, as for want of memory)"
+            ) from error
+
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        successes = list(successes)
+        if all(successes):
+            return
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                super()._raise_if_errors(successes)
+        except Exception as error:  # Gymnasium raises its type, made from the error that came
+            first = error.args[0] if error.args else None
+            raise (first if isinstance(first, Exception) else error) from None

@@ -1,0 +1,123 @@
+"""What a run is made from besides its settings: data, reward and models, each known by its SHA-256.
+
+It leaves out where the digests are kept and compared (`runs/folder.py`).
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from telescope.language.models.causal import TINY, folder_of
+
+ABSENT = "absent"
+"""In place of the digest of what is not there."""
+
+
+def resolved(config: Any) -> Any:
+    """The configuration with whole paths, so that a run goes on from any directory."""
+    paths = {name: _whole(name, getattr(config, name, None)) for name in ("task", "model", "reward")}
+    return dataclasses.replace(config, **{name: path for name, path in paths.items() if path is not None})
+
+
+def inputs(config: Any) -> dict[str, str]:
+    """Field → the SHA-256 of what it names: the file of rows, the model folder, the reward file or model; no code runs.
+
+    A reward file counts with the modules beside it that it imports, an adapter with the model it belongs to. What is
+    built in has none.
+    """
+    found = {}
+    if config.task.endswith(".jsonl"):
+        found["task"] = _file(Path(config.task))
+    if (folder := _model_folder(config.model)) is not None:
+        found["model"] = _model(folder)
+    reward = getattr(config, "reward", None)
+    if isinstance(reward, str):
+        file = Path(reward.rpartition(":")[0])
+        found["reward"] = _model(Path(reward) / "model") if os.path.isdir(reward) else _code(file)
+    return found
+
+
+def _whole(name: str, source: Any) -> str | None:
+    """A path as a whole one; None for what is no path or is whole already."""
+    if not isinstance(source, str):
+        return None
+    if name == "reward" and ":" in source and not os.path.exists(source):
+        file, _, function = source.rpartition(":")
+        return f"{os.path.abspath(file)}:{function}"
+    is_path = source.endswith(".jsonl") if name == "task" else os.path.exists(source) and source != TINY
+    return os.path.abspath(source) if is_path else None
+
+
+def _model_folder(source: str) -> Path | None:
+    """Where a model's files are; None for the built-in one, and for one of the hub that was not fetched yet."""
+    if source == TINY:
+        return None
+    if os.path.isabs(source) or os.path.isdir(source):
+        return Path(folder_of(source))
+    from huggingface_hub import try_to_load_from_cache
+
+    with contextlib.suppress(ValueError):  # no name that the hub could have
+        for file in ("config.json", "adapter_config.json"):
+            if isinstance(cached := try_to_load_from_cache(source, file), str):
+                return Path(cached).parent
+    return None
+
+
+def _model(folder: Path) -> str:
+    """Of all files of the folder but pages for readers."""
+    if not folder.is_dir():
+        return ABSENT
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md" and path.name[0] != ".")
+    parts = [(path.name, _file(path)) for path in files]
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # broken: refused where it is used
+        base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        place = _model_folder(base)
+        parts.append((base, ABSENT if place in (None, folder) else _model(place)))
+    return _of(parts)
+
+
+def _code(file: Path) -> str:
+    return _of([(path.name, _file(path)) for path in sorted(_imported(file, {file}))]) if file.is_file() else ABSENT
+
+
+def _imported(file: Path, seen: set[Path]) -> set[Path]:
+    """The file and, of those beside it, all that it imports, as its text says."""
+    for name in _names(file):
+        for path in (file.parent / f"{name}.py", file.parent / name / "__init__.py"):
+            if path.is_file() and path not in seen:
+                seen.add(path)
+                _imported(path, seen)
+    return seen
+
+
+def _names(file: Path) -> Iterator[str]:
+    """The first parts of the names of modules that the file imports."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # said where it is run
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
+
+
+def _file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ABSENT
+
+
+def _of(parts: list[tuple[str, str]]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

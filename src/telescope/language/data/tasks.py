@@ -1,0 +1,315 @@
+"""What is asked of a model: prompts to train on, prompts held out, and, where it can be verified, the right answer.
+
+One prompt in ten is held out, by a hash of its text, so that no run, seed or stage ever trains on it. It leaves out
+where completions come from and what they are worth to a learned reward model.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from telescope.language.data.text import open_text
+
+Row = dict[str, Any]
+"""A prompt and what belongs to it: `prompt`, `answer` where there is one right answer, any other columns."""
+Reward = Callable[..., Sequence[float | None]]
+"""(prompts, completions, **columns) by name → one score per completion; None where it cannot be scored."""
+
+HELD_OUT = 1000  # rows of an evaluation, where a task has more
+VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
+
+
+class Task(NamedTuple):
+    """Prompts and their verifiable reward."""
+
+    name: str
+    draw: Callable[[np.random.Generator, int], list[Row]]
+    """Training rows, by a generator of random numbers."""
+    held_out: list[Row]
+    reward: Reward | None
+    """What the task itself pays; None where a reward function or model must be given."""
+    metric: str
+    """What the reward is called when it is measured on held-out prompts: `exact_match` or `reward`."""
+    max_tokens: int
+    """Tokens that the longest right answer and its end need."""
+    answers: bool = True
+    """Does every row have an `answer` to learn from before RL?"""
+    pairs: Callable[..., list[Row]] | None = None
+    """Preference pairs (rng, count, held_out=False): rows with `prompt`, `chosen`, `rejected`; held out each once."""
+    rows: Sequence[Row] = ()
+    """All rows of a file; a built-in task draws without end."""
+
+
+def is_held_out(prompt: str) -> bool:
+    """Does this prompt belong to the tenth that is never trained on?"""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % 10 == 0
+
+
+def exact_match(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str], **_: Any) -> list[float]:
+    """1 where the completion is the answer, else 0."""
+    return [float(completion == right) for completion, right in zip(completions, answer, strict=True)]
+
+
+def without_ends(task: Task, ends: tuple[str, ...]) -> Task:
+    """The task, its answers compared without the end token that closes them, since completions come without it."""
+    if task.reward is not exact_match or not task.rows:
+        return task
+
+    def match(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str], **_: Any) -> list[float]:
+        return exact_match(prompts, completions, answer=[open_text(one, ends) for one in answer])
+
+    return task._replace(reward=match)
+
+
+def open_task(name: str, digits: int | None = None) -> Task:
+    """A built-in task by its name, or a JSONL file of prompts as one."""
+    if name in BUILT_IN:
+        return BUILT_IN[name](name, digits)
+    if name.endswith(".jsonl"):
+        _without_digits(name, digits)
+        return from_file(name)
+    if os.path.exists(name) or os.path.splitext(name)[1]:
+        raise ValueError(
+            f"task is {name!r}, but rows are read from .jsonl files, a JSON object in each line; pandas writes one "
+            "with to_json('data.jsonl', orient='records', lines=True)"
+        )
+    known = ", ".join(BUILT_IN)
+    raise ValueError(f"task is {name!r}; expected one of {known}, or a .jsonl file with a prompt in each row")
+
+
+# Built-in tasks
+
+
+def _addition(name: str, digits: int | None) -> Task:
+    """Two numbers of up to `digits` digits: `37+58=` → `95`.
+
+    One number in four is drawn from below a random power of ten: uniform ones are hardly ever short, and a policy that
+    has never met `8+3=` gives it no right answer to learn from.
+    """
+    digits = _checked(digits, 2, 9)
+
+    def number(rng: np.random.Generator) -> int:
+        return int(rng.integers(10 ** int(rng.integers(1, digits + 1)) if rng.random() < 0.25 else 10**digits))
+
+    def row(rng: np.random.Generator) -> Row:
+        a, b = number(rng), number(rng)
+        return {"prompt": f"{a}+{b}=", "answer": str(a + b)}
+
+    return _verifiable(name, row, digits + 2)
+
+
+def _sort(name: str, digits: int | None) -> Task:
+    """Digits in ascending order: `5281>` → `1258`."""
+    digits = _checked(digits, 4, 50)
+
+    def row(rng: np.random.Generator) -> Row:
+        text = "".join(map(str, rng.integers(10, size=digits)))
+        return {"prompt": f"{text}>", "answer": "".join(sorted(text))}
+
+    return _verifiable(name, row, digits + 1)
+
+
+def _reverse(name: str, digits: int | None) -> Task:
+    """A string backwards: `bdca|` → `acdb`."""
+    length = _checked(digits, 4, 50)
+
+    def row(rng: np.random.Generator) -> Row:
+        text = "".join(chr(97 + letter) for letter in rng.integers(10, size=length))
+        return {"prompt": f"{text}|", "answer": text[::-1]}
+
+    return _verifiable(name, row, length + 1)
+
+
+def _taste(name: str, digits: int | None) -> Task:
+    """Words after a letter, by somebody's taste that shows in preference pairs alone: `taste`."""
+    _without_digits(name, digits)
+
+    def word(rng: np.random.Generator) -> str:
+        return "".join(chr(97 + letter) for letter in rng.integers(26, size=rng.integers(2, 9)))
+
+    def judged(rng: np.random.Generator) -> str:
+        """All that a policy may come to write: any share of vowels, and what has no neighbours."""
+        share = rng.random()
+        kinds = [VOWELS if rng.random() < share else CONSONANTS for _ in range(rng.integers(9))]
+        return "".join(kind[rng.integers(len(kind))] for kind in kinds)
+
+    def prompts(rng: np.random.Generator, count: int, held_out: bool) -> list[str]:
+        found = list[str]()
+        while len(found) < count:
+            text = "".join(chr(97 + letter) for letter in rng.integers(26, size=2)) + ":"
+            found += [text] * (is_held_out(text) == held_out)
+        return found
+
+    def rows(rng: np.random.Generator, count: int) -> list[Row]:
+        return [{"prompt": prompt, "answer": word(rng)} for prompt in prompts(rng, count, False)]
+
+    def pairs(rng: np.random.Generator, count: int, held_out: bool = False) -> list[Row]:
+        found = []
+        for prompt in prompts(rng, count, held_out):
+            one = two = judged(rng)
+            while two == one:  # of equal words none is liked better
+                two = judged(rng)
+            first = rng.random() < 1 / (1 + np.exp(4 * (taste(two) - taste(one))))
+            chosen, rejected = (one, two) if first else (two, one)
+            found.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        return found
+
+    def hidden(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
+        return [taste(completion) for completion in completions]
+
+    every = [chr(97 + a) + chr(97 + b) + ":" for a in range(26) for b in range(26)]
+    return Task(name, rows, [{"prompt": p} for p in every if is_held_out(p)], hidden, "reward", 12, pairs=pairs)
+
+
+def taste(word: str) -> float:
+    """The hidden reward of `lm/taste`: the share of neighbours of which one is a vowel and one is not, 0 to 1."""
+    changes = [(a in VOWELS) != (b in VOWELS) for a, b in itertools.pairwise(word)]
+    return sum(changes) / len(changes) if changes and word.isalpha() else 0.0
+
+
+BUILT_IN: dict[str, Callable[[str, int | None], Task]] = {
+    "lm/addition": _addition,
+    "lm/sort": _sort,
+    "lm/reverse": _reverse,
+    "lm/taste": _taste,
+}
+
+
+def _checked(digits: int | None, default: int, most: int) -> int:
+    digits = default if digits is None else digits
+    if not 1 <= digits <= most:
+        raise ValueError(f"digits is {digits}; expected 1 to {most}")
+    return digits
+
+
+def _without_digits(name: str, digits: int | None) -> None:
+    if digits is not None:
+        raise ValueError(f"digits is {digits}, but {name} has none; leave it out")
+
+
+def _verifiable(name: str, row: Callable[[np.random.Generator], Row], max_tokens: int) -> Task:
+    """Rows drawn one by one; what the hash holds out is drawn again."""
+
+    def draw(rng: np.random.Generator, count: int) -> list[Row]:
+        rows: list[Row] = []
+        while len(rows) < count:
+            if not is_held_out((new := row(rng))["prompt"]):
+                rows.append(new)
+        return rows
+
+    found: dict[str, Row] = {}
+    rng = np.random.default_rng(0)  # one list for all runs and seeds
+    for _ in range(50 * HELD_OUT):
+        if is_held_out((new := row(rng))["prompt"]):
+            found.setdefault(new["prompt"], new)
+        if len(found) == HELD_OUT:
+            break
+    return Task(name, draw, list(found.values()), exact_match, "exact_match", max_tokens)
+
+
+# Files
+
+
+def from_file(path: str) -> Task:
+    """A JSONL file as a task; with an `answer` in each row the reward is to match it, unless another is given."""
+    rows = read_rows(path, ("prompt",), alike=True)
+    training = [row for row in rows if not is_held_out(row["prompt"])]
+    held_out = [row for row in rows if is_held_out(row["prompt"])]
+    if not training:
+        raise ValueError(f"{path} has {len(rows)} rows, all of them held out by their hash; give it more prompts")
+    answers = all(isinstance(row.get("answer"), str) for row in rows)
+
+    def draw(rng: np.random.Generator, count: int) -> list[Row]:
+        return [training[int(i)] for i in rng.integers(len(training), size=count)]
+
+    reward, metric = (exact_match, "exact_match") if answers else (None, "reward")
+    return Task(path, draw, held_out[:HELD_OUT] or training[:HELD_OUT], reward, metric, 64, answers, rows=rows)
+
+
+def pairs_of(name: str, digits: int | None = None) -> Task:
+    """A task with preference pairs: a built-in one that has them, or a JSONL file of `prompt`, `chosen`, `rejected`."""
+    if not name.endswith(".jsonl"):
+        if (task := open_task(name, digits)).pairs is None:
+            raise ValueError(
+                f"task is {name!r}, which has no preference pairs; lm/taste has, or a .jsonl file of yours"
+            )
+        return task
+    _without_digits(name, digits)
+    rows = read_rows(name, ("prompt", "chosen", "rejected"))
+    kept = {held: [row for row in rows if is_held_out(row["prompt"]) == held] for held in (False, True)}
+    if not kept[False]:
+        raise ValueError(f"{name} has {len(rows)} rows, all of them held out by their hash; give it more pairs")
+
+    def pairs(rng: np.random.Generator, count: int, held_out: bool = False) -> list[Row]:
+        source = kept[held_out] or kept[False]
+        if held_out:
+            return source[:count]  # a draw would take some twice, and leave others out
+        return [source[int(i)] for i in rng.integers(len(source), size=count)]
+
+    return Task(name, lambda rng, count: pairs(rng, count), kept[True], None, "accuracy", 64, False, pairs, rows)
+
+
+def require_reward(task: Task, reward: str | Reward | None) -> None:
+    """ValueError where nothing says what a completion is worth."""
+    if reward is None and task.reward is None and task.pairs is None:
+        raise ValueError(
+            f"{task.name} has no answers to check (in every row a string `answer`), so it needs a reward: "
+            "--reward FILE.py:FUNCTION, or the run folder of a reward model"
+        )
+
+
+def read_rows(path: str | os.PathLike[str], fields: Sequence[str], *, alike: bool = False) -> list[Row]:
+    """The rows of a JSONL file, each an object with the named fields, which are strings that are not empty.
+
+    ValueError naming the row (from 1) and the field. alike: every row has the fields of the first, which a reward
+    function gets as lists.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read as a file of rows: {error.strerror}") from error
+    rows = list[Row]()
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
+        if line.strip():
+            place = f"row {number} of {os.fspath(path)}"
+            rows.append(_row(line, place, fields))
+            if alike and (lacking := rows[0].keys() ^ rows[-1].keys()):
+                raise ValueError(_unlike(place, min(lacking), rows[-1]))
+    if not rows:
+        raise ValueError(f"{os.fspath(path)} has no rows; expected a JSON object in each line")
+    return rows
+
+
+def _unlike(place: str, field: str, row: Row) -> str:
+    if field in row:
+        return f"{place} has the field {field!r}, which the first row lacks; give it there too (null for none)"
+    return f"{place} has no field {field!r}, which the first row has; give it there too (null for none)"
+
+
+def _row(line: bytes, place: str, fields: Sequence[str]) -> Row:
+    try:
+        row = json.loads(line.decode())
+        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is not JSON in UTF-8: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{place} is a {type(row).__name__}; expected a JSON object")
+    for field in fields:
+        if field not in row:
+            raise ValueError(f"{place} has no field {field!r}; it has {', '.join(map(repr, row)) or 'none'}")
+        if not isinstance(row[field], str):
+            chat = "; a chat becomes one by tokenizer.apply_chat_template(messages, tokenize=False, …)"
+            hint = chat if isinstance(row[field], list) else ""
+            raise ValueError(f"{field} in {place} is {row[field]!r}; expected a string{hint}")
+        if not row[field].strip():
+            raise ValueError(f"{field} in {place} is empty")
+    return row

@@ -1,0 +1,50 @@
+"""Dynamic sampling (DAPO, Yu et al. 2025, arXiv 2503.14476, section 3.2): fresh prompts for groups without signal.
+
+It leaves out how a rollout is made (`rollouts.py`) and what is learned from it.
+"""
+
+# N prompts, G completions each, B = N · G completions of T tokens
+from __future__ import annotations
+
+import torch
+
+from telescope.language.experience import sampling
+from telescope.language.experience.rollouts import Rollout, RolloutSession, all_equal, rollout_statistics
+from telescope.language.experience.sampling import Prompts, stacked
+
+
+def collect(session: RolloutSession, rounds: int) -> tuple[Rollout, dict[str, float]]:
+    """The next rollout, and the statistics of all that was sampled for it.
+
+    A group whose scores are all equal is replaced by one of a fresh prompt, in up to `rounds` further rounds of as many
+    prompts as are still missing. What is missing then is filled up with groups of equal scores, so that a rollout has
+    one size; they are last in it, and nothing is learned from them. Random numbers are keyed by step and round.
+    """
+    everything = session.collect()
+    if not rounds:
+        return everything, rollout_statistics(everything)
+    wanted, done = session.config.prompts, 1
+    while done <= rounds and (missing := wanted - int((~all_equal(everything)).sum())) > 0:
+        everything = joined(everything, session.collect(missing, part=done))
+        done += 1
+    useless = all_equal(everything)
+    chosen = useless.int().argsort(stable=True)[:wanted]
+    share = float((~useless).float().mean())
+    filled = float((~useless[chosen]).float().mean())
+    return everything.part(chosen), rollout_statistics(everything) | {"rounds": done, "kept": share, "filled": filled}
+
+
+def joined(one: Rollout, two: Rollout) -> Rollout:
+    """Two rollouts as one: prompts padded on the left, completions on the right, to the wider of both."""
+    reference = None
+    if one.reference is not None and two.reference is not None:
+        reference = stacked(one.reference, two.reference)
+    return Rollout(
+        [*one.rows, *two.rows],
+        [*one.texts, *two.texts],
+        Prompts(*(stacked(x, y, left=True) for x, y in zip(one.prompts, two.prompts, strict=True))),
+        sampling.joined(one.completions, two.completions),
+        torch.cat([one.scores, two.scores]),
+        reference,
+        one.group,
+    )

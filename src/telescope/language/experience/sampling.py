@@ -1,0 +1,261 @@
+"""Batched sampling with a key–value cache: completions of a prompt run through the model together until they part.
+
+Random numbers are an argument, so that what is drawn for one completion depends on nothing else; rows that have ended
+leave the batch. It leaves out what a completion is worth.
+"""
+
+# N prompts, B = N · group completions, P prompt width, T completion width, K size of the sampling support
+# C texts in the cache, at most B: completions that are alike so far are one
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from telescope.language.data.text import following_texts, prompt_ids
+from telescope.language.log_probs import sampling_support
+from telescope.language.models.causal import require_positions, require_tokens
+
+COLDEST = 1e-6
+"""The lowest temperature: logits divided by less may leave single precision."""
+
+
+class Prompts(NamedTuple):
+    """N prompts, padded on the left."""
+
+    tokens: Tensor  # [N, P]
+    mask: Tensor  # [N, P], True on tokens of the prompt
+
+    def rows(self, index: Tensor | slice) -> Prompts:
+        """Some of them."""
+        return Prompts(self.tokens[index], self.mask[index])
+
+
+class Completions(NamedTuple):
+    """B completions, padded on the right; where masked all else is 0."""
+
+    tokens: Tensor  # [B, T]
+    mask: Tensor  # [B, T], True on tokens that the policy produced, the end included
+    log_probs: Tensor  # [B, T], as sampled from
+    entropy: Tensor  # [B, T], of the distribution sampled from
+    terminated: Tensor  # [B], True where the end was produced; the others were cut off by the length limit
+    support: Tensor | None  # [B, T, K] ids that could have been drawn, where top-k or top-p restricted them
+
+    def rows(self, index: Tensor) -> Completions:
+        """Some of them."""
+        return Completions(*(None if x is None else x[index] for x in self))  # type: ignore[arg-type]
+
+    def to(self, device: str | torch.device) -> Completions:
+        """The same on another device."""
+        return Completions(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
+
+
+def joined(one: Completions, two: Completions) -> Completions:
+    """The rows of both, padded to the wider; either has a support, or neither."""
+    columns = {
+        name: None if x is None or y is None else stacked(x, y, fill=-1 if name == "support" else 0)
+        for name, x, y in zip(Completions._fields, one, two, strict=True)
+    }
+    return Completions(**columns)  # type: ignore[arg-type]
+
+
+def stacked(one: Tensor, two: Tensor, *, fill: int = 0, left: bool = False) -> Tensor:
+    """The rows of both, every other axis padded to the wider."""
+    wide = [max(sizes) for sizes in zip(one.shape[1:], two.shape[1:], strict=True)]
+
+    def padded(x: Tensor) -> Tensor:
+        gaps = [n - size for n, size in zip(wide, x.shape[1:], strict=True)]
+        return pad(x, [n for gap in reversed(gaps) for n in ((gap, 0) if left else (0, gap))], value=fill)
+
+    return torch.cat([padded(one), padded(two)])
+
+
+def encode(tokenizer: Any, texts: Sequence[str], device: str | torch.device = "cpu") -> Prompts:
+    """Texts as left-padded tokens. The mask is made from lengths, so that PAD may be a token of the text."""
+    ids = prompt_ids(tokenizer, texts)
+    empty = [i for i, one in enumerate(ids) if not one]
+    if empty:
+        raise ValueError(f"prompt {empty[0]} ({texts[empty[0]]!r}) has no tokens; an empty prompt asks for nothing")
+    width = max(map(len, ids), default=0)
+    tokens, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
+    for i, one in enumerate(ids):
+        tokens[i, width - len(one) :] = torch.tensor(one)
+        mask[i, width - len(one) :] = True
+    return Prompts(tokens.to(device), mask.to(device))
+
+
+def decode(tokenizer: Any, completions: Completions, ends: Sequence[int]) -> list[str]:
+    """The texts of completions, without the token that ended them."""
+    ids = []
+    for tokens, mask in zip(completions.tokens.tolist(), completions.mask.tolist(), strict=True):
+        live = tuple(token for token, here in zip(tokens, mask, strict=True) if here)
+        ids.append(live[:-1] if live and live[-1] in ends else live)
+    distinct = list(dict.fromkeys(ids))  # most completions of a group are alike, and a tokenizer takes its time
+    texts = dict(zip(distinct, following_texts(tokenizer, distinct), strict=True))
+    return [texts[one] for one in ids]
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    prompts: Prompts,
+    *,
+    ends: Sequence[int],
+    max_tokens: int,
+    uniforms: Tensor | None = None,
+    group: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    at_once: int | None = None,
+) -> Completions:
+    """`group` completions of each prompt, one behind the other, from any transformers causal LM.
+
+    Args:
+        model: gives logits and a cache, as transformers models do.
+        ends: ids of tokens that end a completion.
+        max_tokens: the length limit.
+        uniforms: [B, max_tokens] in [0, 1), the random numbers of each token; None: the likeliest token.
+        temperature, top_k, top_p: what is drawn from; `support` then has the tokens that could be drawn.
+        at_once: completions that go through the model at a time; None: all.
+    """
+    if not temperature >= COLDEST:
+        raise ValueError(f"temperature is {temperature}; expected {COLDEST} or more; uniforms=None is greedy")
+    n = len(prompts.tokens) * group
+    if at_once is not None and at_once < n:
+        settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        parts = _cut(prompts, uniforms, group, at_once)
+        found = [
+            sample(model, some, ends=ends, max_tokens=max_tokens, uniforms=noise, group=size, **settings)
+            for some, noise, size in parts
+        ]
+        return functools.reduce(joined, found)
+    completions = _Growing(n, max_tokens, prompts.tokens.device)
+    if n == 0:
+        return completions.finish()
+    require_tokens(model, prompts.tokens)
+    require_positions(model, prompts.tokens.shape[1] + max_tokens - 1)
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    mask = prompts.mask
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    logits = _step(model, prompts.tokens, mask, positions, cache)
+    position = mask.sum(1)
+    rows = torch.arange(n, device=mask.device)
+    texts = rows // group
+    endings = torch.tensor(list(ends), device=mask.device)
+    for t in range(max_tokens):
+        noise = None if uniforms is None else uniforms[rows, t]
+        tokens = completions.add(t, rows, logits, texts, noise, temperature, top_k, top_p)
+        ended = torch.isin(tokens, endings)
+        completions.terminated[rows[ended]] = True
+        if t + 1 == max_tokens or bool(ended.all()):
+            break
+        rows = rows[~ended]
+        source, tokens, texts = _parted(texts[~ended], tokens[~ended])
+        if not torch.equal(source, torch.arange(len(mask), device=mask.device)):
+            cache.reorder_cache(source)  # type: ignore[arg-type]
+            mask, position = mask[source], position[source]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        logits = _step(model, tokens[:, None], mask, (position + t)[:, None], cache)
+    return completions.finish()
+
+
+def _cut(
+    prompts: Prompts, uniforms: Tensor | None, group: int, at_once: int
+) -> Iterator[tuple[Prompts, Tensor | None, int]]:
+    """Prompts, their random numbers, and how many completions of each: `at_once` in all, groups or parts of one."""
+    count, width = max(1, at_once // group), min(group, at_once)
+    noise = None if uniforms is None else uniforms.unflatten(0, (-1, group))
+    for first in range(0, len(prompts.tokens), count):
+        some = slice(first, first + count)
+        for start in range(0, group, width):
+            drawn = None if noise is None else noise[some, start : start + width].flatten(0, 1)
+            yield prompts.rows(some), drawn, min(width, group - start)
+
+
+def _parted(texts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The texts in the cache after one more token: which [C] each continues, its token [C], whose it is [B].
+
+    texts, tokens: [B], the text that each completion has so far, and what was drawn for it.
+    """
+    stride = int(tokens.max()) + 1
+    distinct, owner = torch.unique(texts * stride + tokens, return_inverse=True)
+    return distinct // stride, distinct % stride, owner
+
+
+def _step(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    """Logits after the last token, in float32."""
+    out = model(
+        input_ids=tokens,
+        attention_mask=None if bool(mask.all()) else mask.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return out.logits[:, -1].float()  # type: ignore[no-any-return]
+
+
+class _Growing:
+    """Completions while they are made."""
+
+    def __init__(self, n: int, max_tokens: int, device: torch.device) -> None:
+        self.tokens = torch.zeros(n, max_tokens, dtype=torch.long, device=device)
+        self.mask = torch.zeros(n, max_tokens, dtype=torch.bool, device=device)
+        self.log_probs, self.entropy = (torch.zeros(n, max_tokens, device=device) for _ in range(2))
+        self.terminated = torch.zeros(n, dtype=torch.bool, device=device)
+        self.supports: list[tuple[Tensor, Tensor]] = []
+
+    def add(
+        self,
+        t: int,
+        rows: Tensor,
+        logits: Tensor,
+        texts: Tensor,
+        noise: Tensor | None,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+    ) -> Tensor:
+        """Draw the t-th token of the rows that still grow, each from the logits of its text."""
+        support = None
+        if (top_k is not None or top_p is not None) and noise is not None:
+            support = sampling_support(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+            logits = logits.gather(-1, support.clamp(min=0)).masked_fill(support < 0, -torch.inf)
+            self.supports.append((rows, support[texts]))
+        log_probs = (logits / temperature).log_softmax(-1)
+        finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+        self.entropy[rows, t] = -(log_probs.exp() * finite).sum(-1)[texts]
+        index = log_probs.argmax(-1)[texts] if noise is None else _draw(log_probs, texts, noise)
+        self.log_probs[rows, t] = log_probs[texts, index]
+        tokens = index if support is None else support[texts, index]
+        self.tokens[rows, t], self.mask[rows, t] = tokens, True
+        return tokens
+
+    def finish(self) -> Completions:
+        width = int(self.mask.any(0).sum())
+        support = None
+        if self.supports:
+            size = max(ids.shape[-1] for _, ids in self.supports)
+            support = self.tokens.new_full((*self.tokens.shape, size), -1)
+            for t, (rows, ids) in enumerate(self.supports):
+                support[rows, t, : ids.shape[-1]] = ids
+            support = support[:, :width]
+        tokens, mask, log_probs, entropy = (
+            x[:, :width] for x in (self.tokens, self.mask, self.log_probs, self.entropy)
+        )
+        return Completions(tokens, mask, log_probs, entropy, self.terminated, support)
+
+
+def _draw(log_probs: Tensor, texts: Tensor, noise: Tensor) -> Tensor:
+    """The first index at which the cumulative probability of a row's text exceeds its uniform number, [B]."""
+    cumulative = log_probs.exp().cumsum(-1)
+    # a hair below the total, so that rounding never chooses what is impossible
+    threshold = noise * cumulative[texts, -1] * (1 - 1e-6)
+    return (cumulative[texts] <= threshold[:, None]).sum(-1).clamp(max=log_probs.shape[-1] - 1)

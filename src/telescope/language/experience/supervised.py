@@ -1,0 +1,63 @@
+"""Learning from right answers: batches of demonstrations, their cross-entropy, and the warm start before RL.
+
+It leaves out the loop of a whole supervised run (`algorithms/sft.py`).
+"""
+
+# B demonstrations, P prompt width, T answer width
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from telescope.language.data.tasks import Row
+from telescope.language.data.text import answer_ids
+from telescope.language.experience.sampling import Prompts, encode
+from telescope.language.log_probs import token_log_probs
+from telescope.language.models.causal import bias_of, completion_states, output_of, trunk_of
+
+
+class Texts(NamedTuple):
+    """Prompts and what follows them."""
+
+    prompts: Prompts
+    tokens: Tensor  # [B, T], padded on the right
+    mask: Tensor  # [B, T], True on tokens of the answer and its end
+
+    def part(self, rows: slice) -> Texts:
+        """Some of them."""
+        return Texts(self.prompts.rows(rows), self.tokens[rows], self.mask[rows])
+
+
+def texts(
+    tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], ends: int | Sequence[int], device: str
+) -> Texts:
+    """Prompts and answers as tokens; an answer without an end of its own gets the first of `ends`."""
+    ids = answer_ids(tokenizer, answers, ends)
+    width = max(map(len, ids), default=0)
+    tokens, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
+    for i, one in enumerate(ids):
+        tokens[i, : len(one)], mask[i, : len(one)] = torch.tensor(one), True
+    return Texts(encode(tokenizer, prompts, device), tokens.to(device), mask.to(device))
+
+
+def demonstrations(tokenizer: Any, rows: Sequence[Row], ends: int | Sequence[int], device: str) -> Texts:
+    """Rows with a `prompt` and its right `answer` as tokens."""
+    require_answers(rows)
+    return texts(tokenizer, [row["prompt"] for row in rows], [row["answer"] for row in rows], ends, device)
+
+
+def require_answers(rows: Sequence[Row]) -> None:
+    """ValueError naming the first row without an answer."""
+    for row in rows:
+        if not isinstance(row.get("answer"), str):
+            what = "no answer" if row.get("answer") is None else f"the answer {row['answer']!r}, which is no string"
+            raise ValueError(f"the row with prompt {row['prompt']!r} has {what}; SFT learns from right answers")
+
+
+def cross_entropy(policy: nn.Module, batch: Texts) -> Tensor:
+    """−log π of each token of the answers [B, T]; 0 where masked."""
+    states = completion_states(trunk_of(policy), batch.prompts, (batch.tokens, batch.mask))
+    return -token_log_probs(states, output_of(policy), batch.tokens, mask=batch.mask, bias=bias_of(policy)).log_probs

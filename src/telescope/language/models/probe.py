@@ -1,0 +1,108 @@
+"""Whether a model can be trained here: sampled from and learned from in padded batches, it must be what it is alone.
+
+It looks at a few tokens. It leaves out whether training does a model any good.
+"""
+
+# V vocabulary
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from telescope.language.experience.sampling import Completions, Prompts, sample
+from telescope.language.log_probs import token_log_probs
+from telescope.language.models.causal import bias_of, completion_states, hidden_states, output_of, trunk_of
+
+LENGTHS = (2, 5)
+"""Tokens of the prompts that it looks at."""
+GROUP, TOKENS = 3, 4
+"""Completions of each prompt, and their tokens."""
+LOGIT = 1000.0
+"""Of what size the logits are made, so that no soft cap lets them pass."""
+APART = {torch.float32: 1e-3, torch.bfloat16: 1.0}
+"""Nats between two ways to compute a log-probability that are more than rounding."""
+
+
+@torch.no_grad()
+def probe(model: Any) -> None:
+    """ValueError that names the model's class where `sampling` or `models` would not compute what it does."""
+    name = type(model).__name__
+    prompts = _prompts(model)
+    try:
+        linear = _is_linear(model, prompts)
+        found = sample(model, prompts, ends=[-1], max_tokens=TOKENS, uniforms=_uniforms(output_of(model)), group=GROUP)
+        own = _learned(model, prompts, found)
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{name} does not run on left-padded prompts with a key–value cache that rows can leave: {reason}; such "
+            "models are not supported"
+        ) from error
+    if not linear:
+        raise ValueError(
+            f"the logits of {name} are not the last hidden states times the output matrix plus its bias (a scale, a "
+            "soft cap or another layer lies between); such models are not supported"
+        )
+    alone = _alone(model, prompts, found.tokens)
+    for where, log_probs in (("sampling", found.log_probs), ("training", own)):
+        apart = float((log_probs - alone).abs().max())
+        if not apart < APART[output_of(model).dtype]:
+            raise ValueError(
+                f"in {where}, a token's log-probability by {name} is {apart:.2g} nats from what it is without padding "
+                "and without a key–value cache (its positions, its mask or its cache go another way); such models are "
+                "not supported"
+            )
+
+
+def _prompts(model: Any) -> Prompts:
+    """Prompts of any tokens, padded on the left."""
+    weight = output_of(model)
+    width, rng = max(LENGTHS), torch.Generator().manual_seed(0)
+    tokens = torch.randint(min(256, len(weight)), (len(LENGTHS), width), generator=rng)
+    mask = torch.arange(width) >= width - torch.tensor(LENGTHS)[:, None]
+    return Prompts(tokens.masked_fill(~mask, 0).to(weight.device), mask.to(weight.device))
+
+
+def _uniforms(weight: Tensor) -> Tensor:
+    """Random numbers by which a group begins alike and parts, but for two of it."""
+    uniforms = torch.rand(len(LENGTHS), GROUP, TOKENS, generator=torch.Generator().manual_seed(0))
+    uniforms[:, :, 0] = uniforms[:, :1, 0]
+    uniforms[:, -1] = uniforms[:, 0]
+    return uniforms.flatten(0, 1).to(weight.device)
+
+
+def _is_linear(model: Any, prompts: Prompts) -> bool:
+    """Are logits states · weightᵀ + bias, with the states that the trunk gives and with large ones?"""
+    tokens, mask = prompts.tokens[-1:], prompts.mask[-1:]
+    weight, bias = output_of(model), bias_of(model)
+    states, factor = hidden_states(trunk_of(model), tokens, mask), 1.0
+    with contextlib.ExitStack() as stack:
+        hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0] * factor,))
+        stack.callback(hook.remove)
+        for _ in range(2):
+            logits = model(input_ids=tokens, use_cache=False).logits.float()
+            product = torch.nn.functional.linear(states * factor, weight, bias).float()
+            size = float(product.abs().max())
+            if not torch.allclose(logits, product, rtol=1e-2, atol=1e-2 * size):
+                return False
+            factor = LOGIT / max(size, 1e-6)
+    return True
+
+
+def _learned(model: Any, prompts: Prompts, found: Completions) -> Tensor:
+    """Log-probabilities of completions as an update computes them."""
+    states = completion_states(trunk_of(model), prompts, (found.tokens, found.mask), group=GROUP)
+    return token_log_probs(states, output_of(model), found.tokens, bias=bias_of(model)).log_probs
+
+
+def _alone(model: Any, prompts: Prompts, tokens: Tensor) -> Tensor:
+    """The same by the plain model, on texts of one length at a time."""
+    parts = []
+    for prompt, mask, own in zip(*prompts, tokens.unflatten(0, (-1, GROUP)), strict=True):
+        texts = torch.cat([prompt[mask].expand(GROUP, -1), own], 1)
+        logits = model(input_ids=texts, use_cache=False).logits[:, -TOKENS - 1 : -1].float()
+        parts.append(logits.log_softmax(-1).gather(-1, own[..., None])[..., 0])
+    return torch.cat(parts)

@@ -1,0 +1,56 @@
+"""Modules that have moved: imports by their former names go on working, with a DeprecationWarning, until 1.0.
+
+Leaves out names inside modules: those are where they were.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import warnings
+from types import ModuleType
+from typing import Any
+
+MOVED = {
+    "control.env_factory": "control.environments.factory",
+    "control.env_lanes": "control.environments.lanes",
+    "control.networks": "control.agents.networks",
+    "control.distributions": "control.agents.distributions",
+    "control.rollout": "control.experience.rollout",
+    "control.normalisation": "control.experience.normalisation",
+    "language.sampling": "language.experience.sampling",
+    "language.rollouts": "language.experience.rollouts",
+    "language.supervised": "language.experience.supervised",
+    "language.preferences": "language.experience.preferences",
+    "language.tasks": "language.data.tasks",
+    "language.rewards": "language.data.rewards",
+    "language.text": "language.data.text",
+    "language.tokenizer": "language.models.tokenizer",
+    "language.pretrained": "language.models.pretrained",
+    "language.adapters": "language.models.adapters",
+    "language.objectives": "objectives.rows",
+    "language.frameworks": "objectives.frameworks",
+    "language.advantages": "objectives.advantages",
+    "language.policy_loss": "objectives.loss",
+    "runs.checkpoint": "runs.formats.checkpoint",
+    "runs.config": "runs.formats.config",
+    "runs.log": "runs.formats.log",
+    "runs.curves": "runs.formats.curves",
+}
+"""Former name → name, below `telescope`."""
+
+
+class Former(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a module by its former name."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if fullname.removeprefix("telescope.") not in MOVED:
+            return None
+        return importlib.util.spec_from_loader(fullname, self)
+
+    def exec_module(self, module: ModuleType) -> None:
+        former = module.__name__
+        name = f"telescope.{MOVED[former.removeprefix('telescope.')]}"
+        warnings.warn(f"{former} has moved: import {name}", DeprecationWarning, stacklevel=2)
+        sys.modules[former] = importlib.import_module(name)  # what the importing statement is given

@@ -1,0 +1,238 @@
+"""From one score per completion to an advantage per token, as a row of the table in `objectives.py` says.
+
+Completions are [B, T], batch first as transformers have them; groups of P prompts with G completions are [P, G].
+Everything is computed on a whole rollout, before it is cut into batches. It leaves out who scores.
+"""
+
+# P prompts, G completions each, B = P·G completions of T tokens
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from telescope import arrays
+from telescope.estimators import conventions, discounted_return, gae, group_relative, leave_one_out, whiten
+from telescope.estimators.normalisation import moments
+from telescope.objectives.rows import Objective
+
+
+class Credit(NamedTuple):
+    """What a critic is trained with, [B, T] each."""
+
+    advantages: Tensor
+    returns: Tensor
+    live: Tensor
+    """Where values count: the mask, and with `score_at` "after" the place after it."""
+
+
+def sample_advantages(objective: Objective, scores: Tensor, scored: Tensor | None = None) -> Tensor:
+    """A[i] = (r[i] − baseline) / (std + eps) with the row's `baseline` and `scale`, over groups [P, G].
+
+    With `baseline` and `scale` "group" it is `group_relative`, with "others" and "none" `leave_one_out`.
+
+    Args:
+        scores: [P, G] in a floating point dtype.
+        scored: of the same shape, True counts; None: all that are not NaN. A completion without a score is in no
+            baseline and has advantage 0.
+
+    Returns:
+        [P, G]; a group of equal scores gives 0, as does one of one score (unless `singleton` is "score").
+    """
+    arrays.check_alike(scores=scores, scored=scored)
+    if scores.ndim != 2:
+        raise ValueError(f"scores has shape {tuple(scores.shape)}; expected [prompts, completions of each]")
+    scores = _tensor("scores", scores)
+    live: Any = ~scores.isnan() if scored is None else arrays.to_bool("scored", scored)
+    numbers = torch.where(live, scores, 0.0)
+    if objective.baseline == "none":
+        advantages = numbers
+    elif objective.baseline == "others":
+        advantages = leave_one_out(numbers, mask=live)
+    else:
+        advantages = group_relative(numbers, mask=live, scale=False)
+    if objective.scale != "none":
+        half = _half_deviation(objective, numbers, live)
+        # only others can have no spread where there is an advantage; it then stays as it is
+        advantages = torch.where(live & (half > 0), advantages / 2 / (half + objective.eps / 2), advantages)
+    if objective.singleton == "score":
+        advantages = torch.where(live & (live.sum(1, keepdim=True) == 1), numbers, advantages)
+    return advantages
+
+
+def penalised_scores(
+    objective: Objective, scores: Tensor, kl: Tensor | None, mask: Tensor, beta: float | None = None
+) -> Tensor:
+    """r − β Σ_t KL_t where the row has its KL in the reward and its credit per sequence (RLOO); else r itself.
+
+    Args:
+        scores: [B]. kl, mask: [B, T], True counts; kl may be None where β is 0. beta: in place of the row's.
+    """
+    beta = objective.beta if beta is None else beta
+    scores = _tensor("scores", scores)
+    if objective.kl_place != "reward" or objective.credit != "sequence" or beta == 0:
+        return scores
+    return scores - beta * _penalty(scores, mask, kl).sum(-1)
+
+
+def token_rewards(
+    objective: Objective, scores: Tensor, mask: Tensor, kl: Tensor | None = None, beta: float | None = None
+) -> Tensor:
+    """r[t] = −β KL[t] + (score, at the last live token): the reward of each token (Ouyang et al. 2022, equation 2).
+
+    Args:
+        scores: [B]; NaN (not scored) counts as 0.
+        mask: [B, T], True counts. A completion without a live token gets no score.
+        kl: [B, T], of log-probabilities as sampled; None where β is 0 or the KL is in the loss.
+        beta: in place of the row's, where a controller moves it.
+
+    Returns:
+        [B, T], 0 where masked; with `score_at` "after" the score is one place behind the last live token, if there
+        is one.
+    """
+    beta = objective.beta if beta is None else beta
+    scores, mask = _completions("scores", scores, mask)
+    scores = torch.where(scores.isnan(), 0.0, scores)
+    rewards = torch.where(_score_places(objective, mask), scores[:, None], 0.0)
+    if objective.kl_place != "reward" or beta == 0:
+        return rewards
+    return rewards - beta * _penalty(scores, mask, kl)
+
+
+def token_advantages(
+    objective: Objective,
+    advantages: Tensor,
+    mask: Tensor,
+    kl: Tensor | None = None,
+    *,
+    beta: float | None = None,
+    usable: Tensor | None = None,
+) -> Tensor:
+    """A row's advantages per token [B, T], without a critic, whitened where the row says so.
+
+    With `credit` "sequence" each token has its completion's; with "returns" Σ_{s≥t} γ^{s−t} r[s] of `token_rewards`
+    (REINFORCE++, Hu 2025, arXiv 2501.03262).
+
+    Args:
+        advantages: [B], of `sample_advantages`. mask: [B, T], True counts; 0 where masked.
+        kl, beta: as in `token_rewards`.
+        usable: [B], which completions may be learned from; the others (not scored) are left out of the whitening
+            and have advantage 0. None: all.
+    """
+    advantages, mask = _completions("advantages", advantages, mask)
+    live = mask
+    if usable is not None:
+        arrays.check_alike(advantages=advantages, usable=usable)
+        rows: Any = arrays.to_bool("usable", usable)
+        live = mask & rows[:, None]
+    if objective.credit == "gae":
+        raise ValueError(f'credit of "{objective.name}" is "gae"; its advantages are critic_advantages(…)')
+    if objective.credit == "sequence":
+        spread = torch.where(live, advantages[:, None], 0.0)
+    else:
+        rewards = token_rewards(objective, advantages, mask, kl, beta)
+        complete = torch.ones_like(advantages, dtype=torch.bool)  # without a critic nothing is known beyond a cut
+        ends = _episodes(objective, rewards, torch.zeros_like(rewards), mask, complete, None)
+        del ends["values"]
+        spread = discounted_return(**ends, gamma=objective.gamma)
+    return whitened(objective, spread, live)
+
+
+def critic_advantages(
+    objective: Objective,
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    terminated: Tensor | None,
+    final_values: Tensor | None = None,
+) -> Credit:
+    """`gae` over each completion's live tokens, with the row's γ and λ; not yet whitened.
+
+    Args:
+        rewards, values, mask: [B, T]; values[t] is that of the state before token t. Time stands still where masked
+            (or passes with reward and value 0, where `masked` is "decayed").
+        terminated: [B], True where the completion ended by itself; all True treats a cut like an end.
+        final_values: [B], of the state after the last token, needed where not terminated.
+    """
+    arrays.library("mask", mask)
+    arrays.check_alike(rewards=rewards, values=values, mask=mask)
+    mask = _live(mask)
+    live = mask | _score_places(objective, mask)
+    ends = _episodes(objective, rewards, values, live, terminated, final_values)
+    advantages, returns = gae(**ends, gamma=objective.gamma, lam=objective.lam)
+    return Credit(torch.where(live, advantages, 0.0), torch.where(live, returns, 0.0), live)
+
+
+def whitened(objective: Objective, advantages: Tensor, mask: Tensor) -> Tensor:
+    """(A − mean) / √(variance + 1e-8) over all live tokens of the batch where the row whitens; 0 where masked."""
+    arrays.library("mask", mask)
+    arrays.check_alike(advantages=advantages, mask=mask)
+    advantages, mask = _tensor("advantages", advantages), _live(mask)
+    if objective.whiten == "none":
+        return torch.where(mask, advantages, 0.0)
+    return whiten(advantages, mask=mask, biased=objective.whiten == "population", eps=1e-8, eps_inside=True)
+
+
+def _half_deviation(objective: Objective, scores: Tensor, live: Tensor) -> Tensor:
+    """Half the standard deviation of the group, of the batch, or for each sample of the others in its group."""
+    axes: tuple[int, ...] = (0, 1) if objective.scale == "batch" else (1,)
+    if objective.scale == "others":
+        others = live[:, None, :] & ~torch.eye(live.shape[1], dtype=torch.bool, device=live.device)
+        found = moments(torch, scores[:, None, :].expand(others.shape), others, (2,))
+        return found.deviation(torch, found.n - int(objective.unbiased))[..., 0]
+    found = moments(torch, scores, live, axes)
+    return found.deviation(torch, found.n - int(objective.unbiased))
+
+
+def _score_places(objective: Objective, mask: Tensor) -> Tensor:
+    """True at the place of each completion's score."""
+    last = mask & (mask.cumsum(-1) == mask.sum(-1, keepdim=True))
+    if objective.score_at == "last":
+        return last
+    after = torch.zeros_like(last)
+    after[:, 1:] = last[:, :-1]
+    return after | (last & ~after.any(-1, keepdim=True))
+
+
+def _episodes(
+    objective: Objective,
+    rewards: Tensor,
+    values: Tensor,
+    live: Tensor,
+    terminated: Tensor | None,
+    final_values: Tensor | None,
+) -> dict[str, Any]:
+    return conventions.from_response_mask(
+        rewards, values, live, terminated=terminated, final_values=final_values, masked=objective.masked
+    )
+
+
+def _penalty(scores: Tensor, mask: Tensor, kl: Tensor | None) -> Tensor:
+    """The KL of each token [B, T], 0 where masked."""
+    if kl is None:
+        raise ValueError("kl is None, but the objective has a KL penalty in the reward; pass it, or beta=0")
+    _, mask = _completions("scores", scores, mask)
+    arrays.check_alike(kl=kl, mask=mask)
+    return torch.where(mask, _tensor("kl", kl), 0.0)
+
+
+def _completions(name: str, numbers: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """One number per completion, in working precision, and the mask [B, T] as booleans."""
+    if arrays.library("mask", mask) and mask.ndim != 2:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; expected [completions, tokens]")
+    arrays.check_neighbour("mask", mask, name, numbers)
+    arrays.check_shape(name, numbers, tuple(mask.shape[:1]), "one per completion of mask is")
+    return _tensor(name, numbers), _live(mask)
+
+
+def _live(mask: Tensor) -> Any:
+    return arrays.to_bool("mask", mask)
+
+
+def _tensor(name: str, numbers: Tensor) -> Any:
+    """In working precision, with its gradient."""
+    if arrays.library(name, numbers) is not torch:
+        raise ValueError(f"{name} is a {type(numbers).__name__}, not a torch tensor")
+    return arrays.to_dtype(name, numbers, arrays.working_dtype(numbers), True)

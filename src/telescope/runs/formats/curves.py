@@ -1,0 +1,248 @@
+"""Learning curves: the interquartile mean over seeds with its 95 % bootstrap band, drawn as PNG, PDF or SVG.
+
+Leaves out smoothing (the metrics are already means over an iteration) and anything interactive (TensorBoard
+does that).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from telescope.metrics import interval, interval_name, iqm
+from telescope.runs.files import explained, require, write_atomic
+from telescope.runs.folder import RunFolder
+from telescope.runs.formats.log import read_metrics
+
+# Okabe & Ito 2008, without yellow and black: distinguishable for colour-blind readers, and in print.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "--", "-.", ":")  # each run its own, so that one that lies on another shows it through the gaps
+ENDINGS = ("png", "pdf", "svg")
+FEW = 30  # values of a curve, up to which each gets a marker
+POINTS = 300  # more than the eye tells apart at this width
+INK, GRID = "#333333", "#e6e6e6"
+AUTO = ("return_mean", "eval_return_mean", "exact_match", "reward", "accuracy", "score")
+LABELS = {"return_mean": "episode return", "eval_return_mean": "evaluation return"}
+UNITS = {  # by name, or by how a name begins
+    "return_mean": "sum of rewards",
+    "eval_return_mean": "sum of rewards",
+    "exact_match": "share of held-out prompts",
+    "accuracy": "share of held-out pairs",
+    "reward": "mean over held-out prompts",
+    "score": "mean over the rollout",
+    "score_": "reward",
+    "length_mean": "steps",
+    "length": "tokens",
+    "entropy": "nats",
+    "kl": "nats",
+    "kl_": "nats",
+    "time_": "s",
+    "clip_fraction": "share",
+    "truncated": "share",
+    "unscored": "share",
+    "equal_groups": "share",
+    "updated": "share",
+    "kept": "share",
+    "explained_variance": "share of variance",
+}
+
+STEPS = {
+    "grpo": "training steps of one rollout each",
+    "rlhf": "training steps of one rollout each",
+    "sft": "optimiser steps",
+    "reward_model": "optimiser steps",
+}
+
+Array = npt.NDArray[Any]
+
+
+class Curve(NamedTuple):
+    """One metric of one run: `[T]` steps per seed, and scores `[S, T]`, NaN before a seed's first value."""
+
+    steps: Array
+    scores: Array
+
+
+def plot(
+    runs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    metric: str = "auto",
+    title: str | None = None,
+) -> Path:
+    """Draw the learning curves of one or more run folders into the file `out`, atomically, and return it.
+
+    Each run is a line, the interquartile mean over its seeds, with a 95 % bootstrap band around it (of fewer than 5
+    seeds, their range) and a thin line per seed; it begins where every seed has a value. out: its ending says whether
+    it becomes PNG, PDF or SVG. metric: a column of metrics.csv; `auto` is return_mean, or eval_return_mean where a run
+    has no episode returns; of a language model exact_match, reward or accuracy, but score where the run has a reward
+    of its own.
+
+    RunError if a folder is not a run, or the file cannot be written; ValueError for another ending, an unknown metric,
+    or a run without a single value of it.
+    """
+    out = Path(out)
+    ending = out.suffix.lower().removeprefix(".")
+    if ending not in ENDINGS:
+        known = ", ".join(f".{name}" for name in ENDINGS)
+        raise ValueError(f"out is {os.fspath(out)!r}, whose ending is none of {known}")
+    folders = [run if isinstance(run, RunFolder) else RunFolder.open(run) for run in runs]
+    if not folders:
+        raise ValueError("runs is empty; expected at least one run folder")
+    for folder in folders:
+        folder.require_metrics()
+    tables = [read_metrics(folder.metrics_path) for folder in folders]
+    name = _chosen(folders, tables) if metric == "auto" else metric
+    curves = [curve(table, name, source=str(folder.path)) for table, folder in zip(tables, folders, strict=True)]
+    figure = _figure(curves, _labels(folders), (_steps(folders), _quantity(name)), title or _title(folders))
+    image = io.BytesIO()
+    figure.savefig(image, format=ending, dpi=150)
+    with explained("create the folder of", out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, image.getbuffer())
+    return out
+
+
+def curve(table: dict[str, Array], metric: str, *, source: str) -> Curve:
+    """One metric of a table of metrics, seed by seed on the steps at which any seed has a value.
+
+    A seed without a value at a step keeps its last one; seeds without any value are left out. source: for the
+    message.
+    """
+    if metric not in table:
+        raise ValueError(f"{source} has no metric {metric!r}; it has {', '.join(table)}")
+    live = np.isfinite(table[metric])
+    if not live.any():
+        raise ValueError(f"{source} has no value of {metric} yet; let it run until there is one")
+    steps, column = np.unique(table["step"][live], return_inverse=True)
+    seeds, row = np.unique(table["seed"][live], return_inverse=True)
+    scores = np.full((len(seeds), len(steps)), np.nan)
+    scores[row, column] = table[metric][live]
+    latest = np.maximum.accumulate(np.where(np.isnan(scores), 0, np.arange(len(steps))), axis=1)
+    return Curve(steps, np.take_along_axis(scores, latest, axis=1))
+
+
+def band(scores: Array) -> tuple[Array, Array, Array]:
+    """Interquartile mean over seeds of `[S, T]` scores, and its `metrics.interval`, each `[T]`.
+
+    Every step uses the same resamples of the seeds, so the band is as smooth as the curves are.
+    """
+    low, high = np.array([interval(column) for column in scores.T]).T
+    return iqm(scores, axis=0), low, high
+
+
+def _figure(curves: Sequence[Curve], labels: Sequence[str], quantities: tuple[str, str], title: str) -> Any:
+    """The picture: 900 × 500 pixels at 150 per inch, so that its text is readable in a README."""
+    figure = require("matplotlib.figure").Figure(figsize=(6.0, 10.0 / 3.0), layout="constrained")
+    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for i, (one, name) in enumerate(zip(curves, labels, strict=True)):
+        _draw(axes, one, name, i, alone=len(curves) == 1)
+    axes.set_title(title, fontsize=10, color=INK, loc="left", fontweight="bold")
+    axes.set_xlabel(quantities[0], fontsize=9, color=INK)
+    axes.set_ylabel(quantities[1], fontsize=9, color=INK)
+    axes.xaxis.set_major_formatter(require("matplotlib.ticker").FuncFormatter(_thousands))
+    axes.set_xlim(0, max(one.steps[-1] for one in curves) or 1)
+    axes.margins(y=0.06)
+    axes.tick_params(labelsize=8, labelcolor=INK, color=GRID)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#bbbbbb")
+    legend = axes.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", labelcolor=INK, handlelength=3)
+    if len(curves) > 1 and (explanation := _bands(curves)):
+        legend.set_title(explanation, prop={"size": 7})
+        legend.set_alignment("left")
+    return figure
+
+
+def _draw(axes: Any, one: Curve, name: str, i: int, *, alone: bool) -> None:
+    """The i-th run: thin lines for its seeds, the band, and the interquartile mean on top.
+
+    The first line is solid and wider than those drawn over it, so that equal curves are all seen.
+    """
+    colour, dashes = PALETTE[i % len(PALETTE)], DASHES[i % len(DASHES)]
+    width = 1.8 if alone else max(2.6 - 0.8 * (i > 0) - 0.4 * (i // len(DASHES)), 1.1)
+    shown = np.unique(np.linspace(0, len(one.steps) - 1, POINTS).round().astype(int))
+    steps, scores = one.steps[shown], one.scores[:, shown]
+    marker = "o" if len(steps) <= FEW else None
+    if len(scores) > 1:
+        axes.plot(steps, scores.T, color=colour, linewidth=0.6, alpha=0.3, marker=marker, markersize=2)
+    whole = ~np.isnan(scores).any(axis=0)  # the last step at least: values are carried forward
+    middle, low, high = band(scores[:, whole])
+    axes.fill_between(steps[whole], low, high, color=colour, alpha=0.2, linewidth=0)
+    label = name or ("one seed" if len(scores) == 1 else f"interquartile mean, {interval_name(len(scores))}")
+    label += f" ({len(scores)} seeds)" if len(scores) > 1 else ""
+    axes.plot(
+        steps[whole], middle, dashes, color=colour, linewidth=width, marker=marker, markersize=width + 2, label=label
+    )
+
+
+def _bands(curves: Sequence[Curve]) -> str:
+    """What the lines and bands of several runs are; empty where each has one seed, and so no band."""
+    names = {interval_name(len(one.scores)): None for one in curves if len(one.scores) > 1}
+    return f"interquartile mean, {' or '.join(names)}" if names else ""
+
+
+def _quantity(name: str) -> str:
+    """The label of a metric with its unit, where it has one."""
+    known = [unit for start, unit in UNITS.items() if name == start or (start[-1] == "_" and name.startswith(start))]
+    return LABELS.get(name, name.replace("_", " ")) + (f" ({known[0]})" if known else "")
+
+
+def _steps(folders: Sequence[RunFolder]) -> str:
+    """What is counted on the x axis."""
+    kinds = {STEPS.get(folder.algorithm, "environment steps per seed") for folder in folders}
+    return kinds.pop() if len(kinds) == 1 else "steps"
+
+
+def _chosen(folders: Sequence[RunFolder], tables: Sequence[dict[str, Array]]) -> str:
+    """The metric of `auto`: the same for all runs, or their curves could not be compared."""
+    own = all(folder.config_mapping().get("reward") for folder in folders)
+    names = ("score", *AUTO) if own else AUTO  # what a reward of its own gives is what such a run trains on
+    for name in names:
+        if all(np.isfinite(table.get(name, np.nan)).any() for table in tables):
+            return name
+    for name in names:  # to be missed in the message
+        if all(name in table for table in tables):
+            return name
+    raise ValueError(f"the runs have none of {', '.join(AUTO)} in common; name a column of all of them with --metric")
+
+
+def _labels(folders: Sequence[RunFolder]) -> list[str]:
+    """Folder names, with the environment where they differ in it; for a single run the title is enough."""
+    if len(folders) == 1:
+        return [""]
+    environments = [_environment(folder) for folder in folders]
+    return [
+        folder.path.resolve().name + (f" · {environment}" if len(set(environments)) > 1 else "")
+        for folder, environment in zip(folders, environments, strict=True)
+    ]
+
+
+def _title(folders: Sequence[RunFolder]) -> str:
+    """`ppo on CartPole-v1`, as far as the runs have it in common."""
+    methods = sorted({folder.method.replace("_", " ").upper() for folder in folders})
+    environments = sorted({_environment(folder) for folder in folders})
+    on = f" on {environments[0]}" if len(environments) == 1 else ""
+    return f"{', '.join(methods)}{on}"
+
+
+def _environment(folder: RunFolder) -> str:
+    settings = folder.config_mapping()
+    return str(settings.get("env") or settings.get("task", "default environment"))
+
+
+def _thousands(steps: float, _: int | None = None) -> str:
+    """80000 → 80k, 1500000 → 1.5M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(steps) >= size:
+            return f"{steps / size:g}{unit}"
+    return f"{steps:g}"

@@ -1,0 +1,78 @@
+"""Doubts about a run folder, each a sentence: an edited configuration, somebody else's code, tables cut short.
+
+Leaves out what is sealed by a digest of its own (`checkpoint.py`, `record.py`, `seal.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from telescope.runs.files import RunError, explained, join, read, shown, until
+from telescope.runs.formats.config import read_toml
+from telescope.runs.identity import trust
+from telescope.runs.identity.record import NAME
+from telescope.runs.lock import LOCK
+
+
+def unused(path: Path) -> None:
+    """RunError unless nothing is there, or a folder that is empty but for what a killed `create` leaves."""
+    if not os.path.lexists(path):
+        return
+    with explained("look into", path):
+        used = any(name != LOCK and not name.startswith(f".{NAME}.") for name in os.listdir(path))
+    if os.path.lexists(path / NAME):
+        raise RunError(
+            f"{path} already holds a run; resume it with `telescope train --resume {shlex.quote(str(path))}` "
+            "or choose another --out"
+        )
+    if used:
+        raise RunError(f"{path} exists and is not empty; choose another --out")
+
+
+def on_disk(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.toml says; where it is missing, or older than run.json by a kill between the two, run.json's copy."""
+    told = read_toml(path) if os.path.lexists(path) else record["config"]
+    return dict(record["config"] if told == record.get("before") else told)
+
+
+def unedited(path: Path, record: Mapping[str, Any], but: Sequence[str] = ()) -> None:
+    """RunError naming how config.toml differs from what the run began with, in other fields than these."""
+    told, known, absent = on_disk(path, record), record["config"], "absent"
+    changes = [
+        f"{name} is {told.get(name, absent)!r} and was {known.get(name, absent)!r}"
+        for name in sorted(told.keys() | known.keys())
+        if name not in but and trust.canonical(told.get(name, absent)) != trust.canonical(known.get(name, absent))
+    ]
+    if changes:
+        raise RunError(
+            f"{shown(path)} was changed: {join(changes)}. A run goes on as it began: undo the change, or delete the "
+            "file, which is a copy. `--total-steps` changes the length, `--device` the device; "
+            "`telescope train ALGORITHM --config FILE` begins another run"
+        )
+
+
+def trusted(path: Path, config: Mapping[str, Any], record: Mapping[str, Any], said: bool) -> None:
+    """RunError naming the code that a configuration names, unless the run's user began it, or says so."""
+    code = trust.code_in(config)
+    if code and not said and not trust.is_signed(record["id"], code, record.get("signature")):
+        raise RunError(
+            f"{path} names code that would run here: {join(code)}. You did not begin this run on this machine, or the "
+            "code has changed since; if you trust it, add --trust (from Python: trust=True)"
+        )
+
+
+def table(path: Path, mark: Mapping[str, Any]) -> str:
+    """What is wrong with a table that had this mark when the checkpoint was written; empty if nothing."""
+    if until(path, mark) is not None:
+        return ""
+    size = len(read(path)) if os.path.lexists(path) else 0
+    if size < mark["size"]:
+        return (
+            f"{shown(path)} has {size:,} bytes, and had {mark['size']:,} when the checkpoint was written: rows are "
+            "missing (was the folder copied while the run went on?)"
+        )
+    return f"{shown(path)} was changed, or is damaged: it does not begin with what the run wrote"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from telescope.runs import RunError, RunFolder
+from telescope.runs import MetricsLog, RunError, RunFolder
 from telescope.runs.identity import record
 
 
@@ -229,6 +229,21 @@ def test_the_next_writer_removes_what_a_killed_one_left_half_written(run: RunFol
     with run.lock():
         assert not leftover.exists()
         assert run.load_config(Config) == Config()
+
+
+def test_a_run_whose_first_row_finds_no_space_leaves_nothing_in_the_way(tmp_path: Path, monkeypatch) -> None:
+    """TensorBoard's file is opened before metrics.csv; a folder that keeps it would be refused as the next --out."""
+
+    def full(*arguments: Any) -> None:
+        raise RunError("the disk is full")
+
+    folder = create(tmp_path / "run")
+    monkeypatch.setattr("telescope.runs.formats.log.Table", full)
+    with folder.lock(), pytest.raises(RunError, match="full"), MetricsLog(folder, columns=["step", "seed"]) as log:
+        log.write([{"step": 1, "seed": 0}])
+    assert folder.tensorboard_path.exists()
+    folder.discard()
+    assert not (tmp_path / "run").exists()
 
 
 def test_importing_runs_is_light() -> None:

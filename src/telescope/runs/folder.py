@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from telescope.runs.files import RunError, explained, held, join, remove_leftovers, replace_folder, shown
+from telescope.runs.files import RunError, explained, held, join, remove, remove_leftovers, replace_folder, shown
 from telescope.runs.formats import checkpoint
 from telescope.runs.formats.config import from_mapping, to_mapping, write_config
 from telescope.runs.formats.log import METRICS, TENSORBOARD
@@ -80,7 +80,9 @@ class RunFolder:
         if not self.metrics_path.exists():
             for made in (self.config_path, self.path / record.NAME, self.path / LOCK):
                 made.unlink(missing_ok=True)
+            remove_leftovers(self.path)
             with contextlib.suppress(OSError):  # somebody else's file is in it
+                remove(self.tensorboard_path)  # opened before metrics.csv, whose first write may have failed
                 self.path.rmdir()
 
     @classmethod

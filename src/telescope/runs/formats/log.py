@@ -106,7 +106,12 @@ class MetricsLog:
         """The files, begun when the first rows come: a log that never gets any leaves what was there."""
         if self._files is None:
             events = _Events(self._folder / TENSORBOARD, self._first_step) if self._tensorboard else None
-            self._files = Table(self._folder / METRICS, self._kept), events
+            try:
+                self._files = Table(self._folder / METRICS, self._kept), events
+            except BaseException:
+                if events is not None:
+                    events.file.close()
+                raise
         return self._files
 
     def _checked(self, row: Mapping[str, Any]) -> dict[str, int | float | None]:

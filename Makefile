@@ -5,11 +5,12 @@ BIN := .venv/bin
 READY := .venv/ready
 # What tests and benchmarks need besides: the other backends, and the libraries we compare with.
 COMPLETE := .venv/complete
+PAGES := .venv/pages
 CLEAN := build/clean
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format wheel mutants bench bench-train bench-language clean
+.PHONY: help demo test test-slow check format wheel docs mutants bench bench-train bench-language clean
 
 help:  ## what the verbs do
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -43,6 +44,10 @@ wheel: $(READY)  ## build the wheel and try it in a clean venv, without extras
 	$(CLEAN)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	$(CLEAN)/bin/python -I tools/check_wheel.py
 
+docs: $(PAGES)  ## build the documentation into build/site; a broken link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'Open build/site/index.html'
+
 mutants: $(COMPLETE)  ## break the source in 300 small ways; each must fail the tests (ARGS="ppo" selects)
 	$(BIN)/python tools/mutants.py $(ARGS)
 
@@ -71,4 +76,8 @@ $(COMPLETE): $(READY)
 	@echo 'Installing what tests and benchmarks need besides (4.4 GB in all; a few minutes more)'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,envpool,language,lora,jax,rivals,dev]' \
 		'triton; sys_platform == "linux"'
+	@touch $@
+
+$(PAGES): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@

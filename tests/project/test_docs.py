@@ -210,6 +210,12 @@ def test_design_says_of_every_estimator_whether_it_is_the_recurrence():
     assert set(code_names(section)) >= functions  # as a row, or as what it is instead
 
 
+def test_every_page_is_in_the_navigation_of_the_site():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2].partition("\ntheme:")[0]
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
+    assert pages <= set(re.findall(r"[\w/-]+\.md", navigation))
+
+
 def test_files_that_are_named_exist():
     folders = [path for path in ROOT.iterdir() if path.name in ("src", "tests", "docs", "tools")]
     files = [path.as_posix() for folder in folders for path in folder.rglob("*.*")] + [*map(str, ROOT.glob("*.md"))]

@@ -228,7 +228,7 @@ def trl_config(job: Job) -> Any:
 def rows_of(job: Job) -> list[dict[str, str]]:
     """The prompts of all steps, as ours draws them."""
     from telescope.language.data.tasks import open_task
-    from telescope.language.training import PROMPTS, generator
+    from telescope.language.randomness import PROMPTS, generator
 
     task, size = open_task(job.size.task, job.size.digits), job.size
     return [row for step in range(job.steps) for row in task.draw(generator(job.seed, PROMPTS, step), size.prompts)]

@@ -26,7 +26,9 @@ from telescope.language.experience.sampling import COLDEST, decode, encode, samp
 from telescope.language.models import causal as models
 from telescope.language.models import pretrained
 from telescope.language.models.memory import memory
-from telescope.language.training import PAIRS, Scoring, generator, put_back, scorings
+from telescope.language.optimiser import put_back
+from telescope.language.randomness import PAIRS, generator
+from telescope.language.run import Scoring, scorings
 from telescope.runs.files import RunError
 from telescope.runs.folder import RunFolder
 

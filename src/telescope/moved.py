@@ -40,17 +40,37 @@ MOVED = {
 }
 """Former name → name, below `telescope`."""
 
+SPLIT = {
+    "language.training": ("run", "execution", "checks", "optimiser", "randomness"),
+}
+"""Former name → the modules beside it that have its content now."""
+
 
 class Former(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds a module by its former name."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if fullname.removeprefix("telescope.") not in MOVED:
+        if fullname.removeprefix("telescope.") not in MOVED | SPLIT:
             return None
         return importlib.util.spec_from_loader(fullname, self)
 
     def exec_module(self, module: ModuleType) -> None:
         former = module.__name__
+        if parts := SPLIT.get(former.removeprefix("telescope.")):
+            _have_content_of(module, [f"{former.rpartition('.')[0]}.{part}" for part in parts])
+            return
         name = f"telescope.{MOVED[former.removeprefix('telescope.')]}"
         warnings.warn(f"{former} has moved: import {name}", DeprecationWarning, stacklevel=2)
         sys.modules[former] = importlib.import_module(name)  # what the importing statement is given
+
+
+def _have_content_of(module: ModuleType, parts: list[str]) -> None:
+    warnings.warn(f"{module.__name__} has been split: import {' or '.join(parts)}", DeprecationWarning, stacklevel=3)
+
+    def find(name: str) -> Any:
+        for part in parts:
+            if hasattr(found := importlib.import_module(part), name):
+                return getattr(found, name)
+        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+    module.__dict__["__getattr__"] = find

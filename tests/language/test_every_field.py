@@ -10,10 +10,10 @@ import torch
 from transformers import LlamaConfig
 
 from telescope.algorithms import grpo, reward_model, rlhf, sft
+from telescope.language.execution import execution, try_out
 from telescope.language.experience import sampling
 from telescope.language.models import causal as models
 from telescope.language.models.tokenizer import EOS, PAD, VOCABULARY
-from telescope.language.training import execution, try_out
 
 SMALL = {"total_steps": 2, "eval_every": 1, "eval_prompts": 4, "threads": 1}
 ROLLOUTS = {"prompts": 4, "group": 2, "minibatches": 2, "epochs": 2, "warm_start_steps": 2}

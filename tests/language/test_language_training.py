@@ -22,10 +22,11 @@ from telescope.algorithms import grpo, reward_model, rlhf, sft
 from telescope.cli import main
 from telescope.language.data.rewards import load_function
 from telescope.language.data.tasks import open_task
+from telescope.language.execution import execution
 from telescope.language.experience.rollouts import Rollout
 from telescope.language.experience.sampling import Completions, Prompts
 from telescope.language.models import causal as models
-from telescope.language.training import Optimiser, execution
+from telescope.language.optimiser import Optimiser
 from telescope.runs import RunFolder
 from telescope.runs import folder as folder_on_disk
 

@@ -138,8 +138,8 @@ def test_an_answer_that_is_closed_in_the_file_is_matched_by_the_completion_witho
 
 def test_a_run_says_that_prompts_end_in_an_end(tmp_path):
     """A completion would begin behind the end of a text: the template was rendered without its generation prompt."""
+    from telescope.language.checks import remarks
     from telescope.language.config import RolloutConfig
-    from telescope.language.training import remarks
 
     tokenizer = kind("byte level")
     ends = end_texts(tokenizer, [tokenizer.eos_token_id])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from telescope.moved import MOVED
+from telescope.moved import MOVED, SPLIT
 
 SOURCE = Path(__file__).parents[2] / "src" / "telescope"
 
@@ -149,3 +149,17 @@ def test_modules_that_moved_are_found_by_their_former_names():
         assert found is importlib.import_module(f"telescope.{name}")
         assert found.__name__ == f"telescope.{name}"
         del sys.modules[f"telescope.{former}"]
+
+
+@pytest.mark.parametrize("former", SPLIT)
+def test_the_content_of_a_module_that_was_split_is_found_by_its_former_name(former):
+    around, parts = f"telescope.{former}".rpartition(".")[0], SPLIT[former]
+    with pytest.warns(DeprecationWarning, match=f"import {around}.{parts[0]} or"):
+        whole = importlib.import_module(f"telescope.{former}")
+    for part in (importlib.import_module(f"{around}.{name}") for name in parts):
+        own = [name for name, found in vars(part).items() if getattr(found, "__module__", None) == part.__name__]
+        assert own
+        assert all(getattr(whole, name) is getattr(part, name) for name in own)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = whole.nothing
+    del sys.modules[f"telescope.{former}"]

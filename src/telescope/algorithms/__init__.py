@@ -58,7 +58,7 @@ def _require_known(name: str, known: Sequence[str]) -> None:
 
 def family(name: str) -> ModuleType:
     """What its algorithms share: `.execution(config)` and `.try_out(config)`."""
-    return importlib.import_module(f"telescope.{'language' if name in LANGUAGE else 'control'}.training")
+    return importlib.import_module(f"telescope.{'language.execution' if name in LANGUAGE else 'control.training'}")
 
 
 def config_class(name: str) -> Any:

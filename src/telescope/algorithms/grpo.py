@@ -21,7 +21,7 @@ from telescope.language.evaluate import held_out
 from telescope.language.experience.dynamic import collect
 from telescope.language.experience.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
 from telescope.language.experience.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, all_equal
-from telescope.language.training import Iteration
+from telescope.language.run import Iteration
 from telescope.losses import kl_k3
 from telescope.objectives.advantages import penalised_scores, sample_advantages, token_advantages
 from telescope.objectives.frameworks import AS_IN

@@ -19,7 +19,8 @@ from telescope.language.config import LanguageConfig
 from telescope.language.data.tasks import Task, pairs_of
 from telescope.language.experience.preferences import RewardModel, accuracy
 from telescope.language.models.causal import with_lora
-from telescope.language.training import PAIRS, Iteration, Session, generator
+from telescope.language.randomness import PAIRS, generator
+from telescope.language.run import Iteration, Session
 from telescope.threads import own_settings
 
 

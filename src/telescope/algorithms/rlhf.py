@@ -21,7 +21,7 @@ from telescope.language.evaluate import held_out
 from telescope.language.experience.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
 from telescope.language.experience.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, rollout_statistics
 from telescope.language.models.causal import Scalar
-from telescope.language.training import Iteration
+from telescope.language.run import Iteration
 from telescope.losses import clipped_value_loss, kl_k3, squared_value_loss
 from telescope.metrics import explained_variance
 from telescope.objectives.advantages import Credit, critic_advantages, token_rewards, whitened

@@ -17,7 +17,8 @@ from telescope.language.data.tasks import Task
 from telescope.language.evaluate import held_out
 from telescope.language.experience.supervised import cross_entropy, demonstrations, require_answers
 from telescope.language.models.causal import with_lora
-from telescope.language.training import DEMONSTRATIONS, Iteration, Session
+from telescope.language.randomness import DEMONSTRATIONS
+from telescope.language.run import Iteration, Session
 from telescope.threads import own_settings
 
 

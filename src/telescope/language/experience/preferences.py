@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from telescope.language.data.tasks import Row, Task
 from telescope.language.experience.supervised import Texts, texts
 from telescope.language.models import causal as models
+from telescope.language.randomness import PAIRS, generator
 from telescope.losses import bradley_terry
 
 STEPS = 200
@@ -86,8 +87,6 @@ class RewardModel:
 
 def train_reward_model(model: RewardModel, task: Task, seed: int) -> float:
     """A short training on the task's own pairs, where a run was given no reward model; accuracy on pairs held back."""
-    from telescope.language.training import PAIRS, generator
-
     assert task.pairs is not None
     adam = torch.optim.AdamW(model.network.parameters(), lr=1e-3, weight_decay=0.01)
     for step in range(STEPS):

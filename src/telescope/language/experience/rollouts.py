@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from telescope.checks import changed, fitting
 from telescope.language import parallel
+from telescope.language.checks import unknown_characters
 from telescope.language.config import RolloutConfig
 from telescope.language.data.rewards import is_folder, load_function, name_of, overlong, score
 from telescope.language.data.tasks import Row
@@ -30,22 +31,9 @@ from telescope.language.health import Watch
 from telescope.language.log_probs import TokenLogProbs, token_log_probs
 from telescope.language.models import causal as models
 from telescope.language.models.causal import bias_of, completion_states, output_of, trunk_of
-from telescope.language.training import (
-    DEMONSTRATIONS,
-    MINIBATCHES,
-    PROMPTS,
-    TOKENS,
-    Iteration,
-    Optimiser,
-    Scoring,
-    Session,
-    everything,
-    generator,
-    put_back,
-    scorings,
-    trainable,
-    unknown_characters,
-)
+from telescope.language.optimiser import Optimiser, everything, put_back, trainable
+from telescope.language.randomness import DEMONSTRATIONS, MINIBATCHES, PROMPTS, TOKENS, generator
+from telescope.language.run import Iteration, Scoring, Session, scorings
 from telescope.losses import kl_k3
 from telescope.objectives.rows import Objective
 

@@ -6,7 +6,6 @@ The training loop itself stands in each algorithm's own file; nothing here decid
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 import warnings
@@ -15,28 +14,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from telescope.checks import fitting, require_device
+from telescope.checks import fitting
 from telescope.language import parallel
+from telescope.language.checks import remarks, require_known, require_room
 from telescope.language.config import LanguageConfig
-from telescope.language.data.rewards import given_to, is_folder, load_function, name_of
-from telescope.language.data.tasks import Reward, Task, is_held_out, without_ends
-from telescope.language.data.text import end_texts, plain_ids, prompt_ids
+from telescope.language.data.tasks import Reward, Task, without_ends
+from telescope.language.data.text import end_texts
+from telescope.language.execution import execution
 from telescope.language.health import Finding, of_tokens
-from telescope.language.models import adapters, pretrained
+from telescope.language.models import adapters
 from telescope.language.models import causal as models
 from telescope.language.models.probe import probe
+from telescope.language.optimiser import Optimiser, put_back, trainable
+from telescope.language.randomness import generator
 from telescope.threads import settle
-
-# Streams of random numbers, keyed with the seed and the step: there is no generator state to store.
-PROMPTS, TOKENS, MINIBATCHES, DEMONSTRATIONS, PAIRS, EVALUATION = range(6)
-BETAS = (0.9, 0.95)
-
-
-def generator(seed: int, stream: int, iteration: int = 0, part: int = 0) -> np.random.Generator:
-    """The random numbers of a run for one purpose in one part of a step."""
-    return np.random.default_rng([seed, stream, iteration, part])
 
 
 class Iteration:
@@ -277,207 +270,3 @@ class Session:
 
     def save_adapter(self, path: str | os.PathLike[str]) -> None:
         adapters.save(self.policy, self.tokenizer, path)
-
-
-class Optimiser:
-    """AdamW over several models, each with its own step size and gradient norm.
-
-    Weights of another dtype than float32 are steered by a float32 copy: a step of 1e-6 is lost in a bfloat16 weight,
-    whose neighbours are 0.4% apart, but a thousand of them are not lost in the copy.
-    """
-
-    def __init__(self, config: LanguageConfig, trained: dict[str, nn.Module], rate: float | None = None) -> None:
-        self.config, self.updates = config, 0
-        rate = config.learning_rate if rate is None else rate
-        rates = {"value": getattr(config, "value_learning_rate", rate)}
-        self.weights, groups = list[Tensor](), list[dict[str, Any]]()
-        for name, model in trained.items():
-            weights = [p for p in model.parameters() if p.requires_grad]
-            if weights:
-                copies = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in weights]
-                groups.append({"params": copies, "lr": 0.0, "rate": rates.get(name, rate)})
-            self.weights += weights
-        self.adam = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, weight_decay=config.weight_decay, fused=True)
-        self.parameters: list[Tensor] = [p for group in self.adam.param_groups for p in group["params"]]
-
-    def step(self, progress: float) -> float:
-        """Clip, move, forget the gradients; returns the first model's gradient norm. progress: of the run, 0 to 1."""
-        norms = []
-        for weight, parameter in self._copied():
-            parameter.grad = None if weight.grad is None else weight.grad.float()
-        parallel.sum_gradients(self.parameters)
-        factor = min(1.0, (self.updates + 1) / max(1, self.config.lr_warmup))
-        factor *= 1 - 0.9 * progress if self.config.anneal_learning_rate else 1.0
-        for group in self.adam.param_groups:
-            norms.append(parallel.clip_gradients(group["params"], self.config.max_grad_norm))
-            group["lr"] = group["rate"] * factor
-        if not all(np.isfinite(norms)):
-            raise FloatingPointError(
-                f"the gradient is no longer finite at optimiser step {self.updates + 1}; a lower learning_rate or "
-                "max_grad_norm usually helps"
-            )
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for weight, parameter in self._copied():
-                weight.grad = None
-                weight.copy_(parameter)
-        self.updates += 1
-        return norms[0]
-
-    def _copied(self) -> list[tuple[Tensor, Tensor]]:
-        """Weights with their float32 copies, where they have one."""
-        pairs = zip(self.weights, self.parameters, strict=True)
-        return [(weight, parameter) for weight, parameter in pairs if weight is not parameter]
-
-    @property
-    def learning_rate(self) -> float:
-        return float(self.adam.param_groups[0]["lr"])
-
-    def state(self) -> dict[str, Any]:
-        moments = [self.adam.state.get(p, {}) for p in self.parameters]
-        return {
-            "updates": self.updates,
-            "moments": [{name: parallel.whole(x.detach()).clone() for name, x in one.items()} for one in moments],
-            "copies": [parallel.whole(parameter.detach()).cpu().clone() for _, parameter in self._copied()],
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.updates = state["updates"]
-        with torch.no_grad():
-            for (_, parameter), saved in zip(self._copied(), state.get("copies", []), strict=True):
-                parameter.copy_(parallel.like(saved, parameter))
-        for parameter, moments in zip(self.parameters, state["moments"], strict=True):
-            if any(x.shape != parameter.shape for name, x in moments.items() if name != "step"):
-                raise ValueError(f"resume holds moments of other shapes than {tuple(parameter.shape)} for a parameter")
-            # cloned on the parameter's device: torch's allocator also keeps the alignment
-            self.adam.state[parameter] = {
-                name: tensor.clone() if name == "step" else parallel.like(tensor, parameter)
-                for name, tensor in moments.items()
-            }
-
-
-def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes in a model, by name: all of it, or its adapter; copies on the CPU."""
-    return {name: parallel.whole(p.detach()).cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def everything(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters of a model by name, trained or not; copies on the CPU."""
-    return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
-
-
-def put_back(model: nn.Module, saved: dict[str, Tensor]) -> None:
-    """Write saved parameters into a model of the same shape."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                if name not in saved or saved[name].shape != parameter.shape:
-                    raise ValueError(f"resume has no parameter {name} of shape {tuple(parameter.shape)}")
-                parameter.copy_(saved[name])
-
-
-WORTH_SHARING = 7e8
-"""Parameters times tokens of an optimiser step from which a second thread is worth waking."""
-
-
-def execution(config: LanguageConfig) -> dict[str, Any]:
-    """What must stay the same for a resumed run to be bit-exact; decided once."""
-    threads = config.threads
-    if not threads:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that share these cores
-        threads = max(1, len(os.sched_getaffinity(0)) // here) if work(config) >= WORTH_SHARING else 1
-    return parallel.now({"threads": threads, "device": config.device, "dtype": config.dtype})
-
-
-def work(config: LanguageConfig) -> float:
-    """Parameters of the model's layers times tokens of an optimiser step, about; inf where the model does not say."""
-    about, tokenizer = models.require(config.model)
-    layers = getattr(about.get_text_config(), "num_hidden_layers", None)
-    width = getattr(about.get_text_config(), "hidden_size", None)
-    if layers is None or width is None:
-        return math.inf
-    task = config.open_task()
-    text = task.held_out[0]["prompt"] if task.held_out else ""
-    tokens = len(prompt_ids(tokenizer, [text])[0]) + (config.max_tokens or task.max_tokens)
-    return float(12 * layers * width**2 * tokens * config.rows)
-
-
-def try_out(config: LanguageConfig) -> None:
-    """ValueError if there is no such device, task, reward or model."""
-    require_device(config)
-    about, tokenizer = models.require(config.model)
-    task = config.open_task()
-    require_known(config, task, about, tokenizer)
-    require_room(config, task, about, tokenizer)
-    reward = getattr(config, "reward", None)
-    if is_folder(reward):
-        models.require_head(reward)
-    elif (function := task.reward if reward is None else load_function(reward)) is not None:
-        row = task.draw(generator(config.seed, PROMPTS), 1)[0]
-        given_to(function, row, name=f"of {task.name}" if reward is None else name_of(reward))
-
-
-def require_known(config: LanguageConfig, task: Task, about: Any, tokenizer: Any) -> None:
-    """ValueError where the tokenizer is not the model's, or a text has tokens that were added to it alone."""
-    size = getattr(about.get_text_config(), "vocab_size", None)
-    if size is None:  # the model itself tells when it is loaded
-        return
-    pretrained.require_vocabulary(config.model, tokenizer, size)
-    columns = ("prompt", *config.learned)
-    texts = (row[name] for row in task.rows or task.held_out for name in columns if name in row)
-    pretrained.require_known(config.model, tokenizer, size, texts)
-
-
-SPECIAL = 8
-"""Tokens that a tokenizer may add to a text of its own, at most."""
-
-
-def require_room(config: LanguageConfig, task: Task, about: Any, tokenizer: Any) -> None:
-    """ValueError naming the first prompt that is longer, with what follows it, than the model's context."""
-    context = models.context_of(about)
-    if context is None:
-        return
-    limit = (config.max_tokens or task.max_tokens) if config.samples else 0
-    for row in task.rows or task.held_out:
-        answers = [row[name] for name in config.learned if name in row]
-        sizes = [len(text.encode()) for text in (row["prompt"], *answers)]
-        if sum(sizes) + limit + SPECIAL <= context:  # a token has a byte at least: most texts need no closer look
-            continue
-        asked = len(prompt_ids(tokenizer, [row["prompt"]])[0])
-        follow = max([limit, *(len(ids) + 1 for ids in plain_ids(tokenizer, answers))])
-        if asked + follow > context:
-            name = row["prompt"] if len(row["prompt"]) <= 40 else row["prompt"][:37] + "..."
-            raise ValueError(
-                f"the prompt {name!r} has {asked} tokens, and up to {follow} may follow, but the context of "
-                f"{config.model} is {context} tokens; shorten it, or lower max_tokens"
-            )
-
-
-def remarks(config: LanguageConfig, task: Task, tokenizer: Any, ends: tuple[str, ...]) -> list[str]:
-    """What the user should know of the prompts of a run. ends: what closes a completion, as text."""
-    prompts = [row["prompt"] for row in task.held_out[: config.eval_prompts]]
-    found = []
-    if task.rows and not any(is_held_out(row["prompt"]) for row in task.rows):
-        found.append(
-            f"of the {len(task.rows)} rows of {task.name} the hash holds out none: evaluations use training prompts"
-        )
-    texts = [row["prompt"] for row in task.rows]
-    if closed := [text for text in texts if (bare := text.rstrip()).endswith(ends) and bare not in ends]:
-        found.append(
-            f"{len(closed) / len(texts):.0%} of the prompts of {task.name} end in an end token ({closed[0][-20:]!r}), "
-            "so completions begin behind the end of a text; a chat template needs add_generation_prompt=True"
-        )
-    return found + unknown_characters(tokenizer, prompts, config.model)
-
-
-def unknown_characters(tokenizer: Any, prompts: Sequence[str], model: str) -> list[str]:
-    """A remark where a model, the policy or a reward model, cannot tell characters of the prompts apart."""
-    unknown, name = tokenizer.unk_token_id, tokenizer.unk_token
-    odd = [] if unknown is None else [text for text in prompts if unknown in plain_ids(tokenizer, [text])[0]]
-    if not odd:
-        return []
-    return [
-        f"{len(odd) / len(prompts):.0%} of the held-out prompts have characters that the tokenizer of {model} does not "
-        f"know, so that they all read {name} ({odd[0]!r}); take a model that has them"
-    ]

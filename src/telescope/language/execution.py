@@ -1,0 +1,59 @@
+"""How a run on a language model is executed: threads, device and ranks, decided once and stored; a trial beforehand.
+
+It leaves out the run itself (`run.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from telescope.checks import require_device
+from telescope.language import parallel
+from telescope.language.checks import require_known, require_room
+from telescope.language.config import LanguageConfig
+from telescope.language.data.rewards import given_to, is_folder, load_function, name_of
+from telescope.language.data.text import prompt_ids
+from telescope.language.models import causal as models
+from telescope.language.randomness import PROMPTS, generator
+
+WORTH_SHARING = 7e8
+"""Parameters times tokens of an optimiser step from which a second thread is worth waking."""
+
+
+def execution(config: LanguageConfig) -> dict[str, Any]:
+    """What must stay the same for a resumed run to be bit-exact; decided once."""
+    threads = config.threads
+    if not threads:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that share these cores
+        threads = max(1, len(os.sched_getaffinity(0)) // here) if work(config) >= WORTH_SHARING else 1
+    return parallel.now({"threads": threads, "device": config.device, "dtype": config.dtype})
+
+
+def work(config: LanguageConfig) -> float:
+    """Parameters of the model's layers times tokens of an optimiser step, about; inf where the model does not say."""
+    about, tokenizer = models.require(config.model)
+    layers = getattr(about.get_text_config(), "num_hidden_layers", None)
+    width = getattr(about.get_text_config(), "hidden_size", None)
+    if layers is None or width is None:
+        return math.inf
+    task = config.open_task()
+    text = task.held_out[0]["prompt"] if task.held_out else ""
+    tokens = len(prompt_ids(tokenizer, [text])[0]) + (config.max_tokens or task.max_tokens)
+    return float(12 * layers * width**2 * tokens * config.rows)
+
+
+def try_out(config: LanguageConfig) -> None:
+    """ValueError if there is no such device, task, reward or model."""
+    require_device(config)
+    about, tokenizer = models.require(config.model)
+    task = config.open_task()
+    require_known(config, task, about, tokenizer)
+    require_room(config, task, about, tokenizer)
+    reward = getattr(config, "reward", None)
+    if is_folder(reward):
+        models.require_head(reward)
+    elif (function := task.reward if reward is None else load_function(reward)) is not None:
+        row = task.draw(generator(config.seed, PROMPTS), 1)[0]
+        given_to(function, row, name=f"of {task.name}" if reward is None else name_of(reward))

@@ -1,0 +1,204 @@
+"""One row for each algorithm: the small configurations by which `test_laws.py` tries it. A new algorithm adds its row.
+
+Leaves out the laws themselves, and the fields of language configurations (`tests/language/test_every_field.py`).
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from telescope.algorithms import grpo, ppo, reward_model, rlhf, sft
+from worlds import Masked
+
+
+class Row(NamedTuple):
+    """What the laws need to know about an algorithm."""
+
+    module: Any
+    small: Any
+    """A run of two iterations or more, each with several epochs and minibatches where it has them; under a second."""
+    learns: dict[str, Any]
+    """What to change in `small` so that it learns within seconds."""
+    metric: str
+    """The column that must move."""
+    reaches: float
+    """Where it must arrive: above its start for scores and returns, below it for losses."""
+    better: str = "higher"
+    other: dict[str, Any] = {}  # noqa: RUF012
+    """Another legal value for each field of an environment algorithm."""
+    inert: dict[str, str] = {}  # noqa: RUF012
+    """Fields that change neither rows nor state, with the reason."""
+    samplers: tuple[dict[str, Any], ...] = ()
+    """Settings under which actions or tokens are drawn; the first update has ratio 1 under each of them."""
+
+
+PENDULUM = ppo.PPO(
+    env="Pendulum-v1",
+    env_kwargs={"max_episode_steps": 9},
+    seeds=2,
+    seed=3,
+    total_steps=64,
+    num_envs=2,
+    num_steps=16,
+    minibatch_size=8,
+    epochs=2,
+    eval_every=32,
+    eval_episodes=2,
+    eval_max_steps=8,
+    hidden=(8,),
+    normalise_observations=True,
+    normalise_rewards=True,
+    clip_value_loss=True,
+    value_clip=1e-3,
+    clip=0.01,
+    learning_rate=1e-2,
+    threads=1,
+    compile="off",
+)
+CONTROL = {
+    "env": "MountainCarContinuous-v0",
+    "seeds": 1,
+    "seed": 4,
+    "total_steps": 32,
+    "num_envs": 1,
+    "env_kwargs": {"max_episode_steps": 9, "g": 1.0},
+    "backend": "envpool",
+    "vectorization": "vector_entry_point",
+    "autoreset": "next_step",
+    "device": "nowhere",
+    "threads": 2,
+    "eval_every": 0,
+    "eval_episodes": 3,
+    "eval_max_steps": 4,
+}
+"""Fields of `ControlConfig`, for every algorithm on environments."""
+UNSEEN = {
+    "compile": "the same steps, faster; tests/algorithms/test_ppo.py compiles",
+    "processes": "the same seeds elsewhere; tests/control/test_spread.py spreads them",
+}
+ON_POLICY = {
+    "num_steps": 8,
+    "gamma": 0.5,
+    "lam": 0.5,
+    "learning_rate": 1e-3,
+    "anneal_learning_rate": False,
+    "value_coefficient": 0.1,
+    "entropy_coefficient": 0.1,
+    "max_grad_norm": 1e-3,
+    "hidden": (4,),
+    "activation": "relu",
+    "shared_network": True,
+    "log_std": -1.0,
+    "action_bounds": "squash",
+    "normalise_observations": False,
+    "clip_observations": 0.01,
+    "normalise_rewards": False,
+    "clip_rewards": 0.01,
+}
+"""Fields of `OnPolicyConfig`, besides."""
+
+TEXT = {"threads": 1, "eval_prompts": 8, "lr_warmup": 0, "eval_every": 1, "total_steps": 2, "max_tokens": 4}
+DRAWN = {"prompts": 4, "group": 4, "minibatches": 2, "epochs": 2, "warm_start": 0.0}
+SAMPLERS = (
+    {},
+    {"temperature": 0.5},
+    {"temperature": 2.0},
+    {"top_k": 3},
+    {"top_p": 0.5},
+    {"temperature": 1.5, "top_k": 5, "top_p": 0.8},
+    {"temperature": 1.5, "micro_batch": 3, "lora_rank": 2},
+)
+
+
+def ones(completions: list[str], **_: Any) -> list[float]:
+    """A reward that a policy without any knowledge can raise: how many of the first characters are a 1."""
+    return [completion[:4].count("1") / 4 for completion in completions]
+
+
+def write_pairs(path: Path) -> str:
+    """Preferences that the first character decides: the prompt says nothing."""
+    rows = [{"prompt": f"{i}:", "chosen": f"1{i % 7}", "rejected": f"2{i % 7}"} for i in range(100)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+PAIRS = "PAIRS"
+"""Stands for the file of `write_pairs`."""
+LEARNS = {"reward": ones, "total_steps": 15, "learning_rate": 2e-2, "prompts": 8, "group": 8, "eval_every": 0}
+
+
+def varied(completions: list[str], **_: Any) -> list[float]:
+    """Scores that differ within every group."""
+    return [sum(map(ord, completion)) % 7 / 7 for completion in completions]
+
+
+ROSTER = {
+    "ppo": Row(
+        ppo,
+        PENDULUM,
+        {"env": Masked, "env_kwargs": {}, "total_steps": 1600, "num_steps": 32, "clip": 0.2, "epochs": 4}
+        | {"minibatch_size": 64, "clip_value_loss": False, "eval_every": 0},
+        "return_mean",
+        9.0,
+        other=CONTROL
+        | ON_POLICY
+        | {
+            "minibatch_size": 16,
+            "epochs": 1,
+            "clip": 1e-3,
+            "anneal_clip": True,
+            "adam_eps": 0.1,
+            "normalise_advantages": False,
+            "clip_value_loss": False,
+            "value_clip": 0.5,
+            "target_kl": 1e-9,
+            "recompute_advantages": True,
+        },
+        inert=UNSEEN,
+        samplers=(
+            {},
+            {"action_bounds": "squash"},
+            {"action_bounds": "rescale", "log_std": -1.0},
+            {"env": "CartPole-v1", "autoreset": "next_step"},
+        ),
+    ),
+    "grpo": Row(
+        grpo,
+        grpo.GRPO(task="lm/reverse", reward=varied, **TEXT, **DRAWN),
+        LEARNS,
+        "score",
+        0.6,
+        samplers=SAMPLERS,
+    ),
+    "rlhf": Row(
+        rlhf,
+        rlhf.RLHF(task="lm/reverse", reward=varied, **TEXT, **DRAWN),
+        LEARNS | {"beta": 0.0, "value_learning_rate": 1e-2},
+        "score",
+        0.6,
+        samplers=SAMPLERS,
+    ),
+    "sft": Row(
+        sft,
+        sft.SFT(task="lm/reverse", batch_size=16, **TEXT),
+        {"total_steps": 40, "learning_rate": 3e-2, "eval_every": 0},
+        "loss",
+        2.0,
+        better="lower",
+    ),
+    "reward_model": Row(
+        reward_model,
+        reward_model.RewardModelling(batch_size=16, **{k: v for k, v in TEXT.items() if k != "max_tokens"}),
+        {"task": PAIRS, "total_steps": 20, "learning_rate": 1e-2, "eval_every": 20, "eval_prompts": 200},
+        "accuracy",
+        0.95,
+    ),
+}
+
+
+def learner(name: str, folder: Path) -> Any:
+    """The configuration by which an algorithm learns; `folder` takes the files that it needs."""
+    row = ROSTER[name]
+    found = {"task": write_pairs(folder / "pairs.jsonl")} if row.learns.get("task") == PAIRS else {}
+    return dataclasses.replace(row.small, **row.learns | found)

@@ -1,0 +1,196 @@
+"""What holds of every trainer, whatever its loss: one list of laws × the algorithms of `roster.py`.
+
+Leaves out what only some of them do, and language fields (`tests/language/test_every_field.py`).
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from roster import ROSTER, learner
+from transformers import LlamaConfig
+
+import telescope
+from telescope.algorithms import CONFIGS, LANGUAGE, family
+from telescope.language.models import causal as models
+from telescope.language.models.tokenizer import EOS, PAD, VOCABULARY
+from worlds import Masked
+
+CONTROL = [name for name in ROSTER if name not in LANGUAGE]
+SAMPLED = [(name, i) for name, row in ROSTER.items() for i in range(len(row.samplers))]
+ANNEALED = [name for name, row in ROSTER.items() if hasattr(row.small, "anneal_learning_rate")]
+EPOCHS = [name for name, row in ROSTER.items() if hasattr(row.small, "epochs")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def smaller():
+    """A built-in model of one narrow layer: the laws are about trainers."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    config.update({"pad_token_id": PAD, "bos_token_id": None, "eos_token_id": EOS, "max_position_embeddings": 512})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "tiny_config", lambda: config)
+        patch.setattr("telescope.language.data.tasks.HELD_OUT", 200)
+        yield
+
+
+def comparable(x):
+    """Rows and states as plain values that compare by their bits; what counts seconds is left out."""
+    if isinstance(x, dict):
+        return {k: comparable(v) for k, v in x.items() if k != "elapsed" and not str(k).startswith("time_")}
+    if isinstance(x, torch.Tensor | np.ndarray):
+        return (str(x.dtype), tuple(x.shape), np.asarray(x.float() if isinstance(x, torch.Tensor) else x).tobytes())
+    return [comparable(value) for value in x] if isinstance(x, list | tuple) else repr(x)
+
+
+def outcome(name, config, **more):
+    """All that a run shows: the rows of every iteration, and the last state."""
+    rows = []
+    for step in ROSTER[name].module.train(config, **more):
+        rows += step.rows
+        state = step.state if step.finished else None
+    return comparable(rows), comparable(state)
+
+
+def with_settings(name, **changes):
+    return dataclasses.replace(ROSTER[name].small, **changes)
+
+
+def test_every_algorithm_has_its_row():
+    assert set(ROSTER) == set(CONFIGS)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The outcome of each small run, made once."""
+    return functools.cache(lambda name: outcome(name, ROSTER[name].small))
+
+
+# Fields
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_every_field_has_another_value_or_a_reason(name):
+    row = ROSTER[name]
+    fields = {field.name for field in dataclasses.fields(row.small)}
+    assert fields == row.other.keys() | row.inert.keys()
+    assert not row.other.keys() & row.inert.keys()
+
+
+@pytest.mark.parametrize(("name", "field"), [(name, field) for name in CONTROL for field in ROSTER[name].other])
+def test_every_field_acts_or_is_refused_by_name(name, field, whole):
+    changed = with_settings(name, **{field: ROSTER[name].other[field]})
+    try:
+        family(name).try_out(changed)
+        found = outcome(name, changed)
+    except (ValueError, ImportError) as error:
+        assert field in str(error) or str(ROSTER[name].other[field]) in str(error)  # noqa: PT017
+        return
+    assert found != whole(name)
+
+
+# Learning
+
+
+@pytest.mark.parametrize("name", ROSTER)
+def test_every_trainer_learns_its_own_loss(name, tmp_path):
+    row, config = ROSTER[name], learner(name, tmp_path)
+    values = [one[row.metric] for step in row.module.train(config) for one in step.rows[:1]]
+    values = [value for value in values if value is not None]
+    start, end = values[0], values[-1]
+    sign = 1 if row.better == "higher" else -1
+    assert sign * start < sign * row.reaches <= sign * end, (start, end)
+
+
+def test_a_reward_model_prefers_what_was_chosen(tmp_path):
+    """Asked as a reward is, by texts: its own accuracy counts margins, which could be turned round with the loss."""
+    run = telescope.train(learner("reward_model", tmp_path), tmp_path / "run")
+    model = ROSTER["reward_model"].module.RewardModel.load(str(run.path), "cpu")
+    found = model.reward(["7:", "8:"] * 2, ["13", "14", "23", "24"])
+    assert min(found[:2]) > max(found[2:])
+
+
+@pytest.mark.parametrize(("name", "sampler"), SAMPLED)
+def test_the_first_update_has_ratio_1(name, sampler):
+    """The trainer judges actions by the probabilities with which they were drawn, whatever shaped these."""
+    once = {"epochs": 1, "eval_every": 0}
+    once |= {"minibatches": 1} if name in LANGUAGE else {"minibatch_size": 32}
+    config = with_settings(name, **once, **ROSTER[name].samplers[sampler])
+    rows = next(step.rows for step in ROSTER[name].module.train(config) if "kl" in step.rows[0] and step.step)
+    for row in rows:
+        assert row["kl"] == pytest.approx(0, abs=1e-6)
+        assert row["clip_fraction"] == 0
+        assert row.get("ratio_max", 1) == pytest.approx(1, abs=1e-4)
+        assert row.get("sampler_mismatch", 0) == pytest.approx(0, abs=1e-4)
+
+
+def first_moments(x):
+    """The optimiser's running mean of gradients, wherever a state keeps it."""
+    if isinstance(x, dict):
+        named = [v for k, v in x.items() if k in ("first_moment", "exp_avg")]
+        return named + [
+            v for k, value in x.items() if k not in ("first_moment", "exp_avg") for v in first_moments(value)
+        ]
+    return [v for value in x for v in first_moments(value)] if isinstance(x, list) else []
+
+
+@pytest.mark.parametrize("name", EPOCHS)
+def test_epochs_have_minibatches_of_their_own(name):
+    """Two epochs over the same minibatches, of a policy that stays, would leave (1 + β²) times the moments of one."""
+    still = {"learning_rate": 1e-30, "max_grad_norm": 1e9, "eval_every": 0}
+    still |= {"warm_start": 0.0, "value_learning_rate": 1e-30} if name == "rlhf" else {}
+    still |= {"total_steps": 1} if name in LANGUAGE else {"total_steps": 32, "minibatch_size": 16, "seeds": 1}
+    found = []
+    for epochs in (1, 2):
+        *_, last = ROSTER[name].module.train(with_settings(name, **still, epochs=epochs))
+        found.append(torch.cat([torch.as_tensor(one).flatten() for one in first_moments(last.state)]))
+    once, twice = found
+    assert len(once)
+    again = (1 + 0.9**2) * once
+    assert (twice - again).norm() > 1e-2 * again.norm()
+
+
+@pytest.mark.parametrize("name", ANNEALED)
+def test_annealing_acts_and_rests(name):
+    longer = 5 if name in LANGUAGE else 5 * 32
+    rates = {}
+    for anneal in (True, False):
+        config = with_settings(name, anneal_learning_rate=anneal, total_steps=longer, eval_every=0)
+        rows = [row for step in ROSTER[name].module.train(config) for row in step.rows]
+        rates[anneal] = [row["learning_rate"] for row in rows if row["learning_rate"] is not None]
+    assert rates[True][0] == max(rates[True]) == rates[False][0]
+    assert sorted(set(rates[True]), reverse=True) == list(dict.fromkeys(rates[True])), "it falls"
+    assert rates[True][-1] < 0.5 * rates[True][0]
+    assert len(set(rates[False])) == 1
+
+
+@pytest.mark.parametrize("autoreset", ["same_step", "next_step"])
+@pytest.mark.parametrize("name", CONTROL)
+def test_action_masks_reach_the_update(name, autoreset):
+    """Of three actions one is forbidden: no policy over the other two has more entropy than log 2."""
+    config = with_settings(name, env=Masked, env_kwargs={}, autoreset=autoreset, minibatch_size=32, epochs=1)
+    for step in ROSTER[name].module.train(config):
+        for row in step.rows:
+            assert row["entropy"] <= math.log(2) + 1e-6
+            assert row["kl"] == pytest.approx(0, abs=1e-6)
+            assert row["entropy"] > 0.5, "it has not yet become certain"
+
+
+@pytest.mark.parametrize("name", ROSTER)
+def test_parameters_that_diverge_are_told(name):
+    config = with_settings(name, learning_rate=1e30, max_grad_norm=1e30)
+    with pytest.raises(FloatingPointError, match="finite"):
+        list(ROSTER[name].module.train(config))
+
+
+@pytest.mark.parametrize("name", ROSTER)
+def test_a_resumed_run_is_the_run_that_was_never_stopped(name, whole):
+    row = ROSTER[name]
+    state = next(step.state for step in row.module.train(row.small) if step.step)
+    rows, last = outcome(name, row.small, resume=state)
+    assert rows == whole(name)[0][-len(rows) :]
+    assert last == whole(name)[1]

@@ -35,13 +35,13 @@ class GRPO(RolloutConfig):
     """A policy gradient whose baseline is the other completions of the same prompt."""
 
     objective: str = "grpo"
-    """A row of docs/objectives.md (grpo, dapo, gspo, rloo, …), or as a framework has it: trl/grpo, verl/gspo, …"""
+    """Objective: a row of docs/objectives.md (grpo, dapo, gspo, rloo, …), or a framework's version: trl/grpo, …"""
     clip: tuple[float, float] | None = None
-    """How far the ratio may fall below and rise above 1, in place of the row's."""
+    """Clip range of the probability ratio: how far it may fall below 1 and rise above 1. none: the objective's own."""
     beta: float | None = None
-    """Coefficient of the KL to the reference, in place of the row's; 0 needs no reference."""
+    """Coefficient of the KL to the reference model; 0 needs no reference model. none: the objective's own."""
     resample: int = 0
-    """Rounds of sampling at most to replace groups whose scores are all equal (DAPO); 0: such groups are kept."""
+    """Replace groups whose scores are all equal by new prompts, in at most this many rounds (DAPO). 0 keeps them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

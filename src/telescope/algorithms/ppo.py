@@ -38,25 +38,25 @@ class PPO(OnPolicyConfig):
     """
 
     minibatch_size: int = 64
-    """Samples per gradient step and seed (c6: shuffled anew each epoch)."""
+    """Samples per gradient step, per seed. Each epoch shuffles the rollout again (c6)."""
     epochs: int = 10
-    """Passes over each rollout."""
+    """Number of passes over each rollout."""
     clip: float = 0.2
-    """ε of the clipped surrogate (c8)."""
+    """Clip range ε of PPO's policy loss: the probability ratio counts within 1 − ε … 1 + ε (c8)."""
     anneal_clip: bool = False
-    """Let ε fall linearly to 0 over the run, as the PPO paper does on Atari."""
+    """Decay the clip range ε linearly to 0 over the run, as the PPO paper does on Atari."""
     adam_eps: float = 1e-5
-    """Adam's ε (c3: 1e-5 as in OpenAI baselines, not PyTorch's 1e-8)."""
+    """Adam's ε (c3). The default 1e-5 is that of OpenAI baselines; PyTorch's is 1e-8."""
     normalise_advantages: bool = True
-    """Whiten advantages within each minibatch, per seed (c7); a sample alone in one is whitened within the rollout."""
+    """Whiten advantages within each minibatch, per seed (c7). A minibatch of one uses the rollout's statistics."""
     clip_value_loss: bool = False
-    """Clip the value loss around the old values by `value_clip` (c9); ablations found no gain in it."""
+    """Clip the value loss around the old values, by value_clip (c9). Published ablations found no gain in it."""
     value_clip: float = 0.2
-    """ε of the clipped value loss, in units of the (scaled) return."""
+    """Clip range of the value loss with clip_value_loss, in units of the (normalised) return."""
     target_kl: float | None = None
-    """Stop a seed's updates of this iteration once the KL estimate (k3, c12) of a minibatch exceeds it."""
+    """Stop a seed's updates in this iteration once a minibatch's KL estimate (k3) exceeds this value (c12)."""
     recompute_advantages: bool = False
-    """Evaluate values and advantages anew before each epoch (Andrychowicz et al. 2021, section 3.5)."""
+    """Recompute values and advantages before each epoch (Andrychowicz et al. 2021, section 3.5)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

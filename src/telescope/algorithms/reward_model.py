@@ -33,13 +33,13 @@ class RewardModelling(LanguageConfig):
     given: ClassVar[dict[str, float]] = {"learning_rate": 1e-5}
 
     task: str = "lm/taste"
-    """A built-in task with preference pairs (lm/taste), or a JSONL file with `prompt`, `chosen`, `rejected`."""
+    """Built-in task with preference pairs (lm/taste), or a JSONL file with `prompt`, `chosen` and `rejected`."""
     total_steps: int = 200
-    """Steps of training."""
+    """Number of training steps."""
     batch_size: int = 256
-    """Pairs of each step."""
+    """Number of preference pairs per step."""
     weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,31 +41,32 @@ class RLHF(RolloutConfig):
     given: ClassVar[dict[str, float]] = {"learning_rate": 1e-6, "value_learning_rate": 1e-5}
 
     gamma: float = 1.0
-    """Discount γ per token."""
+    """Discount factor γ per token."""
     lam: float = 0.95
-    """λ of GAE."""
+    """GAE's λ. 0 trusts one token and the critic; 1 trusts the whole completion."""
     clip: float = 0.2
-    """ε of the clipped surrogate."""
+    """Clip range ε of PPO's policy loss: the probability ratio counts within 1 − ε … 1 + ε."""
     value_clip: float | None = 0.2
-    """ε of the clipped value loss; none: the plain square."""
+    """Clip range of the value loss around the old values. none: no clipping."""
     value_model: Literal["own", "head"] = "own"
-    """The critic: a network of its own, begun as the policy's copy, or a head on the policy's trunk."""
+    """Critic: a separate network that starts as a copy of the policy (own), or a value head on the policy (head)."""
     value_learning_rate: float | None = None
-    """AdamW's learning rate for the critic; none: 1e-3 for the built-in model, 1e-5 for any other."""
+    """AdamW's learning rate for the critic. none: 1e-3 for the built-in model, 1e-5 for others."""
     value_coefficient: float = 0.1
-    """Weight of the value loss in the sum, where the critic is a head on the policy's trunk."""
+    """Weight of the value loss in the total loss. Only with value_model = head."""
     whiten: bool = True
-    """Whiten advantages over all tokens of the rollout."""
+    """Whiten advantages over all tokens of the rollout: subtract the mean, divide by the standard deviation."""
     beta: float = 0.01
-    """Coefficient of the KL to the reference in the reward (k1 per token); where target_kl is set, the least."""
+    """Coefficient of the KL to the reference model in the reward (k1 per token). With target_kl, the smallest one."""
     target_kl: float | None = None
-    """Nats of KL to the reference that a completion may have: a controller raises beta from 0.8 of it on."""
+    """Upper limit of a completion's KL to the reference model, in nats. A controller raises beta from 0.8 of it on."""
     kl_horizon: int = 10_000
-    """Completions in which that controller can change beta by a fifth."""
+    """Number of completions in which the controller of target_kl can change beta by a fifth."""
     truncation: Literal["bootstrap", "terminal", "drop", "penalty"] = "terminal"
-    """A completion cut at max_tokens goes on by the critic, ends with its score, is left out, or loses score."""
+    """What a completion cut at max_tokens is worth: bootstrapped from the critic, its score (terminal), nothing (drop),
+    or its score minus a penalty."""
     truncation_penalty: float = 1.0
-    """What a cut completion loses of its score with truncation = penalty."""
+    """Penalty subtracted from the score of a cut completion. Only with truncation = penalty."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,9 +30,9 @@ class SFT(LanguageConfig):
     given: ClassVar[dict[str, float]] = {"learning_rate": 2e-5}
 
     batch_size: int = 256
-    """Demonstrations of each step."""
+    """Number of demonstrations per step."""
     stop_at: float | None = None
-    """End at the first evaluation in which this share of held-out prompts is answered."""
+    """Stop at the first evaluation that solves this share of held-out prompts. none: train all steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

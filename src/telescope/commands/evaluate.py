@@ -19,46 +19,46 @@ from telescope.runner import wait_asleep
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-    """Evaluate the agents of a run on whole episodes. For a language model, name the run to see its own flags."""
+    """Evaluate the agents of a run on whole episodes. `telescope eval RUN --help` shows the flags for that run."""
 
     episodes: int = 100
-    """Episodes per seed."""
+    """Number of episodes per seed."""
     max_steps: int | None = None
-    """Cut an episode after this many steps, with a note; by default the run's eval_max_steps (10,000)."""
+    """Cut an episode after this many steps, with a note. Default: the run's eval_max_steps (10,000)."""
     json: bool = False
     """Print one JSON object on standard output instead of a table."""
     stochastic: bool = False
-    """Sample actions instead of taking the policy's mode."""
+    """Sample actions from the policy instead of taking its most likely action."""
     best: bool = False
-    """Each seed as it was at its best evaluation during training (--eval-every), instead of at the end."""
+    """Evaluate each seed's best agent by its evaluations in training (--eval-every), instead of the final agent."""
     video: str | None = None
-    """Also record one episode of the first seed into this folder."""
+    """Folder for a video of one episode of the first seed. Default: no video."""
     device: str | None = None
-    """Where the networks live; by default where they were trained, or the CPU if there is no such device here."""
+    """Device of the networks. Default: the one they were trained on, or the CPU if this machine lacks it."""
     trust: bool = False
-    """Run the code that the run names (an environment's module), though somebody else began it."""
+    """Run the code that the run names (an environment's module), even if somebody else began the run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswerOptions:
-    """Evaluate the language model of a run on held-out prompts: right answers greedily, rewards on samples."""
+    """Evaluate the language model of a run on held-out prompts: exact match with greedy decoding, reward on samples."""
 
     prompts: int = 1000
-    """Held-out prompts, at most; of a reward model, pairs."""
+    """Maximum number of held-out prompts; for a reward model, of preference pairs."""
     samples: int | None = None
-    """Sample this many completions of each prompt and take the mean, with the run's own sampling settings."""
+    """Sample this many completions per prompt with the run's sampling settings, and average their scores."""
     temperature: float | None = None
-    """Sample at this temperature instead of the run's; 0: the likeliest token each time."""
+    """Sampling temperature. Default: the run's. 0 always takes the most likely token."""
     top_k: int | None = None
-    """Sample from this many of the likeliest tokens instead of the run's; 0: from all."""
+    """Sample from this many of the most likely tokens. Default: the run's. 0 samples from all tokens."""
     top_p: float | None = None
-    """Sample from the likeliest tokens of this probability instead of the run's; 1: from all."""
+    """Sample from the most likely tokens that together have this probability. Default: the run's. 1 keeps all."""
     json: bool = False
     """Print one JSON object on standard output instead of a table."""
     device: str | None = None
-    """Where the model lives; by default where it was trained, or the CPU if there is no such device here."""
+    """Device of the model. Default: the one it was trained on, or the CPU if this machine lacks it."""
     trust: bool = False
-    """Run the code that the run names (a reward file), though somebody else began it."""
+    """Run the code that the run names (a reward file), even if somebody else began the run."""
 
 
 def evaluate(arguments: list[str]) -> int:

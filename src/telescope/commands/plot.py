@@ -9,12 +9,12 @@ from telescope.commands.arguments import parse, positionals
 
 @dataclasses.dataclass(frozen=True)
 class PlotOptions:
-    """Draw learning curves: the interquartile mean over seeds, and its 95 % bootstrap interval from 5 seeds on."""
+    """Draw learning curves: the interquartile mean over seeds, with a 95 % bootstrap interval from five seeds on."""
 
     out: str = "curves.png"
-    """The picture to write; its ending (.png, .pdf or .svg) says in which format."""
+    """Image file to write. Its ending chooses the format: .png, .pdf or .svg."""
     metric: str = "auto"
-    """A column of metrics.csv. auto: return_mean; for a language model exact_match, or score with --reward."""
+    """Column of metrics.csv to draw. auto: return_mean; for language models exact_match, or score with --reward."""
 
 
 def plot(arguments: list[str]) -> int:

@@ -17,18 +17,18 @@ from telescope.runner import begin, draw_curve, follow, follows, run, wait_aslee
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """Where the run goes."""
+    """Output options."""
 
     out: str | None = None
-    """The run folder, made anew; by default runs/ALGORITHM-ENV-DATE-TIME."""
+    """New folder for the run. Default: runs/ALGORITHM-ENV-DATE-TIME."""
     config: str | None = None
-    """A TOML file with settings (a run's own config.toml, say); flags override it."""
+    """TOML file with settings, such as another run's config.toml. Flags override it."""
     start: str | None = None
-    """Begin with the agents of this run: its parameters, statistics and settings. Flags override the settings."""
+    """Run folder whose agents to start from: parameters, statistics and settings. Flags override the settings."""
     trust: bool = False
-    """Run the code that the run of --start names (an environment's module), though somebody else began it."""
+    """With --start: run the code that the run names (an environment's module), even if somebody else began the run."""
     checkpoint_seconds: float = 60.0
-    """Write a checkpoint at least this often; a killed run loses at most the work since the last one."""
+    """Seconds between checkpoints, at most. A killed run loses only the work since its last checkpoint."""
 
     def __post_init__(self) -> None:
         at_least_zero(self, "checkpoint_seconds")
@@ -36,20 +36,20 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ResumeOptions:
-    """Continue a run where it stopped."""
+    """Continue a run from its last checkpoint."""
 
     resume: str
-    """The run folder."""
+    """Run folder to continue."""
     total_steps: int | None = None
-    """Train to this many steps per seed instead; schedules are planned anew for it."""
+    """New total number of steps (per seed); learning-rate and clip schedules are recomputed for it."""
     allow_inexact: bool = False
-    """Continue even if versions, machine, data, reward or models are no longer those, or rows of a table are lost."""
+    """Continue even if versions, machine, data, reward or model have changed, or rows of a table are missing."""
     device: str | None = None
-    """Go on with the networks on this device: cpu, cuda, cuda:1, …; the last bits may differ from then on."""
+    """Continue on this device: cpu, cuda, cuda:1, … The last bits may differ from then on."""
     trust: bool = False
-    """Run the code that the run names (an environment's module, a reward file), though somebody else began it."""
+    """Run the code that the run names (an environment's module, a reward file), even if somebody else began the run."""
     checkpoint_seconds: float = 60.0
-    """Write a checkpoint at least this often."""
+    """Seconds between checkpoints, at most."""
 
     def __post_init__(self) -> None:
         at_least_zero(self, "checkpoint_seconds")

@@ -34,37 +34,37 @@ class ControlConfig:
     """The settings that all algorithms on Gymnasium environments share."""
 
     env: Any = "CartPole-v1"
-    """Gymnasium id, or (from Python) a callable that returns an environment."""
+    """Environment: a Gymnasium id such as CartPole-v1; from Python also a function that returns an environment."""
     seeds: int = 1
-    """How many independent agents train side by side."""
+    """Number of independent agents to train side by side, one per seed."""
     seed: int = 0
-    """The first of them; the seeds are seed, seed + 1, …"""
+    """First random seed. A run with several seeds uses seed, seed + 1, …"""
     total_steps: int = 1_000_000
-    """Environment steps per seed. Whole iterations that fit are run, so it is never exceeded."""
+    """Environment steps to train for, per seed. Only whole iterations run, so a run may stop a little below."""
     num_envs: int = 1
-    """Environments per seed."""
+    """Number of environments per seed."""
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Keyword arguments for the environment."""
+    """Keyword arguments for the environment, as NAME VALUE pairs."""
     backend: Literal["gymnasium", "envpool"] = "gymnasium"
-    """Who steps the environments. EnvPool is faster, but its episodes start anew on resume."""
+    """Library that steps the environments. EnvPool is often faster, but a resumed run starts new episodes."""
     vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "auto"
-    """How environments are batched; auto: the id's own vector implementation where it has one, else sync."""
+    """How to batch the environments. auto uses the environment's own vector version if it has one, otherwise sync."""
     autoreset: Literal["next_step", "same_step", "disabled"] = "same_step"
-    """When sync and async environments reset (Gymnasium's three modes); advantages do not depend on it."""
+    """When sync and async environments reset: one of Gymnasium's three modes. Advantages are right in all of them."""
     device: str = "cpu"
-    """Where networks live: cpu, cuda, cuda:1, …"""
+    """Device of the networks: cpu, cuda, cuda:1, …"""
     threads: int = 0
-    """CPU threads of a process's arithmetic; 0: one, or up to 4 where a gradient step is worth sharing."""
+    """CPU threads per process. 0 chooses: one for small gradient steps, up to four for large ones."""
     processes: int = 1
-    """Spread the seeds over so many processes, which pays where environments take most of the time."""
+    """Number of processes to spread the seeds over. Worth it when environment steps dominate."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for update and policy; auto compiles when the whole run has enough updates to pay for it."""
+    """Compile the update and the policy with torch.compile. auto compiles when the run is long enough to pay for it."""
     eval_every: int = 0
-    """Evaluate every so many steps per seed (0: never) and keep the best agent of each seed."""
+    """Evaluate each time a seed has made this many more steps, and keep each seed's best agent. 0 never evaluates."""
     eval_episodes: int = 10
-    """Episodes per seed of each such evaluation."""
+    """Episodes per seed in each evaluation."""
     eval_max_steps: int = 10_000
-    """Cut an evaluation episode after this many steps, with a note: some policies never end one."""
+    """Cut an evaluation episode after this many steps, with a note. Some policies never end an episode."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name and number."""
@@ -94,39 +94,39 @@ class OnPolicyConfig(ControlConfig):
     """The settings that actor–critic algorithms on fresh rollouts share; codes such as (c5) are explained at `PPO`."""
 
     num_steps: int = 2048
-    """T, steps of each environment per rollout (c1)."""
+    """Steps of each environment per rollout (T; detail c1)."""
     gamma: float = 0.99
-    """Discount γ."""
+    """Discount factor γ per step, between 0 and 1."""
     lam: float = 0.95
-    """λ of GAE (c5): 0 trusts one step and the value function, 1 the whole episode."""
+    """GAE's λ, between 0 and 1 (c5). 0 trusts one step and the value function; 1 trusts the whole episode."""
     learning_rate: float = 3e-4
-    """Step size of the optimiser."""
+    """Learning rate of Adam."""
     anneal_learning_rate: bool = True
-    """Let the step size fall linearly to 0 over the run (c4)."""
+    """Decay the learning rate linearly to 0 over the run (c4)."""
     value_coefficient: float = 0.5
-    """Weight of the value loss ½(V − R̂)² in the sum of losses (c10)."""
+    """Weight of the value loss ½(V − R̂)² in the total loss (c10)."""
     entropy_coefficient: float = 0.0
-    """Weight of the entropy bonus in the sum of losses (c10)."""
+    """Weight of the entropy bonus in the total loss (c10). Larger values keep the policy random for longer."""
     max_grad_norm: float = 0.5
-    """Global norm to which each seed's gradient is clipped (c11)."""
+    """Clip each seed's gradient to this global norm (c11)."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers (c2: orthogonal weights, zero biases)."""
+    """Widths of the hidden layers. Initial weights are orthogonal, biases zero (c2)."""
     activation: Literal["tanh", "relu"] = "tanh"
-    """Nonlinearity of the hidden layers."""
+    """Activation function of the hidden layers."""
     shared_network: bool = False
-    """One trunk for policy and value instead of two (c13, m4)."""
+    """Share the hidden layers between policy and value function, instead of one network for each (c13, m4)."""
     log_std: float = 0.0
-    """Initial log σ of a Gaussian policy, one free parameter per action component (m1–m3)."""
+    """Initial log standard deviation of a Gaussian policy; one learned number per action component (m1–m3)."""
     action_bounds: Literal["clip", "rescale", "squash"] = "clip"
-    """How actions meet a Box's bounds: clip them (m5), rescale -1 … 1 onto the bounds and clip, or squash by tanh."""
+    """How to keep actions within a Box's bounds: clip (m5), rescale from -1 … 1 and clip, or squash with tanh."""
     normalise_observations: bool = False
-    """Subtract the running mean and divide by the running deviation, per seed (m6)."""
+    """Normalise observations with a running mean and standard deviation, per seed (m6)."""
     clip_observations: float = 10.0
-    """Bound of normalised observations (m7)."""
+    """Clip normalised observations to plus or minus this value (m7)."""
     normalise_rewards: bool = False
-    """Divide rewards by the running deviation of the discounted return, per seed (m8)."""
+    """Divide rewards by the running standard deviation of the discounted return, per seed (m8)."""
     clip_rewards: float = 10.0
-    """Bound of scaled rewards (m9)."""
+    """Clip normalised rewards to plus or minus this value (m9)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

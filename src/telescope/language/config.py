@@ -28,53 +28,53 @@ class LanguageConfig:
     """The settings that all algorithms on language models share."""
 
     samples: ClassVar[bool] = True
-    """Does the model complete prompts, if only to be evaluated?"""
+    """Does the algorithm sample completions, even if only in evaluations?"""
     learned: ClassVar[tuple[str, ...]] = ()
-    """Columns of the rows whose texts it reads after the prompt."""
+    """Columns of the data whose texts the algorithm learns from, beside the prompt."""
     built_in: ClassVar[dict[str, float]] = {"learning_rate": 1e-3}
-    """Step sizes for the built-in model, and what a run has made of it."""
+    """Learning rates for the built-in model, and for models that a run trained from it."""
     given: ClassVar[dict[str, float]] = {"learning_rate": 1e-6}
-    """Step sizes for all other models."""
+    """Learning rates for all other models."""
 
     task: str = "lm/addition"
-    """A built-in task (lm/addition, lm/sort, lm/reverse, lm/taste), or a JSONL file with a row for each prompt."""
+    """Built-in task (lm/addition, lm/sort, lm/reverse, lm/taste), or a JSONL file with one prompt per row."""
     model: str = TINY
-    """Where to start: tiny (built in, untrained), a run folder, a transformers folder, or a name on the hub."""
+    """Model to start from: tiny (built in, untrained), a run folder, a transformers folder, or a name on the hub."""
     digits: int | None = None
-    """Digits of the built-in tasks' numbers, or the length of their strings; none: the task's own (2 for addition)."""
+    """Built-in tasks only: digits of each number, or length of each string. none: the task's default (addition: 2)."""
     seed: int = 0
-    """Keys all random numbers."""
+    """Random seed."""
     total_steps: int = 600
-    """Steps of training."""
+    """Number of training steps."""
     learning_rate: float | None = None
-    """AdamW's learning rate; none: 1e-3 for the built-in model, 1e-6 for any other (SFT 2e-5, a reward model 1e-5)."""
+    """AdamW's learning rate. none: 1e-3 for the built-in model, 1e-6 for others (SFT 2e-5, reward model 1e-5)."""
     lr_warmup: int = 10
-    """Optimiser steps over which it rises from 0."""
+    """Number of optimiser steps over which the learning rate rises from 0 to its full value."""
     anneal_learning_rate: bool = True
-    """Let it fall linearly to a tenth over the run."""
+    """Decay the learning rate linearly to a tenth over the run."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
     max_grad_norm: float = 1.0
-    """Global norm to which a model's gradient is clipped."""
+    """Clip a model's gradient to this global norm."""
     lora_rank: int = 0
-    """Train a LoRA adapter of this rank instead of all weights (needs peft); 0: all weights."""
+    """Train a LoRA adapter of this rank instead of all weights (needs peft). 0 trains all weights."""
     max_tokens: int | None = None
-    """The length limit of a completion; none: the task's own (64 for files)."""
+    """Maximum number of tokens in a completion. none: the task's default (64 for files)."""
     micro_batch: int = 0
-    """Completions that go through the model at a time while it trains; 8 times as many while it samples or is
-    evaluated, which takes less memory; 0: all of a step's."""
+    """Completions per forward pass in training; sampling and evaluation, which need less memory, take 8 times as many.
+    Lower it to save memory. 0 takes all completions of a step at once."""
     eval_every: int = 20
-    """Evaluate on held-out prompts every so many steps; 0: only before the first and after the last."""
+    """Evaluate on held-out prompts each time this many steps are done. 0: only before the first step and at the end."""
     eval_prompts: int = 1000
-    """Held-out prompts of such an evaluation, at most."""
+    """Maximum number of held-out prompts in each evaluation."""
     device: str = "cpu"
-    """Where the models live: cpu, cuda, cuda:1, …"""
+    """Device of the models: cpu, cuda, cuda:1, …"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and arithmetic; the optimiser keeps a float32 copy of weights in another dtype."""
+    """Number type of weights and arithmetic. With bfloat16 the optimiser keeps a float32 copy of the weights."""
     threads: int = 0
-    """CPU threads of the arithmetic; 0: one for each core, or one where a step is too small to share."""
+    """CPU threads. 0 chooses: one per core, or a single one for steps too small to share."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
-    """Under torchrun, what each process holds: all weights (ddp), or its shard of them (fsdp)."""
+    """With torchrun: each process holds all weights (ddp) or only its shard of them (fsdp)."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name and number."""
@@ -122,34 +122,37 @@ class RolloutConfig(LanguageConfig):
     """The settings that algorithms on sampled completions share."""
 
     reward: Source | None = dataclasses.field(default=None, metadata={"callable": True})
-    """What scores a completion: FILE.py:FUNCTION (from Python also a function), or the run folder of a reward model;
+    """Reward of a completion: FILE.py:FUNCTION (from Python also a function), or the run folder of a reward model.
     none: the task's own reward."""
     overlong_cache: int = 0
-    """L_cache of DAPO: over so many tokens before the length limit a completion loses up to 1 of its score; 0: none."""
+    """Length penalty of DAPO: over this many last tokens before max_tokens, a completion loses up to 1 of its score.
+    0: no penalty."""
     prompts: int = 256
-    """Prompts of each rollout."""
+    """Number of prompts per rollout."""
     group: int = 8
-    """G, completions of each prompt."""
+    """Number of completions per prompt (G in the papers)."""
     minibatches: int = 2
-    """Optimiser steps that a rollout is cut into."""
+    """Number of optimiser steps per pass over a rollout. It must divide prompts, since groups stay whole."""
     epochs: int = 1
-    """Passes over each rollout."""
+    """Number of passes over each rollout."""
     temperature: float = 1.0
-    """Of sampling; log-probabilities are taken at it too."""
+    """Sampling temperature; log-probabilities are computed at the same temperature."""
     top_k: int | None = None
-    """Sample from the k likeliest tokens only; log-probabilities are then over the same."""
+    """Sample from the k most likely tokens only; log-probabilities are computed over the same tokens. none: all."""
     top_p: float | None = None
-    """Sample from the likeliest tokens that together have this probability; log-probabilities likewise."""
+    """Sample from the most likely tokens that together have this probability, and compute log-probabilities over the
+    same tokens. none: all."""
     off_policy: Literal["none", "truncate", "mask"] = "none"
-    """Weigh tokens by π_trainer/π_sampler, bounded (truncate) or 0 beyond the bounds (mask); none: as the row does."""
+    """Weight tokens by π_trainer/π_sampler: capped (truncate), or 0 beyond the caps (mask). none: only if the objective
+    has such a weight."""
     off_policy_cap: float = 2.0
-    """The upper bound of that weight; for mask also its inverse, the lower one."""
+    """Upper cap of the off_policy weight; with mask, its inverse is the lower cap."""
     warm_start: float = 0.2
-    """Alone with the built-in model: train on right answers until this share of held-out prompts is answered."""
+    """Built-in model only: first train on correct answers until it solves this share of held-out prompts."""
     warm_start_steps: int = 2000
-    """Steps of that warm start, at most."""
+    """Maximum number of steps of the warm start."""
     warm_start_learning_rate: float = 1e-3
-    """AdamW's step size in it."""
+    """AdamW's learning rate during the warm start."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -61,8 +61,7 @@ class LanguageConfig:
     max_tokens: int | None = None
     """Maximum number of tokens in a completion. none: the task's default (64 for files)."""
     micro_batch: int = 0
-    """Completions per forward pass in training; sampling and evaluation, which need less memory, take 8 times as many.
-    Lower it to save memory. 0 takes all completions of a step at once."""
+    """Completions per forward pass in training, and 8 times as many in sampling and evaluation. 0: all of a step's."""
     eval_every: int = 20
     """Evaluate on held-out prompts each time this many steps are done. 0: only before the first step and at the end."""
     eval_prompts: int = 1000
@@ -122,11 +121,9 @@ class RolloutConfig(LanguageConfig):
     """The settings that algorithms on sampled completions share."""
 
     reward: Source | None = dataclasses.field(default=None, metadata={"callable": True})
-    """Reward of a completion: FILE.py:FUNCTION (from Python also a function), or the run folder of a reward model.
-    none: the task's own reward."""
+    """Reward: FILE.py:FUNCTION (from Python also a function), or a reward model's run folder. none: the task's own."""
     overlong_cache: int = 0
-    """Length penalty of DAPO: over this many last tokens before max_tokens, a completion loses up to 1 of its score.
-    0: no penalty."""
+    """Length penalty (DAPO): a completion loses up to 1 of its score in the last N tokens before max_tokens. 0: off."""
     prompts: int = 256
     """Number of prompts per rollout."""
     group: int = 8
@@ -140,11 +137,9 @@ class RolloutConfig(LanguageConfig):
     top_k: int | None = None
     """Sample from the k most likely tokens only; log-probabilities are computed over the same tokens. none: all."""
     top_p: float | None = None
-    """Sample from the most likely tokens that together have this probability, and compute log-probabilities over the
-    same tokens. none: all."""
+    """Sample from the most likely tokens with this total probability; log-probabilities likewise. none: all."""
     off_policy: Literal["none", "truncate", "mask"] = "none"
-    """Weight tokens by π_trainer/π_sampler: capped (truncate), or 0 beyond the caps (mask). none: only if the objective
-    has such a weight."""
+    """Weight tokens by π_trainer/π_sampler: capped (truncate), 0 beyond the cap (mask), or as the objective says."""
     off_policy_cap: float = 2.0
     """Upper cap of the off_policy weight; with mask, its inverse is the lower cap."""
     warm_start: float = 0.2

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from telescope.control.agents.distributions import categorical
 from telescope.language.models import causal as models
+from telescope.language.models.states import completion_states, trunk_of
 from telescope.threads import own_settings, settle
 
 REPEATS = 8  # with the gradient of `x[rows]` in the place of `index_select`'s, two repeats rarely agree
@@ -27,7 +28,7 @@ def two_threads() -> Iterator[None]:
 def test_the_gradient_of_a_group_that_shares_its_prompt_and_its_copies_is_one_number() -> None:
     # Large enough that torch shares the sums out: it does from 32,768 numbers on.
     model = models.tiny(0)
-    trunk = models.trunk_of(model)
+    trunk = trunk_of(model)
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(0, 8, (1, 12), generator=generator)
     kinds = torch.randint(0, 8, (32, 12), generator=generator)
@@ -36,7 +37,7 @@ def test_the_gradient_of_a_group_that_shares_its_prompt_and_its_copies_is_one_nu
     weights = torch.randn(128, 12, 1, generator=generator)
 
     def gradient() -> Tensor:
-        states = models.completion_states(trunk, *batch, group=128)
+        states = completion_states(trunk, *batch, group=128)
         found = torch.autograd.grad((weights * states).sum(), list(trunk.parameters()))
         return torch.cat([x.flatten() for x in found])
 

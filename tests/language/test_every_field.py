@@ -13,6 +13,7 @@ from telescope.algorithms import grpo, reward_model, rlhf, sft
 from telescope.language.execution import execution, try_out
 from telescope.language.experience import sampling
 from telescope.language.models import causal as models
+from telescope.language.models import states
 from telescope.language.models.tokenizer import EOS, PAD, VOCABULARY
 
 SMALL = {"total_steps": 2, "eval_every": 1, "eval_prompts": 4, "threads": 1}
@@ -131,9 +132,9 @@ def plain(x):
 def watched(module, config):
     """All that a run shows: metrics, the final state, and how many texts went through the model at a time."""
     calls = []
-    run, step = models._run, sampling._step
+    run, step = states._run, sampling._step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "_run", lambda trunk, tokens, *a: (calls.append(tokens.shape), run(trunk, tokens, *a))[1])
+        patch.setattr(states, "_run", lambda trunk, tokens, *a: (calls.append(tokens.shape), run(trunk, tokens, *a))[1])
         patch.setattr(
             sampling, "_step", lambda model, tokens, *a: (calls.append(tokens.shape), step(model, tokens, *a))[1]
         )

@@ -14,6 +14,7 @@ from telescope.language.experience.sampling import Prompts, sample
 from telescope.language.log_probs import token_log_probs
 from telescope.language.models import causal as models
 from telescope.language.models.probe import probe
+from telescope.language.models.states import bias_of, completion_states, output_of, trunk_of
 
 V = 40
 SIZES = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -90,8 +91,8 @@ def test_log_probabilities_and_gradients_are_those_of_each_text_alone(name, grou
     prompts, tokens, mask = texts(rng)
     weights = torch.randn(tokens.shape, generator=rng)
     asked = prompts if group == 6 else Prompts(*(x.repeat_interleave(6, 0) for x in prompts))
-    states = models.completion_states(models.trunk_of(model), asked, (tokens, mask), group=group)
-    output, bias = models.output_of(model), models.bias_of(model)
+    states = completion_states(trunk_of(model), asked, (tokens, mask), group=group)
+    output, bias = output_of(model), bias_of(model)
     found = []
     for log_probs in (
         token_log_probs(states, output, tokens, mask=mask, bias=bias).log_probs,
@@ -148,7 +149,7 @@ def test_a_text_beyond_the_last_position_is_refused():
         sample(model, prompts, ends=[-1], max_tokens=6)
     answer = torch.ones(1, 6, dtype=torch.long)
     with pytest.raises(ValueError, match=r"65 tokens.* too long for GPT2Model"):
-        models.completion_states(models.trunk_of(model), prompts, (answer, answer > 0))
+        completion_states(trunk_of(model), prompts, (answer, answer > 0))
     sample(made("Llama", {}), prompts, ends=[-1], max_tokens=6)
 
 

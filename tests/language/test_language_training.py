@@ -26,6 +26,7 @@ from telescope.language.execution import execution
 from telescope.language.experience.rollouts import Rollout
 from telescope.language.experience.sampling import Completions, Prompts
 from telescope.language.models import causal as models
+from telescope.language.models.states import alike, completion_states, trunk_of
 from telescope.language.optimiser import Optimiser
 from telescope.runs import RunFolder
 from telescope.runs import folder as folder_on_disk
@@ -433,20 +434,20 @@ def test_a_reward_model_is_no_policy_and_a_cut_file_no_model(tmp_path, capsys):
 def test_a_shared_prompt_changes_neither_states_nor_gradients(letters):
     """Reading a prompt, and completions that are alike, once for all of a group is reading them with each."""
     model = models.tiny(0)
-    trunk = models.trunk_of(model)
+    trunk = trunk_of(model)
     rng = torch.Generator().manual_seed(0)
     prompts = Prompts(torch.randint(3, 90, (3, 5), generator=rng), torch.ones(3, 5, dtype=torch.bool))
     prompts.mask[1, :2] = False
     tokens, mask = torch.randint(3, letters, (24, 3), generator=rng), torch.ones(24, 3, dtype=torch.bool)
     mask[2:6, 2:] = False
     mask[8:12, 1:] = False
-    kinds = len(models.alike(tokens[:, :-1], mask[:, :-1], 8)[0])
+    kinds = len(alike(tokens[:, :-1], mask[:, :-1], 8)[0])
     assert kinds < 16 if letters == 5 else kinds > 20
     weights = torch.randn(24, 3, 128, generator=rng)
     found = []
     for group in (8, 1):
         asked = prompts if group == 8 else Prompts(*(x.repeat_interleave(8, 0) for x in prompts))
-        states = models.completion_states(trunk, asked, (tokens, mask), group=group)[mask]
+        states = completion_states(trunk, asked, (tokens, mask), group=group)[mask]
         gradients = torch.autograd.grad((states * weights[mask]).sum(), list(trunk.parameters()))
         found.append((states, gradients))
     (shared, own), (apart, other) = found
@@ -458,7 +459,7 @@ def test_a_shared_prompt_changes_neither_states_nor_gradients(letters):
 def test_rows_are_alike_in_their_live_tokens_and_within_their_group():
     tokens = torch.tensor([[5, 6], [5, 7], [5, 6], [5, 7], [5, 6], [5, 9]])
     mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 0], [1, 1], [1, 0]], dtype=torch.bool)
-    rows, copies = models.alike(tokens, mask, 3)
+    rows, copies = alike(tokens, mask, 3)
     assert rows.tolist() == [0, 1, 3, 4]
     assert copies.tolist() == [0, 1, 0, 2, 3, 2]
 

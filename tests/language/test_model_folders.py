@@ -20,7 +20,9 @@ from telescope.cli import main
 from telescope.language.experience.preferences import RewardModel
 from telescope.language.models import causal as models
 from telescope.language.models import pretrained
+from telescope.language.models.heads import HEAD, save_head
 from telescope.language.models.memory import memory
+from telescope.language.models.states import require_tokens
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
 
@@ -220,7 +222,7 @@ def test_tokens_that_were_added_to_the_tokenizer_alone_are_named_with_their_text
     with pytest.raises(ValueError, match=r"'1<think>' has the token '<think>'.*id 99.*99 rows.*resize_token_emb"):
         pretrained.require_known("m", tokenizer, 99, ["1+1=", "1<think>"])
     with pytest.raises(ValueError, match="the token 99, but the embedding"):
-        models.require_tokens(model, torch.tensor(tokenizer("1<think>")["input_ids"]))
+        require_tokens(model, torch.tensor(tokenizer("1<think>")["input_ids"]))
 
 
 # What goes through a run comes out as it was
@@ -264,7 +266,7 @@ def test_a_flipped_bit_in_what_a_run_has_written_is_noticed_wherever_the_folder_
 def judge(good, tmp_path):
     """The run folder of a reward model."""
     shutil.copytree(good, tmp_path / "judge" / "model")
-    models.save_head({"weight": torch.ones(1, 128), "bias": torch.zeros(1)}, tmp_path / "judge" / "model")
+    save_head({"weight": torch.ones(1, 128), "bias": torch.zeros(1)}, tmp_path / "judge" / "model")
     return tmp_path / "judge"
 
 
@@ -279,7 +281,7 @@ def judge(good, tmp_path):
 )
 def test_a_head_that_is_cut_or_of_another_width_is_named(judge, head, names):
     assert float(RewardModel.load(str(judge), "cpu").network.head.weight.sum()) == 128
-    path = judge / "model" / models.HEAD
+    path = judge / "model" / HEAD
     save_file(head, path) if isinstance(head, dict) else path.write_bytes(head)
     with pytest.raises(ValueError, match=names):
         RewardModel.load(str(judge), "cpu")

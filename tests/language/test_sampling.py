@@ -6,6 +6,7 @@ import torch
 from telescope.language.experience.sampling import decode, encode, sample
 from telescope.language.log_probs import token_log_probs
 from telescope.language.models import causal as models
+from telescope.language.models.states import completion_states, output_of, trunk_of
 from telescope.language.models.tokenizer import EOS, characters
 
 PROMPTS = ["37+58=", "3+5=", "10+9=", "1+1="]
@@ -32,12 +33,10 @@ def uniforms(rows, tokens=8):
 def test_the_trainer_finds_the_samplers_log_probabilities(model, settings):
     """Over the same support and at the same temperature: the first ratio of an update is 1."""
     found = drawn(model, PROMPTS, uniforms(12), group=3, **settings)
-    states = models.completion_states(
-        models.trunk_of(model), encode(characters(), PROMPTS), (found.tokens, found.mask), group=3
-    )
+    states = completion_states(trunk_of(model), encode(characters(), PROMPTS), (found.tokens, found.mask), group=3)
     again = token_log_probs(
         states,
-        models.output_of(model),
+        output_of(model),
         found.tokens,
         mask=found.mask,
         temperature=settings.get("temperature", 1.0),

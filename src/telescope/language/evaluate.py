@@ -17,7 +17,7 @@ from telescope.language.data.rewards import score
 from telescope.language.data.tasks import Row
 from telescope.language.experience.sampling import decode, encode, sample
 from telescope.language.log_probs import token_log_probs
-from telescope.language.models.causal import bias_of, completion_states, output_of, trunk_of
+from telescope.language.models.states import bias_of, completion_states, output_of, trunk_of
 from telescope.language.randomness import EVALUATION, generator
 from telescope.language.run import Scoring, Session
 from telescope.losses import kl_k3

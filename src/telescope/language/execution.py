@@ -16,6 +16,7 @@ from telescope.language.config import LanguageConfig
 from telescope.language.data.rewards import given_to, is_folder, load_function, name_of
 from telescope.language.data.text import prompt_ids
 from telescope.language.models import causal as models
+from telescope.language.models.heads import require_head
 from telescope.language.randomness import PROMPTS, generator
 
 WORTH_SHARING = 7e8
@@ -53,7 +54,7 @@ def try_out(config: LanguageConfig) -> None:
     require_room(config, task, about, tokenizer)
     reward = getattr(config, "reward", None)
     if is_folder(reward):
-        models.require_head(reward)
+        require_head(reward)
     elif (function := task.reward if reward is None else load_function(reward)) is not None:
         row = task.draw(generator(config.seed, PROMPTS), 1)[0]
         given_to(function, row, name=f"of {task.name}" if reward is None else name_of(reward))

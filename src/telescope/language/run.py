@@ -26,7 +26,9 @@ from telescope.language.execution import execution
 from telescope.language.health import Finding, of_tokens
 from telescope.language.models import adapters
 from telescope.language.models import causal as models
+from telescope.language.models.heads import Scalar, save_head
 from telescope.language.models.probe import probe
+from telescope.language.models.states import trunk_of
 from telescope.language.optimiser import Optimiser, put_back, trainable
 from telescope.language.randomness import generator
 from telescope.threads import settle
@@ -130,7 +132,7 @@ class Session:
         probe(self.policy)
         self.trained: dict[str, nn.Module] = {}
         self.reference: nn.Module | None = None
-        self.head: models.Scalar | None = None
+        self.head: Scalar | None = None
         """What a reward model has besides its trunk, the policy's."""
         self.iteration, self._elapsed = 0, 0.0
         self._marks: dict[str, float] = {}
@@ -157,12 +159,12 @@ class Session:
             parallel.spread(model)
         if self.config.sharding == "ddp":
             return
-        trunk = models.trunk_of(self.policy)
+        trunk = trunk_of(self.policy)
         for model in (self.policy, self.reference):
             if model is not None:
-                parallel.shard(model, models.trunk_of(model))
+                parallel.shard(model, trunk_of(model))
         for model in self.trained.values():
-            if isinstance(model, models.Scalar):
+            if isinstance(model, Scalar):
                 parallel.shard(model.head)
                 if model.trunk is not None and model.trunk is not trunk:
                     parallel.shard(model.trunk)
@@ -266,7 +268,7 @@ class Session:
         if parallel.rank() == 0:
             models.save(self.policy, self.tokenizer, path, weights)
             if head is not None:
-                models.save_head(head, path)
+                save_head(head, path)
 
     def save_adapter(self, path: str | os.PathLike[str]) -> None:
         adapters.save(self.policy, self.tokenizer, path)

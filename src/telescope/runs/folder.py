@@ -1,10 +1,7 @@
 """The run folder: a run's config, versions, metrics, checkpoints and curves; one writer at a time.
 
-Leaves out the formats (`checkpoint.py`, `config.py`, `log.py`, `curves.py`) and when anything is written (the
-caller).
-
-    run.json config.toml metrics.csv checkpoint.safetensors best.safetensors curves.png tensorboard/ .lock
-    of a language model: model/ adapter/ samples.csv health.csv
+Leaves out where each file lies (`layout.py`), the formats (`formats/`), what makes a folder doubtful (`identity/`), and
+when anything is written (the caller).
 """
 
 from __future__ import annotations
@@ -19,16 +16,15 @@ from typing import Any, Literal
 from telescope.runs.files import RunError, explained, held, join, remove, remove_leftovers, replace_folder, shown
 from telescope.runs.formats import checkpoint
 from telescope.runs.formats.config import from_mapping, to_mapping, write_config
-from telescope.runs.formats.log import METRICS, TENSORBOARD
+from telescope.runs.formats.log import METRICS
 from telescope.runs.identity import record, seal, verify
+from telescope.runs.layout import CHECKPOINT, Layout
 from telescope.runs.lock import LOCK, locked
-
-CHECKPOINT = "checkpoint.safetensors"
 
 Status = Literal["running", "finished", "stopped"]
 
 
-class RunFolder:
+class RunFolder(Layout):
     """A folder that holds one run; made by `create` or `open`. Usable wherever a path is."""
 
     def __init__(self, path: Path, known: dict[str, Any]) -> None:
@@ -171,14 +167,7 @@ class RunFolder:
         and the processor: each may change the last bits of a float. RunError listing every difference, unless
         allow_inexact.
         """
-        then = self._record["execution"] | self.versions | {"processor": self._record["platform"].get("processor")}
-        here = record.here()
-        now = record.as_json(current) | here["versions"] | {"processor": here["platform"]["processor"]}
-        differences = [
-            f"{name} was {then.get(name, 'absent')} and is {now.get(name, 'absent')}"
-            for name in sorted(then | now)
-            if then.get(name) != now.get(name)
-        ]
+        differences = verify.executed_otherwise(self._record, current)
         if differences and not allow_inexact:
             raise RunError(
                 f"{self.path} would not continue bit for bit: {join(differences)}; `--allow-inexact` continues anyway"
@@ -187,13 +176,7 @@ class RunFolder:
 
     def changed_inputs(self, current: Mapping[str, str]) -> list[str]:
         """What the run was made from and is something else by now, in words. current: as `inputs` of `create`."""
-        then, places = self._record.get("inputs") or {}, self.config_mapping()
-        gone = {name for name in then if current.get(name, "absent") == "absent"}
-        return [
-            f"{name} ({places.get(name)}) {'is gone' if name in gone else 'has changed'}"
-            for name in sorted(then)
-            if current.get(name) != then[name]
-        ]
+        return verify.made_otherwise(self._record, current)
 
     def check_inputs(self, current: Mapping[str, str], *, allow_inexact: bool) -> None:
         """RunError naming what the run was made from and has changed since, unless allow_inexact: it is kept then."""
@@ -331,58 +314,6 @@ class RunFolder:
         left half written is removed.
         """
         return self._locked_and_swept()
-
-    # Where things are.
-
-    @property
-    def config_path(self) -> Path:
-        """config.toml."""
-        return self.place / "config.toml"
-
-    @property
-    def checkpoint_path(self) -> Path:
-        """checkpoint.safetensors, the state to resume from."""
-        return self.place / CHECKPOINT
-
-    @property
-    def best_path(self) -> Path:
-        """best.safetensors, the state that evaluated best."""
-        return self.place / "best.safetensors"
-
-    @property
-    def metrics_path(self) -> Path:
-        """metrics.csv, one row per iteration and seed."""
-        return self.place / METRICS
-
-    @property
-    def samples_path(self) -> Path:
-        """samples.csv, some completions of a language model with their scores."""
-        return self.place / "samples.csv"
-
-    @property
-    def health_path(self) -> Path:
-        """health.csv, what looked wrong in the training of a language model."""
-        return self.place / "health.csv"
-
-    @property
-    def model_path(self) -> Path:
-        """The folder of a language model as `from_pretrained` loads it."""
-        return self.place / "model"
-
-    @property
-    def adapter_path(self) -> Path:
-        """The folder of its LoRA adapter as peft loads it."""
-        return self.place / "adapter"
-
-    @property
-    def curves_path(self) -> Path:
-        """curves.png, the learning curve."""
-        return self.place / "curves.png"
-
-    @property
-    def tensorboard_path(self) -> Path:
-        """The folder of TensorBoard event files."""
-        return self.place / TENSORBOARD
 
     @contextlib.contextmanager
     def _locked_and_swept(self) -> Iterator[None]:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from telescope.language.data.tasks import Row, Task
 from telescope.language.experience.supervised import Texts, texts
 from telescope.language.models import causal as models
+from telescope.language.models.heads import Scalar, load_head, require_head
+from telescope.language.models.states import output_of, trunk_of
 from telescope.language.randomness import PAIRS, generator
 from telescope.losses import bradley_terry
 
@@ -34,8 +36,8 @@ class RewardModel:
     def __init__(self, policy: nn.Module, tokenizer: Any, ends: Sequence[int], device: str) -> None:
         """On the trunk of a causal LM, which it takes over; its head is 0."""
         policy = policy.to(device)
-        trunk, width = models.trunk_of(policy), models.output_of(policy).shape[1]
-        self.network = models.Scalar(width, trunk).to(device, next(policy.parameters()).dtype)
+        trunk, width = trunk_of(policy), output_of(policy).shape[1]
+        self.network = Scalar(width, trunk).to(device, next(policy.parameters()).dtype)
         self.tokenizer, self.ends, self.device = tokenizer, ends, device
         self.at_once: int | None = None
         """Texts that go through it at a time when it scores; None: all."""
@@ -43,10 +45,10 @@ class RewardModel:
     @classmethod
     def load(cls, folder: str, device: str) -> RewardModel:
         """Back from the run folder of `telescope train reward_model`."""
-        place = models.require_head(folder)
+        place = require_head(folder)
         policy, tokenizer = models.load(str(place))
         model = cls(policy.eval(), tokenizer, models.ends_of(policy, tokenizer), device)
-        models.load_head(model.network, place)
+        load_head(model.network, place)
         model.network.requires_grad_(False)
         return model
 

@@ -7,9 +7,7 @@ A completion is an episode: its end terminates it, the length limit truncates it
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,32 +15,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from telescope.checks import changed, fitting
+from telescope.checks import fitting
 from telescope.language import parallel
 from telescope.language.checks import unknown_characters
 from telescope.language.config import RolloutConfig
 from telescope.language.data.rewards import is_folder, load_function, name_of, overlong, score
 from telescope.language.data.tasks import Row
-from telescope.language.evaluate import held_out
 from telescope.language.experience.preferences import RewardModel, train_reward_model
 from telescope.language.experience.sampling import Completions, Prompts, decode, encode, joined, sample
-from telescope.language.experience.supervised import cross_entropy, demonstrations
+from telescope.language.experience.warm_start import warm_start
 from telescope.language.health import Watch
 from telescope.language.log_probs import TokenLogProbs, token_log_probs
 from telescope.language.models import causal as models
-from telescope.language.models.causal import bias_of, completion_states, output_of, trunk_of
-from telescope.language.optimiser import Optimiser, everything, put_back, trainable
-from telescope.language.randomness import DEMONSTRATIONS, MINIBATCHES, PROMPTS, TOKENS, generator
+from telescope.language.models.states import bias_of, completion_states, output_of, trunk_of
+from telescope.language.optimiser import everything, put_back
+from telescope.language.randomness import MINIBATCHES, PROMPTS, TOKENS, generator
 from telescope.language.run import Iteration, Scoring, Session, scorings
 from telescope.losses import kl_k3
 from telescope.objectives.rows import Objective
 
-WARM_START_EVERY = 50
-"""Steps between two looks at how good the warm start has become."""
-WARM_START = ("warm_start", "warm_start_steps", "warm_start_learning_rate")
-"""The fields that it alone reads."""
-WARM_START_RISE = 10
-"""Optimiser steps over which its step size rises from 0."""
 SHOWN = 16
 """Completions of a step that go to the table of samples."""
 
@@ -106,7 +97,7 @@ class RolloutSession(Session):
         self._score_by(resume)
         self.columns = (*(self.scorings() or (self.task.metric,)), *columns)
         if resume is None:
-            self._warm_start()
+            self.start = warm_start(self, config)
         elif self.start is not None:
             put_back(self.policy, self.start)
         self.reference = (
@@ -163,42 +154,6 @@ class RolloutSession(Session):
             return parallel.rows(self.reward_model.scores(rows[mine], texts[mine]))
         scores = parallel.from_first(lambda: score(self.reward, rows, texts, name=self.reward_name))
         return scores.to(self.config.device)  # type: ignore[no-any-return]
-
-    # The warm start
-
-    def _warm_start(self) -> None:
-        """Train on right answers until `warm_start` of the held-out prompts is answered, and say so."""
-        config, task = self.config, self.task
-        reasons = {
-            "a model was given": config.model != models.TINY,
-            "warm_start is 0": config.warm_start == 0,
-            f"{task.name} has no answers": not task.answers,
-        }
-        if reason := next((reason for reason, holds in reasons.items() if holds), None):
-            vain = [name for name in WARM_START if changed(config, name) and getattr(config, name)]
-            self.notes += [f"{name} is without effect: {reason}, so there is no warm start" for name in vain]
-            return
-        began = time.perf_counter()
-        settings = dataclasses.replace(config, lr_warmup=WARM_START_RISE)  # the same start whatever RL's own rise is
-        optimiser = Optimiser(settings, {"policy": self.policy}, config.warm_start_learning_rate)
-        accuracy, step = 0.0, 0
-        verifiable = self.task.metric == "exact_match"
-        most = config.warm_start_steps if verifiable else min(config.warm_start_steps, 300)
-        while step < most and not (verifiable and accuracy >= config.warm_start):
-            rows = self.task.draw(generator(config.seed, DEMONSTRATIONS, step), 256)
-            batch = demonstrations(self.tokenizer, rows, self.ends, config.device)
-            mine = batch.part(parallel.share(len(rows)))
-            (cross_entropy(self.policy, mine).sum() / batch.mask.sum()).backward()
-            optimiser.step(0.0)
-            step += 1
-            if verifiable and step % WARM_START_EVERY == 0:
-                accuracy = held_out(self)["exact_match"]
-        self.start = trainable(self.policy)
-        seconds = time.perf_counter() - began
-        reached = f", to {accuracy:.1%} exact match on held-out prompts" if verifiable else ""
-        self.notes.append(
-            f"the built-in model is untrained: warm start of {step} steps on right answers{reached} ({seconds:.0f} s)"
-        )
 
     # One step
 

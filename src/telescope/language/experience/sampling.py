@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from telescope.language.data.text import following_texts, prompt_ids
 from telescope.language.log_probs import sampling_support
-from telescope.language.models.causal import require_positions, require_tokens
+from telescope.language.models.states import require_positions, require_tokens
 
 COLDEST = 1e-6
 """The lowest temperature: logits divided by less may leave single precision."""

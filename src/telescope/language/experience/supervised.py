@@ -16,7 +16,7 @@ from telescope.language.data.tasks import Row
 from telescope.language.data.text import answer_ids
 from telescope.language.experience.sampling import Prompts, encode
 from telescope.language.log_probs import token_log_probs
-from telescope.language.models.causal import bias_of, completion_states, output_of, trunk_of
+from telescope.language.models.states import bias_of, completion_states, output_of, trunk_of
 
 
 class Texts(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from telescope.language.experience.sampling import Completions, Prompts, sample
 from telescope.language.log_probs import token_log_probs
-from telescope.language.models.causal import bias_of, completion_states, hidden_states, output_of, trunk_of
+from telescope.language.models.states import bias_of, completion_states, hidden_states, output_of, trunk_of
 
 LENGTHS = (2, 5)
 """Tokens of the prompts that it looks at."""

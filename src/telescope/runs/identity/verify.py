@@ -14,7 +14,7 @@ from typing import Any
 from telescope.runs.files import RunError, explained, join, read, shown, until
 from telescope.runs.formats.config import read_toml
 from telescope.runs.identity import trust
-from telescope.runs.identity.record import NAME
+from telescope.runs.identity.record import NAME, as_json, here
 from telescope.runs.lock import LOCK
 
 
@@ -63,6 +63,29 @@ def trusted(path: Path, config: Mapping[str, Any], record: Mapping[str, Any], sa
             f"{path} names code that would run here: {join(code)}. You did not begin this run on this machine, or the "
             "code has changed since; if you trust it, add --trust (from Python: trust=True)"
         )
+
+
+def executed_otherwise(record: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """How the run was executed in another way than here and now, `current`, in words: settings, versions, processor."""
+    today = here()
+    then = record["execution"] | record["versions"] | {"processor": record["platform"].get("processor")}
+    now = as_json(current) | today["versions"] | {"processor": today["platform"]["processor"]}
+    return [
+        f"{name} was {then.get(name, 'absent')} and is {now.get(name, 'absent')}"
+        for name in sorted(then | now)
+        if then.get(name) != now.get(name)
+    ]
+
+
+def made_otherwise(record: Mapping[str, Any], current: Mapping[str, str]) -> list[str]:
+    """What the run was made from and is something else by now, `current`, in words. By field: a SHA-256 each."""
+    then, places = record.get("inputs") or {}, record["config"]
+    gone = {name for name in then if current.get(name, "absent") == "absent"}
+    return [
+        f"{name} ({places.get(name)}) {'is gone' if name in gone else 'has changed'}"
+        for name in sorted(then)
+        if current.get(name) != then[name]
+    ]
 
 
 def table(path: Path, mark: Mapping[str, Any]) -> str:

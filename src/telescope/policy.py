@@ -19,6 +19,7 @@ from telescope.checks import fitting, on_device, whole_number
 from telescope.control.agents.actions import bounding
 from telescope.control.agents.actor import ActorCritic, Agents, default_network
 from telescope.control.agents.distributions import distribution
+from telescope.control.agents.layout import create
 from telescope.control.agents.networks import Network
 from telescope.control.agents.trial import require_network
 from telescope.control.config import OnPolicyConfig
@@ -26,7 +27,6 @@ from telescope.control.environments.checks import mask_fit, observation_fit, rea
 from telescope.control.environments.population import Environments
 from telescope.control.evaluate import Evaluation, cut_note, evaluate, evaluation_environments
 from telescope.control.experience.rollout import encoder
-from telescope.control.population import create
 from telescope.control.training import normaliser
 from telescope.runs.files import RunError
 from telescope.runs.folder import RunFolder

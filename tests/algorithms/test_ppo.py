@@ -14,6 +14,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv, CartPoleVectorE
 
 from telescope.algorithms.ppo import (
     PPO,
+    Learner,
     minibatch_indices,
     minibatches,
     preset,
@@ -124,7 +125,7 @@ def test_advantages_do_not_depend_on_the_autoreset_mode():
     found = {}
     for mode in ("next_step", "same_step", "disabled"):
         config = dataclasses.replace(SMALL, env=Forever, num_envs=1, num_steps=24, minibatch_size=24, autoreset=mode)
-        session = Session(config, None, network=None)
+        session = Session(config, None, Learner)
         rollout = session.collect()
         batch = with_advantages(config, session, rollout, samples(session, rollout))
         found[mode] = batch.advantages[0][batch.live[0]]
@@ -136,7 +137,7 @@ def test_advantages_do_not_depend_on_the_autoreset_mode():
 
 def test_advantages_are_the_estimator_on_the_true_successors():
     config = dataclasses.replace(SMALL, env=Forever, num_envs=1, num_steps=12, minibatch_size=12, gamma=0.9, lam=0.8)
-    session = Session(config, None, network=None)
+    session = Session(config, None, Learner)
     rollout = session.collect()
     batch = with_advantages(config, session, rollout, samples(session, rollout))
     v = float(batch.values[0, 0])  # there is but one state
@@ -158,7 +159,7 @@ def test_each_epoch_uses_each_sample_once():
 
 def test_empty_slots_and_masked_rows_leave_no_trace_in_an_update():
     config = dataclasses.replace(SMALL, num_envs=3, num_steps=7, minibatch_size=7, total_steps=21, max_grad_norm=100.0)
-    session = Session(config, None, network=None)
+    session = Session(config, None, Learner)
     rollout = session.collect()
     batch = with_advantages(config, session, rollout, samples(session, rollout))
     update = lift(update_agent(config, session.agent), (0, 0, 0, None, None), compiled=False)
@@ -166,7 +167,7 @@ def test_empty_slots_and_masked_rows_leave_no_trace_in_an_update():
     def updated(batch, indices):
         schedule = torch.tensor([1e-3, 0.2])
         (minibatch,) = minibatches(batch, indices[:, None])
-        agent, updating, row = update(session.population, torch.ones(1, dtype=torch.bool), minibatch, *schedule)
+        agent, updating, row = update(session.learner, torch.ones(1, dtype=torch.bool), minibatch, *schedule)
         assert updating.all(), "a dead minibatch is no reason to stop"
         return agent.parameters, row
 
@@ -181,7 +182,7 @@ def test_empty_slots_and_masked_rows_leave_no_trace_in_an_update():
         torch.testing.assert_close(found[0], parameters, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found[1], row, rtol=1e-4, atol=1e-5)
     nothing, row = updated(batch._replace(live=torch.zeros_like(dead)), torch.arange(21)[None])
-    assert torch.equal(nothing, session.population.parameters)
+    assert torch.equal(nothing, session.learner.parameters)
     assert row[0, -1] == 0
     session.close()
 
@@ -270,9 +271,9 @@ def test_environments_that_cannot_be_restored_start_other_episodes_than_before()
     gym.register("Forgetful-v0", vector_entry_point=Forgetful, entry_point=CartPoleEnv)
     try:
         config = dataclasses.replace(SMALL, env="Forgetful-v0", total_steps=256)
-        first = Session(config, None, network=None)
+        first = Session(config, None, Learner)
         fresh, state = first.rollouts._observations, next(iter(train(config))).state
-        resumed = Session(config, state, network=None)
+        resumed = Session(config, state, Learner)
         assert any("opaque" in note for note in resumed.notes)
         assert not np.array_equal(resumed.rollouts._observations, fresh)
         first.close()

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from telescope.algorithms.grpo import GRPO
-from telescope.algorithms.ppo import PPO, minibatch_indices, minibatches, train, whitened_minibatch, with_advantages
+from telescope.algorithms.ppo import (
+    PPO,
+    Learner,
+    minibatch_indices,
+    minibatches,
+    train,
+    whitened_minibatch,
+    with_advantages,
+)
 from telescope.algorithms.ppo import samples as samples_of
 from telescope.algorithms.rlhf import RLHF
 from telescope.control.training import Session
@@ -37,7 +45,7 @@ def sized(num_steps, minibatch_size, **more):
 
 
 def minibatches_of(config):
-    session = Session(config, None, network=None)
+    session = Session(config, None, Learner)
     rollout = session.collect()
     batch = with_advantages(config, session, rollout, samples_of(session, rollout))
     session.close()

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from telescope.algorithms.ppo import PPO, train
+from telescope.control.agents.layout import create
 from telescope.control.agents.lifting import lift
 from telescope.control.agents.networks import from_module, mlp
-from telescope.control.population import Agent, adam, clip_by_norm, create
+from telescope.optimisers import adam, adam_init, clip_by_norm
 from telescope.policy import Policy
 
 SMALL = PPO(env="CartPole-v1", total_steps=128, num_envs=2, num_steps=32, minibatch_size=64, epochs=1, seeds=1)
@@ -44,10 +45,11 @@ def test_early_stops_are_per_seed():
     settings = {"target_kl": 1e-3, "epochs": 4, "minibatch_size": 16, "learning_rate": 3e-3}
     config = dataclasses.replace(SMALL, **settings, seeds=4)
     rows, state = first(config)
-    counts = state["optimiser"]["first_decay"].tolist()
+    counts = state["learner"]["adam"]["first_decay"].tolist()
     assert len(set(counts)) > 1, "the seeds all stopped at once: the test sees nothing"
     alone = [
-        first(dataclasses.replace(config, seeds=1, seed=s))[1]["optimiser"]["first_decay"].item() for s in range(4)
+        first(dataclasses.replace(config, seeds=1, seed=s))[1]["learner"]["adam"]["first_decay"].item()
+        for s in range(4)
     ]
     assert counts == alone
     assert all(row["updated"] < 1 for row in rows)
@@ -56,23 +58,23 @@ def test_early_stops_are_per_seed():
 def test_adam_and_clipping_are_those_of_torch():
     rng = torch.Generator().manual_seed(0)
     vectors = torch.randn(3, 20, generator=rng)
-    agents = Agent(vectors, torch.zeros(3, 20), torch.zeros(3, 20), torch.ones(3), torch.ones(3))
-    step = lift(lambda a, g, lr: adam(a, clip_by_norm(g, 0.5)[0], lr, eps=1e-5), (0, 0, None), compiled=False)
+    learned, state = vectors, adam_init(vectors)
+    step = lift(lambda p, a, g, lr: adam(p, a, clip_by_norm(g, 0.5)[0], lr, eps=1e-5), (0, 0, 0, None), compiled=False)
     plain = [v.clone().requires_grad_() for v in vectors]
     optimisers = [torch.optim.Adam([p], lr=1e-2, eps=1e-5) for p in plain]
     for _ in range(5):
         gradients = torch.randn(3, 20, generator=rng) * torch.tensor([[0.01], [1.0], [10.0]])
-        agents = step(agents, gradients, torch.tensor(1e-2))
+        learned, state = step(learned, state, gradients, torch.tensor(1e-2))
         for p, optimiser, gradient in zip(plain, optimisers, gradients, strict=True):
             p.grad = gradient.clone()
             torch.nn.utils.clip_grad_norm_([p], 0.5)
             optimiser.step()
-    torch.testing.assert_close(agents.parameters, torch.stack(plain).detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(learned, torch.stack(plain).detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_orthogonal_weights_zero_biases_and_their_gains():
-    agents, layout = create(mlp(17, 6, hidden=(64, 32)), [0])
-    p = layout.unflatten(agents.parameters[0])
+    parameters, layout = create(mlp(17, 6, hidden=(64, 32)), [0])
+    p = layout.unflatten(parameters[0])
     for name, gain in (("policy.0", 2**0.5), ("value.1", 2**0.5), ("policy.out", 0.01), ("value.out", 1.0)):
         w = p[f"{name}.weight"]
         gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w

@@ -63,7 +63,7 @@ def test_a_start_takes_parameters_and_statistics_into_a_changed_run(old, change)
     assert (first.step, first.rows[0]["iteration"]) == (seen, 1)
     assert any("trained for 32 steps before" in note for note in first.notes)
     for part in state.get("shares", [state]):
-        assert torch.all(part["optimiser"]["first_decay"] > 0.8)  # one or two steps of a new optimiser
+        assert torch.all(part["learner"]["adam"]["first_decay"] > 0.8)  # one or two steps of a new optimiser
         np.testing.assert_allclose(part["rollouts"]["scaler"]["count"], 1e-4 + 32 + seen)
     iterations.close()
 

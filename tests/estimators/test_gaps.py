@@ -12,12 +12,21 @@ import torch
 
 import telescope
 from telescope.algorithms import ppo
-from telescope.algorithms.ppo import PPO, minibatch_indices, minibatches, samples, train, update_agent, with_advantages
+from telescope.algorithms.ppo import (
+    PPO,
+    Learner,
+    minibatch_indices,
+    minibatches,
+    samples,
+    train,
+    update_agent,
+    with_advantages,
+)
 from telescope.control.agents.lifting import lift
 from telescope.control.experience.normalisation import ObservationNormaliser
 from telescope.control.experience.rollout import per_seed
-from telescope.control.population import generator
 from telescope.control.training import Session
+from telescope.randomness import generator
 from telescope.recurrence import linear_recurrence, naive
 
 SMALL = PPO(num_envs=3, num_steps=16, minibatch_size=48, epochs=1, total_steps=192, compile="off")
@@ -45,7 +54,7 @@ class Counter(gym.Env):
 
 
 def session(**settings):
-    return Session(dataclasses.replace(SMALL, **{"env": Counter, **settings}), None, network=None)
+    return Session(dataclasses.replace(SMALL, **{"env": Counter, **settings}), None, Learner)
 
 
 # What a rollout holds
@@ -225,18 +234,18 @@ def test_an_update_is_the_objective_of_the_paper_on_the_live_samples(
     indices = torch.cat([torch.arange(40), torch.full((8,), -1)])  # 40 samples, some of them dead, and 8 empty slots
     rows = indices[:40][batch.live[0, :40]]
     assert len(rows) < 40
-    acted = run.population.parameters[0]
+    acted = run.learner.parameters[0]
     vector = acted + 0.03 * torch.randn(len(acted), generator=torch.Generator().manual_seed(0))
     total, statistics, clip = objective(config, run, batch, rows, vector.requires_grad_())
     (gradient,) = torch.autograd.grad(total, vector)
     norm = gradient.norm()
     gradient = gradient * min(1.0, max_grad_norm / float(norm))
     update = lift(update_agent(config, run.agent), (0, 0, 0, None, None), compiled=False)
-    before, schedule = run.population._replace(parameters=vector.detach()[None]), torch.tensor([1e-2, clip])
+    before, schedule = run.learner._replace(parameters=vector.detach()[None]), torch.tensor([1e-2, clip])
     (minibatch,) = minibatches(batch, indices[None, None])
     after, _, row = update(before, torch.ones(1, dtype=torch.bool), minibatch, *schedule)
     torch.testing.assert_close(row[0, :-1], torch.stack([*statistics, norm]).detach(), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(after.first_moment[0], 0.1 * gradient, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(after.adam.first_moment[0], 0.1 * gradient, rtol=1e-3, atol=1e-6)
     step = 1e-2 * gradient / (gradient.abs() + config.adam_eps)  # Adam's first one
     torch.testing.assert_close(after.parameters[0], vector.detach() - step, rtol=1e-4, atol=1e-6)
     run.close()

@@ -17,7 +17,7 @@ from telescope.moved import MOVED, SPLIT
 SOURCE = Path(__file__).parents[2] / "src" / "telescope"
 
 CORE = {"arrays", "quiet", "recurrence", "estimators"}
-MATH = CORE | {"checks", "failures", "losses", "metrics", "objectives", "threads"}
+MATH = CORE | {"checks", "failures", "losses", "metrics", "objectives", "optimisers", "randomness", "threads", "trees"}
 DATA = {"control", "language", "runs"}
 MAY_IMPORT = {  # a new part of the package gets its line here and its box in the picture
     "arrays": set(),
@@ -26,6 +26,9 @@ MAY_IMPORT = {  # a new part of the package gets its line here and its box in th
     "recurrence": {"arrays"},
     "estimators": {"arrays", "quiet", "recurrence"},
     "threads": set(),
+    "trees": set(),
+    "optimisers": set(),
+    "randomness": set(),
     "failures": set(),
     "losses": {"arrays"},
     "metrics": {"arrays", "quiet"},

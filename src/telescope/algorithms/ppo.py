@@ -21,12 +21,14 @@ from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.networks import Network
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig
 from telescope.control.experience.rollout import Rollout, final_values, live_mask, per_seed, time_major
-from telescope.control.population import MINIBATCHES, Agent, adam, clip_by_norm, generator, where
 from telescope.control.training import Iteration, Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.losses import clipped_value_loss, importance_ratio, kl_k3, ppo_clip, squared_value_loss
 from telescope.metrics import explained_variance
+from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
+from telescope.randomness import MINIBATCHES, generator
 from telescope.threads import own_settings
+from telescope.trees import where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +155,21 @@ def preset(env: str) -> PPO:
     return dataclasses.replace(PRESETS.get(family, PPO()), env=env)
 
 
+class Learner(NamedTuple):
+    """What PPO changes: all parameters of actor and critic as one vector, and Adam's state."""
+
+    parameters: Tensor  # [P]; a population's have S in front
+    adam: Adam
+
+    @classmethod
+    def begin(cls, parameters: Tensor) -> Learner:
+        return cls(parameters, adam_init(parameters))
+
+    @property
+    def acting(self) -> Tensor:
+        return self.parameters
+
+
 class Batch(NamedTuple):
     """One rollout as samples: [S, N, …] for the population, [N, …] for one agent, [M, …] in a minibatch."""
 
@@ -187,7 +204,7 @@ def train(
     `start`, the state of another run, begins this one with that run's parameters and normalisation statistics.
     `allow_inexact` lets `resume` start new episodes where environments do not come back to their state.
     """
-    session = Session(config, resume, network=network, start=start, allow_inexact=allow_inexact)
+    session = Session(config, resume, Learner, network=network, start=start, allow_inexact=allow_inexact)
     update = session.lift(update_agent(config, session.agent), (0, 0, 0, None, None))
     for iteration in session.iterations():
         learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
@@ -202,7 +219,7 @@ def train(
             if epoch == 0 or config.recompute_advantages:
                 batch = with_advantages(config, session, rollout, batch)
             for minibatch in minibatches(batch, indices.to(config.device)):
-                session.population, updating, row = update(session.population, updating, minibatch, *schedule)
+                session.learner, updating, row = update(session.learner, updating, minibatch, *schedule)
                 statistics.append(row)
         yield session.finish(summary(config, statistics, batch, learning_rate))
 
@@ -244,7 +261,7 @@ def whitened_minibatch(batch: Batch) -> Tensor:
     return advantages if batch.alone is None else torch.where(batch.live.sum() > 1, advantages, batch.alone)
 
 
-def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Agent, Tensor, Tensor]]:
+def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner, Tensor, Tensor]]:
     """One gradient step of one agent on one minibatch, as a pure function."""
 
     def loss(vector: Tensor, batch: Batch, clip: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,11 +278,11 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Agent, 
         return total, torch.stack([policy, value, bonus, kl, clipped]).detach()
 
     def update(
-        old: Agent, updating: Tensor, batch: Batch, learning_rate: Tensor, clip: Tensor
-    ) -> tuple[Agent, Tensor, Tensor]:
+        old: Learner, updating: Tensor, batch: Batch, learning_rate: Tensor, clip: Tensor
+    ) -> tuple[Learner, Tensor, Tensor]:
         gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch, clip)
         gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
-        new = adam(old, gradient, learning_rate, eps=config.adam_eps)
+        new = Learner(*adam(*old, gradient, learning_rate, eps=config.adam_eps))
         if config.target_kl is not None:
             updating = updating & (statistics[3] <= config.target_kl)
         steps = updating & batch.live.any()  # a minibatch of nothing but reset rows has nothing to say

@@ -23,7 +23,7 @@ from telescope.control.environments.factory import find_source
 from telescope.control.environments.population import Environments, choose_vectorization, environment_seed
 from telescope.control.experience.normalisation import ObservationNormaliser
 from telescope.control.experience.rollout import encoder
-from telescope.control.population import EVALUATION_ACTIONS, EVALUATION_ENVIRONMENTS, generator
+from telescope.randomness import EVALUATION_ACTIONS, EVALUATION_ENVIRONMENTS, generator
 
 MOST_ROWS = 32
 """Rows per seed of a vector environment of an id's own; they begin together and wait for the last."""

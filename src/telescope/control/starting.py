@@ -13,10 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from telescope.control.agents.actor import default_network
+from telescope.control.agents.layout import create
 from telescope.control.config import OnPolicyConfig
 from telescope.control.environments.population import Environments
 from telescope.control.experience.rollout import encoder
-from telescope.control.population import create
 
 
 class Start(NamedTuple):
@@ -75,7 +75,7 @@ def require_fit(state: dict[str, Any], config: OnPolicyConfig, environments: Env
     """The same before anything is begun, for the network that the config describes."""
     size = encoder(environments.observation_space).size
     network = default_network(config, size, environments.action_space)
-    require_same_shape(start_from(state, 1), create(network, [config.seed])[0].parameters, size)
+    require_same_shape(start_from(state, 1), create(network, [config.seed])[0], size)
 
 
 def new_episodes(state: dict[str, Any]) -> str:

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from telescope.checks import fitting, import_path, require_device, same_kind
-from telescope.control import population
 from telescope.control.agents.actions import bounding, space_note
 from telescope.control.agents.actor import ActorCritic, Agents, default_network
 from telescope.control.agents.distributions import distribution
+from telescope.control.agents.layout import create
 from telescope.control.agents.lifting import lift
 from telescope.control.agents.networks import Network
 from telescope.control.agents.trial import require_network, try_network, without_effect
@@ -34,9 +34,10 @@ from telescope.control.environments.rehearsal import rehearse
 from telescope.control.evaluate import cut_note, evaluate, evaluation_environments
 from telescope.control.experience.normalisation import ObservationNormaliser, RewardScaler
 from telescope.control.experience.rollout import Episodes, Rollout, Rollouts, encoder
-from telescope.control.population import TRAINING_ENVIRONMENTS, Agent
 from telescope.control.starting import require_fit, require_same_shape, start_from
+from telescope.randomness import TRAINING_ENVIRONMENTS
 from telescope.threads import settle
+from telescope.trees import from_dict, to_dict
 
 UPDATES_THAT_PAY = 15_000
 """Gradient steps from which compiling saves time: it costs tens of seconds once, a compiled step is shorter."""
@@ -86,14 +87,19 @@ class Iteration:
 
 
 class Session:
-    """The parts of one training run; see `algorithms.ppo.train` for their use."""
+    """The parts of one training run; see `algorithms.ppo.train` for their use.
+
+    `kind` is the algorithm's class of learners, a NamedTuple of tensors: `kind.begin(parameters)` makes the first from
+    the parameters [S, P] of new agents, `learner.acting` are those that act. The loop replaces `learner` as it learns.
+    """
 
     def __init__(
         self,
         config: OnPolicyConfig,
         resume: dict[str, Any] | None,
+        kind: Any,
         *,
-        network: Network | None,
+        network: Network | None = None,
         start: Any = None,
         allow_inexact: bool = False,
     ) -> None:
@@ -102,6 +108,8 @@ class Session:
                 "resume continues a run and start begins a new one from another's agents; give one of them"
             )
         self.config = config
+        self.learner: Any
+        self._first_learner = kind.begin
         self.iteration = 0
         self.execution = resume["execution"] if resume else execution(config)
         self.notes = [in_words(self.execution, config)]
@@ -123,8 +131,8 @@ class Session:
         if own is not None:
             require_network(own)
         network = own or default_network(config, size, environments.action_space)
-        agents, layout = population.create(network, config.seed_values, config.device)
-        self.population: Agent = agents
+        parameters, layout = create(network, config.seed_values, config.device)
+        self.learner = self._first_learner(parameters)
         self.agent = ActorCritic(network, self.rollouts.distribution, layout)
         self.agents = Agents(self.agent, compiled=self.execution["compiled"])
         if callable(config.env) and import_path(config.env).endswith(":"):
@@ -133,7 +141,7 @@ class Session:
                 "evaluate a run folder of it; put it in a module of its own, or go on from Python"
             )
         if own is not None:
-            try_network(self.agent, self.population.parameters, size)
+            try_network(self.agent, self.parameters, size)
             self.notes += filter(None, [without_effect(config)])
         if config.eval_every:  # here, so that what cannot be evaluated does not train until the first evaluation
             self._evaluation = self._evaluation_environments()
@@ -148,9 +156,8 @@ class Session:
     def _start_from(self, state: Any) -> None:
         """Agents and statistics of another run; its optimiser, schedules and episodes stay behind."""
         start = start_from(state, self.config.seeds)
-        require_same_shape(start, self.population.parameters, self.rollouts.encoder.size)
-        parameters = start.parameters.to(self.config.device).clone()
-        self.population = self.population._replace(parameters=parameters)
+        require_same_shape(start, self.parameters, self.rollouts.encoder.size)
+        self.learner = self._first_learner(start.parameters.to(self.config.device).clone())
         self.rollouts.normaliser.restore(start.observations)
         self.rollouts.scaler.restore({**start.rewards, "returns": self.rollouts.scaler.returns})
         self.notes.append(f"begins with agents that were trained for {start.step:,} steps before, and a new optimiser")
@@ -159,6 +166,11 @@ class Session:
         """An update of one agent as one of all, executed in the way that was decided for this run."""
         compiled, cuda_graph = self.execution["compiled"], self.execution["cuda_graph"]
         return lift(update, in_dims, compiled=compiled, cuda_graph=cuda_graph)
+
+    @property
+    def parameters(self) -> Tensor:
+        """What acts now, [S, P]."""
+        return self.learner.acting  # type: ignore[no-any-return]
 
     @property
     def step(self) -> int:
@@ -177,18 +189,18 @@ class Session:
 
     def collect(self) -> Rollout:
         """The next rollout, by the current policies."""
-        act = self.agents.actor(self.population.parameters)
+        act = self.agents.actor(self.parameters)
         rollout, self._episodes = self.rollouts.collect(act, self.iteration)
         self._collected = time.perf_counter()
         return rollout
 
     def value(self, observations: Tensor) -> Tensor:
         """V of observations [S, N, D] by the current critics, without gradient: [S, N]."""
-        return self.agents.value(self.population.parameters, observations.to(self.config.device))
+        return self.agents.value(self.parameters, observations.to(self.config.device))
 
     def evaluate(self, observations: Tensor, actions: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
         """log π(a|s) and V(s) of samples [S, N, …] by the current agents, without gradient: [S, N]."""
-        return self.agents.evaluate(self.population.parameters, *self.to_device((observations, actions, masks)))
+        return self.agents.evaluate(self.parameters, *self.to_device((observations, actions, masks)))
 
     def to_device(self, samples: Any) -> Any:
         """A structure of tensors (or None) on the device where the networks live."""
@@ -235,7 +247,7 @@ class Session:
         assert self._evaluation is not None
         result = evaluate(
             self.agents,
-            self.population.parameters,
+            self.parameters,
             self.rollouts.normaliser,
             self._evaluation,
             seeds=self.config.seed_values,
@@ -258,7 +270,7 @@ class Session:
         )
 
     def _require_finite(self) -> None:
-        broken = ~torch.isfinite(self.population.parameters).all(dim=1)
+        broken = ~torch.isfinite(self.parameters).all(dim=1)
         if broken.any():
             seed = self.config.seed_values[int(broken.nonzero()[0])]
             raise FloatingPointError(
@@ -277,15 +289,13 @@ class Session:
             "seeds": self.config.seed_values,
             "execution": dict(self.execution),
             "policy": self.policy(),
-            "optimiser": {
-                name: tensor.clone() for name, tensor in self.population._asdict().items() if name != "parameters"
-            },
+            "learner": to_dict(self.learner, without=self.parameters),
             "rollouts": self.rollouts.state(),
         }
 
     def policy(self) -> dict[str, Any]:
         """What acting needs: the parameters and the normalisation of observations."""
-        parameters = self.population.parameters.cpu().clone()
+        parameters = self.parameters.cpu().clone()
         return {"parameters": parameters, "normaliser": self.rollouts.normaliser.state()}
 
     def _restore(self, state: dict[str, Any], allow_inexact: bool) -> None:
@@ -298,15 +308,17 @@ class Session:
             self._restore_parts(state, allow_inexact)
 
     def _restore_parts(self, state: dict[str, Any], allow_inexact: bool) -> None:
-        saved = Agent(state["policy"]["parameters"], **state["optimiser"])
-        if saved.parameters.shape != self.population.parameters.shape:
+        parameters = state["policy"]["parameters"]
+        if parameters.shape != self.parameters.shape:
             raise ValueError(
-                f"resume holds {saved.parameters.shape[1]} parameters per agent, but this network has "
-                f"{self.population.parameters.shape[1]}; pass the config and network the run began with"
+                f"resume holds {parameters.shape[1]} parameters per agent, but this network has "
+                f"{self.parameters.shape[1]}; pass the config and network the run began with"
             )
-        same_kind("agents", saved._asdict(), {k: x.cpu() for k, x in self.population._asdict().items()})
+        same_kind("agents", {"parameters": parameters}, {"parameters": self.parameters.cpu()})
         # cloned, so that the run never writes into the caller's state; torch's allocator also keeps the alignment
-        self.population = Agent(*(tensor.to(self.config.device).clone() for tensor in saved))
+        fresh = self._first_learner(parameters.to(self.config.device).clone())
+        same_kind("learner", state["learner"], to_dict(fresh, without=fresh.acting))
+        self.learner = from_dict(fresh, state["learner"], without=fresh.acting)
         self._elapsed = state["elapsed"]
         # a run whose rollout size changed would not continue where it stopped
         if state["step"] != state["iteration"] * self.config.batch_size:

@@ -18,10 +18,10 @@ from torch import Tensor
 from telescope.arrays import Array
 from telescope.checks import fits_memory
 from telescope.control.agents.distributions import Distribution, distribution
+from telescope.control.agents.layout import Layout
 from telescope.control.agents.lifting import lift
 from telescope.control.agents.networks import Network, mlp
 from telescope.control.config import OnPolicyConfig
-from telescope.control.population import Layout
 
 Act = Callable[..., np.ndarray]
 """act(observations [S, N, D], noise [S, N, …], masks) → actions [S, N, …], all of them NumPy arrays"""

@@ -23,7 +23,7 @@ from telescope.control.agents.actor import Act
 from telescope.control.environments.checks import require_finite, require_finite_array
 from telescope.control.environments.population import Environments, Step
 from telescope.control.experience.normalisation import ObservationNormaliser, RewardScaler
-from telescope.control.population import ACTIONS, generator
+from telescope.randomness import ACTIONS, generator
 
 Value = Callable[[Tensor], Tensor]
 """value(observations [S,N,D]) → [S,N], without gradient, where the networks live"""

@@ -1,0 +1,52 @@
+"""Where each named parameter of an agent stands in its flat vector, and the vectors of a new population.
+
+An agent is one flat vector [P], a population a matrix [S, P]; what an algorithm learns besides is its own tree.
+"""
+
+# S seeds, P parameters of one agent
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from telescope.arrays import Array
+from telescope.control.agents.networks import Network, Parameters
+from telescope.randomness import INIT, generator
+
+
+class Layout(NamedTuple):
+    """Where each named parameter of one agent stands in its flat vector."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [math.prod(shape) for shape in self.shapes]
+
+    def unflatten(self, vectors: Array) -> Parameters:
+        """[P] → the dictionary of parameters, as views; [S, P] → those of all agents, vectors as [S, 1, n]."""
+        lead = tuple(vectors.shape[:-1])
+        pieces: Any
+        if isinstance(vectors, Tensor):
+            # not slices: the gradient of this is one concatenation, theirs a sum of vectors filled up with zeros
+            pieces = torch.split(vectors, self.sizes, -1)
+        else:
+            pieces = np.split(vectors, list(itertools.accumulate(self.sizes[:-1])), -1)
+        broadcast = [(1,) * (len(lead) * (len(shape) == 1)) for shape in self.shapes]
+        rows = zip(self.names, pieces, broadcast, self.shapes, strict=True)
+        return {name: piece.reshape(*lead, *extra, *shape) for name, piece, extra, shape in rows}
+
+
+def create(network: Network, seeds: Sequence[int], device: str | torch.device = "cpu") -> tuple[Tensor, Layout]:
+    """The parameters [S, P] of a population at birth, each seed's from its own random numbers, and their layout."""
+    members = [network.init(generator(seed, INIT)) for seed in seeds]
+    layout = Layout(tuple(members[0]), tuple(tuple(p.shape) for p in members[0].values()))
+    vectors = [torch.cat([p.reshape(-1).float() for p in member.values()]) for member in members]
+    return torch.stack(vectors).to(device), layout

@@ -48,7 +48,7 @@ docs: $(PAGES)  ## build the documentation into build/site; a broken link or anc
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'Open build/site/index.html'
 
-mutants: $(COMPLETE)  ## break the source in 300 small ways; each must fail the tests (ARGS="ppo" selects)
+mutants: $(COMPLETE)  ## break the source in hundreds of small ways; each must fail the tests (ARGS=training: the training half)
 	$(BIN)/python tools/mutants.py $(ARGS)
 
 bench: $(COMPLETE)  ## GAE against its rivals on this machine: docs/benchmarks

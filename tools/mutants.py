@@ -28,6 +28,12 @@ KERNELS = (
     "recurrence/kernels.py",
     "control/experience/loops.py",
 )  # numba compiles these: their mutants need a cache of their own
+PARTS = {
+    "training": tuple(
+        "algorithms/ commands/ control/ language/ objectives/ answers.py losses.py policy.py runner.py".split()
+    ),
+}
+"""Words that mean a part of the source, by how its files begin."""
 PATIENCE = 300  # seconds; a mutant that hangs the tests has been noticed
 PASSED, FAILED = 0, 1  # pytest's exit status; any other means that it did not get to judge
 
@@ -78,6 +84,13 @@ def table(path: Path = ROOT / "tools" / "mutants.toml") -> list[Mutant]:
             tests = row.get("tests", group.get("tests"))
             mutants.append(Mutant(row["name"], group["path"], row["old"], row["new"], tests))
     return mutants
+
+
+def is_meant(mutant: Mutant, word: str) -> bool:
+    """Does a word of the command line mean this mutant: a part of the source, or some of its name or file?"""
+    if word in PARTS:
+        return mutant.file.startswith(PARTS[word])
+    return word in f"{mutant.file} {mutant.name}"
 
 
 def workshop(root: Path, folder: Path) -> Path:
@@ -165,14 +178,19 @@ def run(mutants: Sequence[Mutant], root: Path, jobs: int) -> Iterator[Verdict]:
 def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     """The command: 0 if every mutant was killed, 1 otherwise, with the diff of each that was not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("words", nargs="*", help="only mutants whose name or file contains one of these")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        help="only mutants whose name or file contains one of these; `training`: exactly those of the training half "
+        "(algorithms, commands, control, language, objectives, answers, losses, policy, runner)",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
     parser.add_argument("--list", action="store_true", help="only print their names")
     chosen = parser.parse_args(arguments)
     mutants = [
         mutant
         for mutant in table(root / "tools" / "mutants.toml")
-        if not chosen.words or any(word in f"{mutant.file} {mutant.name}" for word in chosen.words)
+        if not chosen.words or any(is_meant(mutant, word) for word in chosen.words)
     ]
     for mutant in mutants:
         mutant.applied(root)  # all of the table is checked before the first is tried

@@ -8,7 +8,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+from transformers import LlamaConfig
+
 from telescope.algorithms import grpo, ppo, reward_model, rlhf, sft
+from telescope.language.models import causal as models
+from telescope.language.models.tokenizer import EOS, PAD, VOCABULARY
 from worlds import Masked
 
 
@@ -31,6 +36,19 @@ class Row(NamedTuple):
     """Fields that change neither rows nor state, with the reason."""
     samplers: tuple[dict[str, Any], ...] = ()
     """Settings under which actions or tokens are drawn; the first update has ratio 1 under each of them."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def smaller():
+    """A built-in model of one narrow layer: the laws are about trainers."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    config.update({"pad_token_id": PAD, "bos_token_id": None, "eos_token_id": EOS, "max_position_embeddings": 512})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "tiny_config", lambda: config)
+        patch.setattr("telescope.language.data.tasks.HELD_OUT", 200)
+        yield
 
 
 PENDULUM = ppo.PPO(

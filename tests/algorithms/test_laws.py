@@ -10,32 +10,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from roster import ROSTER, learner
-from transformers import LlamaConfig
+from roster import ROSTER, learner, smaller  # noqa: F401
 
 import telescope
 from telescope.algorithms import CONFIGS, LANGUAGE, family
-from telescope.language.models import causal as models
-from telescope.language.models.tokenizer import EOS, PAD, VOCABULARY
 from worlds import Masked
 
 CONTROL = [name for name in ROSTER if name not in LANGUAGE]
 SAMPLED = [(name, i) for name, row in ROSTER.items() for i in range(len(row.samplers))]
 ANNEALED = [name for name, row in ROSTER.items() if hasattr(row.small, "anneal_learning_rate")]
 EPOCHS = [name for name, row in ROSTER.items() if hasattr(row.small, "epochs")]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def smaller():
-    """A built-in model of one narrow layer: the laws are about trainers."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    config.update({"pad_token_id": PAD, "bos_token_id": None, "eos_token_id": EOS, "max_position_embeddings": 512})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "tiny_config", lambda: config)
-        patch.setattr("telescope.language.data.tasks.HELD_OUT", 200)
-        yield
 
 
 def comparable(x):

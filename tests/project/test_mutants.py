@@ -80,6 +80,13 @@ def test_only_a_mutant_that_fails_the_tests_is_killed(project: Path, capsys: pyt
         assert (project / name).read_text() == text
 
 
+def test_training_means_the_files_of_the_training_half() -> None:
+    rooms = {"algorithms", "commands", "control", "language", "objectives"}
+    rooms |= {"answers.py", "losses.py", "policy.py", "runner.py"}
+    for mutant in TABLE:
+        assert mutants.is_meant(mutant, "training") == (Path(mutant.file).parts[0] in rooms), mutant.file
+
+
 def test_a_mutant_whose_text_is_gone_is_an_error_that_names_it(project: Path) -> None:
     (project / "src/telescope/__init__.py").write_text("def double(x):\n    return x + x\n")
     with pytest.raises(ValueError, match=r"mutant 'noticed': its old text stands 0 times in __init__.py"):

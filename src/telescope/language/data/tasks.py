@@ -213,6 +213,8 @@ def _verifiable(name: str, row: Callable[[np.random.Generator], Row], max_tokens
             found.setdefault(new["prompt"], new)
         if len(found) == HELD_OUT:
             break
+    if not found:
+        raise ValueError(f"digits is 1, but the hash holds out none of the few prompts of {name}; expected 2 or more")
     return Task(name, draw, list(found.values()), exact_match, "exact_match", max_tokens)
 
 

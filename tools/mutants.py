@@ -28,11 +28,9 @@ KERNELS = (
     "recurrence/kernels.py",
     "control/experience/loops.py",
 )  # numba compiles these: their mutants need a cache of their own
-PARTS = {
-    "training": tuple(
-        "algorithms/ commands/ control/ language/ objectives/ answers.py losses.py policy.py runner.py".split()
-    ),
-}
+ROOMS = ("algorithms/", "commands/", "control/", "language/", "objectives/")
+MODULES = ("answers.py", "losses.py", "optimisers.py", "policy.py", "randomness.py", "runner.py", "trees.py")
+PARTS = {"training": ROOMS + MODULES}
 """Words that mean a part of the source, by how its files begin."""
 PATIENCE = 300  # seconds; a mutant that hangs the tests has been noticed
 PASSED, FAILED = 0, 1  # pytest's exit status; any other means that it did not get to judge
@@ -182,7 +180,7 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
         "words",
         nargs="*",
         help="only mutants whose name or file contains one of these; `training`: exactly those of the training half "
-        "(algorithms, commands, control, language, objectives, answers, losses, policy, runner)",
+        "(algorithms, commands, control, language, objectives, and the modules beside them that only trainers use)",
     )
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
     parser.add_argument("--list", action="store_true", help="only print their names")

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from telescope.runs.folder import RunFolder
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-"""How threads wait for each other where language models are trained: some microseconds awake, then asleep.
+"""How the threads of one step wait for each other: some microseconds awake, then asleep.
 
-Always awake, as torch has it, they take the processors from other work and steps last many times as long; asleep at
-once, small steps spend much of their time on waking them. PPO on environments leaves threads as torch has them.
+Always awake, as torch has it, they take the processors from other work, and steps last many times as long; asleep at
+once, small steps spend much of their time on waking them.
 """
 
 

@@ -17,13 +17,25 @@ from telescope.moved import MOVED, SPLIT
 SOURCE = Path(__file__).parents[2] / "src" / "telescope"
 
 CORE = {"arrays", "quiet", "recurrence", "estimators"}
-MATH = CORE | {"checks", "failures", "losses", "metrics", "objectives", "optimisers", "randomness", "threads", "trees"}
+MATH = CORE | {
+    "checks",
+    "failures",
+    "losses",
+    "metrics",
+    "objectives",
+    "optimisers",
+    "processors",
+    "randomness",
+    "threads",
+    "trees",
+}
 DATA = {"control", "language", "runs"}
 MAY_IMPORT = {  # a new part of the package gets its line here and its box in the picture
     "arrays": set(),
     "checks": set(),
+    "processors": set(),
     "quiet": set(),
-    "recurrence": {"arrays"},
+    "recurrence": {"arrays", "processors"},
     "estimators": {"arrays", "quiet", "recurrence"},
     "threads": set(),
     "trees": set(),

@@ -71,8 +71,8 @@ def evaluate(arguments: list[str]) -> int:
         parse(EvalOptions, flags, "telescope eval RUN", {})
     if len(runs) != 1:
         raise ValueError(f"telescope eval takes one run folder, got {len(runs)}")
+    wait_asleep()
     if RunFolder.open(runs[0]).algorithm in LANGUAGE:
-        wait_asleep()
         return _answers(runs[0], parse(AnswerOptions, flags, "telescope eval RUN", {}))
     return _agents(runs[0], parse(EvalOptions, flags, "telescope eval RUN", {}))
 

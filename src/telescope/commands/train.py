@@ -66,6 +66,7 @@ def train(arguments: list[str]) -> int:
     from telescope.algorithms import CONFIGS, ROWS
     from telescope.runs.folder import RunFolder
 
+    wait_asleep()
     begun_from = value_of("--start", arguments)
     if begun_from is not None and arguments[0].startswith("-") and not HELP & set(arguments):
         arguments = [RunFolder.open(begun_from).algorithm, *arguments]
@@ -95,7 +96,6 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
     settings |= {} if file is None else read_toml(file)
     algorithm, preset = meant(name, positional or value_of("--task", flags) or settings.get("task"))
     if algorithm in LANGUAGE:
-        wait_asleep()
         if sum(word.partition("=")[0] == "--reward" for word in flags) > 1:
             raise ValueError("--reward is given twice, but a run has one reward; add them up in a function of your own")
         preset["model"] = value_of("--model", flags) or settings.get("model") or "tiny"
@@ -109,7 +109,8 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
         raise ValueError(f"{field} is {subject!r} in {file}; expected a string")
     default = find(algorithm).preset(subject, **preset) if subject else cls()
     named = {field: subject} if subject else {}
-    default = from_mapping(cls, to_mapping(default) | settings | named, source=str(file or begun_from))
+    chosen = {"processes": 0} if hasattr(default, "processes") else {}  # a script has one, unless it asks for more
+    default = from_mapping(cls, to_mapping(default) | chosen | settings | named, source=str(file or begun_from))
     arguments = dataclasses.make_dataclass("Arguments", [("config", cls), ("run", TrainOptions)])
     title = f"telescope train {name} {subject or field.upper()}"
     parsed = parse(arguments, flags, title, {"config": default, "run": TrainOptions()})
@@ -140,13 +141,11 @@ def _one_subject(what: str, positional: str | None, flag: str | None) -> str | N
 
 def resume(arguments: list[str]) -> int:
     """Continue a run from its checkpoint, or from its config where it has none yet."""
-    from telescope.algorithms import LANGUAGE
     from telescope.runs.folder import RunFolder
 
     options: ResumeOptions = parse(ResumeOptions, arguments, "telescope train --resume RUN")
     folder = RunFolder.open(options.resume)
-    if folder.algorithm in LANGUAGE:
-        wait_asleep()
+    wait_asleep()
     with contextlib.nullcontext() if follows(folder.algorithm) else folder.lock():
         return _resume_locked(folder, options)
 
@@ -234,6 +233,7 @@ def _moved(config: Any, options: ResumeOptions) -> str | None:
 
 
 def _on_device(state: dict[str, Any], execution: dict[str, Any]) -> dict[str, Any]:
-    """The state as one that was made in this way; of a run in several processes, each share."""
+    """The state as one that was made in this way; of a run in several processes, each share, as many as they are."""
+    execution = {**execution, "processes": state["execution"]["processes"]}
     shares = [share | {"execution": {**execution, "processes": 1}} for share in state.get("shares", [])]
     return state | {"execution": execution} | ({"shares": shares} if shares else {})

@@ -54,9 +54,9 @@ class ControlConfig:
     device: str = "cpu"
     """Device of the networks: cpu, cuda, cuda:1, …"""
     threads: int = 0
-    """CPU threads per process. 0 chooses: one for small gradient steps, up to four for large ones."""
+    """CPU threads per process. 0 chooses: one for small gradient steps, up to 4 (or OMP_NUM_THREADS) for large ones."""
     processes: int = 1
-    """Number of processes to spread the seeds over. Worth it when environment steps dominate."""
+    """Number of processes to spread the seeds over. 0 chooses: one per processor if the run is long enough to pay."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the update and the policy with torch.compile. auto compiles when the run is long enough to pay for it."""
     eval_every: int = 0
@@ -69,8 +69,8 @@ class ControlConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name and number."""
         typed(self)
-        positive(self, "seeds", "total_steps", "num_envs", "eval_episodes", "eval_max_steps", "processes")
-        at_least_zero(self, "seed", "eval_every", "threads")
+        positive(self, "seeds", "total_steps", "num_envs", "eval_episodes", "eval_max_steps")
+        at_least_zero(self, "seed", "eval_every", "threads", "processes")
         if self.seed + self.seeds > 2**63:
             raise ValueError(f"seed is {self.seed}; expected seeds below 2**63")
         if self.seeds * self.num_envs > MOST_ENVIRONMENTS:

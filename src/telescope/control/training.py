@@ -6,13 +6,8 @@ The training loop itself stands in each algorithm's own file; nothing here decid
 # S seeds, P parameters of one agent
 from __future__ import annotations
 
-import os
-import shutil
-import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,19 +27,13 @@ from telescope.control.config import OnPolicyConfig
 from telescope.control.environments.population import Environments
 from telescope.control.environments.rehearsal import rehearse
 from telescope.control.evaluate import cut_note, evaluate, evaluation_environments
+from telescope.control.execution import execution, in_words
 from telescope.control.experience.normalisation import ObservationNormaliser, RewardScaler
 from telescope.control.experience.rollout import Episodes, Rollout, Rollouts, encoder
 from telescope.control.starting import require_fit, require_same_shape, start_from
 from telescope.randomness import TRAINING_ENVIRONMENTS
 from telescope.threads import settle
 from telescope.trees import from_dict, to_dict
-
-UPDATES_THAT_PAY = 15_000
-"""Gradient steps from which compiling saves time: it costs tens of seconds once, a compiled step is shorter."""
-
-
-SAMPLES_WORTH_SHARING = 1024
-"""Samples of a gradient step, of all seeds, from which two threads are clearly faster than one."""
 
 
 class Iteration:
@@ -337,52 +326,6 @@ class Session:
         self.rollouts.environments.close()
         if self._evaluation is not None:
             self._evaluation.close()
-
-
-def execution(config: OnPolicyConfig) -> dict[str, Any]:
-    """What must stay the same for a resumed run to be bit-exact; decided once, from the whole run's work."""
-    pays = getattr(config, "updates", 0) >= UPDATES_THAT_PAY
-    missing = missing_for_compiling(config.device)
-    if config.compile == "on" and missing:
-        raise ValueError(f"compile is 'on', but {missing}; install it, or train with compile 'off'")
-    return {
-        "compiled": config.compile == "on" or (config.compile == "auto" and pays and not missing),
-        "cuda_graph": config.compile != "off" and config.device.startswith("cuda"),
-        "threads": config.threads or threads_that_pay(config),
-        "processes": config.processes,
-        "device": config.device,
-        "backend": config.backend,
-    }
-
-
-def in_words(execution: dict[str, Any], config: OnPolicyConfig) -> str:
-    """How this run's arithmetic is done, and why, as a sentence for its user."""
-    how = "compiled" if execution["compiled"] else "captured in CUDA graphs" if execution["cuda_graph"] else "eager"
-    why = f"--compile {config.compile}"
-    if config.compile == "auto":
-        missing = missing_for_compiling(config.device)
-        steps = getattr(config, "updates", 0)
-        pays = f"{steps:,} gradient steps, and it pays from {UPDATES_THAT_PAY:,} on"
-        why += f": {missing if missing and steps >= UPDATES_THAT_PAY else pays}"
-    threads = execution["threads"]
-    return f"updates are {how} ({why}), {threads} thread{'s' * (threads > 1)}"
-
-
-def threads_that_pay(config: OnPolicyConfig) -> int:
-    """One where a gradient step is so short that waking others takes as long; else the processors, at most 4."""
-    samples = -(-config.seeds // config.processes) * getattr(config, "minibatch_size", 0)
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(processors // config.processes, 4)) if samples >= SAMPLES_WORTH_SHARING else 1
-
-
-def missing_for_compiling(device: str) -> str:
-    """What torch.compile would lack on this machine, in words; empty if nothing. It writes C++ for the CPU."""
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if device == "cpu" and shutil.which(compiler) is None:
-        return f"there is no C++ compiler ({compiler}) for torch.compile to use"
-    if device == "cpu" and not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        return "Python's headers (Python.h) are missing, which torch.compile needs"
-    return ""
 
 
 def try_out(config: OnPolicyConfig, start: dict[str, Any] | None = None) -> None:

@@ -18,6 +18,7 @@ from telescope.language.data.text import prompt_ids
 from telescope.language.models import causal as models
 from telescope.language.models.heads import require_head
 from telescope.language.randomness import PROMPTS, generator
+from telescope.processors import most_threads, processors
 
 WORTH_SHARING = 7e8
 """Parameters times tokens of an optimiser step from which a second thread is worth waking."""
@@ -28,7 +29,8 @@ def execution(config: LanguageConfig) -> dict[str, Any]:
     threads = config.threads
     if not threads:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that share these cores
-        threads = max(1, len(os.sched_getaffinity(0)) // here) if work(config) >= WORTH_SHARING else 1
+        most = most_threads() if here == 1 else processors() // here  # torchrun sets OMP_NUM_THREADS to 1 unasked
+        threads = max(1, most) if work(config) >= WORTH_SHARING else 1
     return parallel.now({"threads": threads, "device": config.device, "dtype": config.dtype})
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from telescope.processors import most_threads
+
 SHARE_FROM = 1 << 17  # elements; below, waking a thread costs more than it saves
 BLOCK = 16  # columns: a cache line of float32, so that two threads never write to the same one
 PAGE = 4096  # bytes of a row; threads that walk side by side through shorter pieces of it are slower than one alone
@@ -143,8 +145,8 @@ def _workers() -> ThreadPoolExecutor:
 
 
 def _threads() -> int:
-    """TELESCOPE_NUM_THREADS, or the processors this process may use."""
+    """TELESCOPE_NUM_THREADS, or the processors this process may use, at most OMP_NUM_THREADS."""
     chosen = os.environ.get("TELESCOPE_NUM_THREADS", "")
     if chosen.isdecimal() and int(chosen) > 0:
         return int(chosen)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return most_threads()

@@ -22,8 +22,8 @@ from gymnasium.envs.registration import EnvSpec
 
 from telescope.checks import fitting
 from telescope.control.config import OnPolicyConfig
+from telescope.control.execution import execution
 from telescope.control.starting import Start, rows_of, start_from
-from telescope.control.training import execution
 from telescope.control.workers.spawning import deaf, keep_tracker, sent, shielded, startable
 from telescope.failures import sendable
 
@@ -34,11 +34,15 @@ Train = Callable[..., Iterator[Any]]
 def over_processes(train: Train) -> Train:
     """`train(config, resume)` that spreads `config.seeds` over `config.processes`, where these are more than one.
 
+    A run that leaves their number open goes on in as many as were chosen when it began.
     Its workers are new interpreters, to which the environment and the network are sent.
     """
 
     @functools.wraps(train)
     def spread(config: Any, resume: dict[str, Any] | None = None, **more: Any) -> Iterator[Any]:
+        if config.processes == 0:
+            decided = resume["execution"] if resume else execution(config)
+            config = dataclasses.replace(config, processes=decided["processes"])
         if config.processes == 1:
             return train(config, resume, **more)
         return _Crew(spread, config, resume, more).train()
@@ -53,7 +57,7 @@ class SpreadIteration:
         self._crew = crew
         first = reports[0]
         self.rows: list[dict[str, Any]] = [row | crew.times for report in reports for row in report["rows"]]
-        self.step, self.finished, self.notes = first["step"], first["finished"], first["notes"]
+        self.step, self.finished, self.notes = first["step"], first["finished"], [crew.note, *first["notes"]]
         self.warnings = [sentence for report in reports for sentence in report["warnings"]]
         self.total_steps = crew.config.total_steps
 
@@ -76,6 +80,8 @@ class _Crew:
         self.start = start_from(more["start"], config.seeds) if more.get("start") is not None else None
         self.execution = resume["execution"] if resume else execution(config)
         self.shares = shares(config, self.execution["threads"])
+        sizes = " + ".join(str(share.seeds) for share in self.shares)
+        self.note = f"the seeds are spread over {config.processes} processes: {sizes} (--processes)"
         with fitting():
             self.states: list[Any] = [None] * len(self.shares) if resume is None else split(resume, self.shares)
         self.times = dict.fromkeys((*TIMES, "time_total"), 0.0)

@@ -72,6 +72,14 @@ class Masked(gym.Env):
         return observation, float(action), self.steps >= 6, False, info
 
 
+class Forced(Masked):
+    """The same with one action allowed at a time, so that there is nothing to choose."""
+
+    def _view(self):
+        self.mask = np.arange(3) == self.np_random.integers(3)
+        return self.mask.astype(np.float32), {"action_mask": self.mask}
+
+
 class Spaces(gym.Env):
     """One step pays for how close the action is to a target; any observation and action space."""
 

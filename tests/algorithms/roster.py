@@ -86,7 +86,7 @@ CONTROL = {
     "autoreset": "next_step",
     "device": "nowhere",
     "threads": 2,
-    "eval_every": 0,
+    "eval_every": 64,
     "eval_episodes": 3,
     "eval_max_steps": 4,
 }

@@ -14,7 +14,7 @@ from roster import ROSTER, learner, smaller  # noqa: F401
 
 import telescope
 from telescope.algorithms import CONFIGS, LANGUAGE, family
-from worlds import Masked
+from worlds import Forced, Masked
 
 CONTROL = [name for name in ROSTER if name not in LANGUAGE]
 SAMPLED = [(name, i) for name, row in ROSTER.items() for i in range(len(row.samplers))]
@@ -136,6 +136,7 @@ def test_epochs_have_minibatches_of_their_own(name):
     assert len(once)
     again = (1 + 0.9**2) * once
     assert (twice - again).norm() > 1e-2 * again.norm()
+    assert (twice - once).norm() > 1e-2 * once.norm(), "there is no second epoch"
 
 
 @pytest.mark.parametrize("name", ANNEALED)
@@ -162,6 +163,16 @@ def test_action_masks_reach_the_update(name, autoreset):
             assert row["entropy"] <= math.log(2) + 1e-6
             assert row["kl"] == pytest.approx(0, abs=1e-6)
             assert row["entropy"] > 0.5, "it has not yet become certain"
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_where_one_action_is_allowed_its_policy_has_nothing_to_learn(name):
+    """A forbidden action has no probability, so none that could be lowered; without a value loss nothing is left."""
+    config = with_settings(name, env=Forced, env_kwargs={}, value_coefficient=0.0, entropy_coefficient=0.0)
+    for step in ROSTER[name].module.train(config):
+        for row in step.rows:
+            assert row["gradient_norm"] == pytest.approx(0, abs=1e-6)
+            assert row["entropy"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ROSTER)

@@ -46,10 +46,9 @@ def runs(tmp_path_factory):
         if name not in made:
             config = dataclasses.replace(learner(name, place), eval_every=5)
             if name in CONTROL:
-                small = dataclasses.replace(
-                    ROSTER[name].small, seeds=4, learning_rate=0.05, eval_every=32, eval_max_steps=9
-                )
-                config = dataclasses.replace(small, total_steps=6 * 32, clip=0.5, value_clip=0.5)
+                up_and_down = {"learning_rate": 0.05, "clip": 0.5, "value_clip": 0.5, "eval_max_steps": 9}
+                more = {"seeds": 4, "total_steps": 6 * 32, "eval_every": 32, "action_bounds": "squash"}
+                config = dataclasses.replace(ROSTER[name].small, **up_and_down, **more)
             if hasattr(config, "reward"):
                 config = dataclasses.replace(config, reward=f"{place / 'rewards.py'}:ones")
             if name == "sft":

@@ -73,8 +73,6 @@ def test_kl_estimators_average_to_the_kl_divergence():
     for estimator in (kl_k1, kl_k3):
         assert (p * estimator(q.log(), p.log())).sum() == pytest.approx(exact.item(), rel=1e-9)
     assert (p * kl_k2(q.log(), p.log())).sum() == pytest.approx(exact.item(), rel=0.1)  # biased, but close
-    assert (kl_k3(q.log(), p.log()) >= 0).all()
-    assert (kl_k1(q.log(), p.log()) < 0).any()
 
 
 def test_a_clip_of_two_sides_is_each_of_them_where_it_acts():

@@ -227,14 +227,25 @@ def test_a_run_stopped_by_a_signal_ends_as_if_it_had_never_been(tmp_path, number
         assert (array == states[1]["learner"]["adam"][name]).all()
 
 
-@pytest.mark.parametrize("more", ["--vectorization async", "--seeds 2 --processes 2"])
-def test_a_signal_to_the_whole_process_group_leaves_a_checkpoint(tmp_path, more):
+@pytest.mark.parametrize(
+    ("more", "number"),
+    [
+        ("", signal.SIGINT),
+        ("--vectorization async", signal.SIGINT),
+        ("--vectorization async", signal.SIGTERM),
+        ("--seeds 2 --processes 2", signal.SIGINT),
+        ("--seeds 2 --processes 2", signal.SIGTERM),
+    ],
+)
+def test_a_signal_to_the_whole_process_group_leaves_a_checkpoint(tmp_path, more, number):
+    """Ctrl-C reaches all processes of a terminal's job at once, workers too."""
     flags = [*more.split(), "--total-steps", 20_000]
     process = start(tmp_path / "run", *flags, start_new_session=True)
     wait_for_rows(tmp_path / "run", 3, process)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
     assert (step := RunFolder.open(tmp_path / "run").load_checkpoint()["step"]) > 0
     if "async" in more:
         return

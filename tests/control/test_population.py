@@ -99,8 +99,10 @@ def test_own_modules_train_and_keep_their_seeds_apart():
     _, alone = first(dataclasses.replace(SMALL, seed=4), network=network)
     difference = together["policy"]["parameters"][1] - alone["policy"]["parameters"][0]
     assert difference.abs().max() <= 1e-6
-    action = Policy(dataclasses.replace(SMALL, seed=4), alone["policy"], network=network).act(np.zeros(4, np.float32))
-    assert action in (0, 1)
+    policy = Policy(dataclasses.replace(SMALL, seed=4), alone["policy"], network=network)
+    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    logits = network.apply(policy.agent.layout.unflatten(policy.parameters[0]), torch.from_numpy(observations))[0]
+    np.testing.assert_array_equal(policy.act(observations), logits.argmax(-1))
 
 
 def test_a_module_whose_statistics_are_those_of_the_batch_is_refused():

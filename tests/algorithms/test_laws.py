@@ -112,6 +112,16 @@ def test_the_first_update_has_ratio_1(name, sampler):
         assert row.get("sampler_mismatch", 0) == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.parametrize("narrowest", [{"top_k": 1}, {"top_p": 1e-300}, {"temperature": 1e-5}], ids=str)
+@pytest.mark.parametrize("name", [name for name, row in ROSTER.items() if hasattr(row.small, "temperature")])
+def test_the_sampler_draws_from_what_it_is_told(name, narrowest):
+    """Where one token is left to draw, a rollout has no entropy."""
+    rows = [
+        row for step in ROSTER[name].module.train(with_settings(name, **narrowest)) for row in step.rows if step.step
+    ]
+    assert [row["entropy"] for row in rows] == pytest.approx([0, 0], abs=1e-4)
+
+
 def first_moments(x):
     """The optimiser's running mean of gradients, wherever a state keeps it."""
     if isinstance(x, dict):

@@ -211,7 +211,7 @@ def fitting() -> Iterator[None]:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(
-            f"the state to go on from does not hold what this run needs ({type(error).__name__}: {error}); was it "
+            f"the state to resume from does not hold what this run needs ({type(error).__name__}: {error}); was it "
             "changed, or written by another version?"
         ) from error
 
@@ -221,7 +221,7 @@ def same_kind(what: str, saved: Any, own: Any) -> None:
     if isinstance(own, Mapping):
         if not isinstance(saved, Mapping) or saved.keys() != own.keys():
             names = sorted(saved) if isinstance(saved, Mapping) else type(saved).__name__
-            raise ValueError(f"{what} of the state to go on from holds {names}; expected {sorted(own)}")
+            raise ValueError(f"{what} of the state to resume from holds {names}; expected {sorted(own)}")
         for name, value in own.items():
             same_kind(f"{what} {name}", saved[name], value)
     elif hasattr(own, "shape"):
@@ -230,4 +230,4 @@ def same_kind(what: str, saved: Any, own: Any) -> None:
             for x in (saved, own)
         )
         if there != here:
-            raise ValueError(f"{what} of the state to go on from is {there}; expected {here}")
+            raise ValueError(f"{what} of the state to resume from is {there}; expected {here}")

@@ -68,7 +68,7 @@ class PPO(OnPolicyConfig):
         if self.minibatch_size > self.batch_size:
             raise ValueError(
                 f"minibatch_size is {self.minibatch_size}, more than the {self.batch_size} samples of a rollout "
-                f"(num_steps {self.num_steps} × num_envs {self.num_envs}); lower it or collect more"
+                f"(num_steps {self.num_steps} × num_envs {self.num_envs}); lower it, or raise num_steps or num_envs"
             )
         if self.normalise_advantages and self.batch_size == 1:
             raise ValueError(

@@ -148,7 +148,7 @@ def _film(policy: Any, folder: str, max_steps: int | None) -> Any:
                 f"{type(error).__name__}: {said}. Without a display, set MUJOCO_GL=egl (or osmesa) for MuJoCo and "
                 "SDL_VIDEODRIVER=dummy for others"
             )
-        raise RunError(f"the evaluation is whole, but its film could not be made: {said}") from error
+        raise RunError(f"the evaluation is complete, but its video could not be made: {said}") from error
     finally:
         gc.collect()
         sys.unraisablehook = hook

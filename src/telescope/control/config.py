@@ -80,7 +80,7 @@ class ControlConfig:
             )
         if self.processes > self.seeds:
             raise ValueError(
-                f"processes is {self.processes}, but there are {self.seeds} seeds to spread; ask for fewer"
+                f"processes is {self.processes}, but there are {self.seeds} seeds to spread; lower processes"
             )
 
     @property
@@ -138,7 +138,7 @@ class OnPolicyConfig(ControlConfig):
         if self.total_steps < self.batch_size:
             raise ValueError(
                 f"total_steps is {self.total_steps}, less than one rollout of {self.batch_size} steps "
-                f"(num_steps {self.num_steps} × num_envs {self.num_envs}); raise it or collect less at a time"
+                f"(num_steps {self.num_steps} × num_envs {self.num_envs}); raise it, or lower num_steps or num_envs"
             )
 
     @property

@@ -39,7 +39,7 @@ CHECKS = (
         "flat",
         0.0,
         0.9,
-        "equal_groups is {equal_groups:.0%}: in so many groups all completions have the same score (mean {score:.3g}) "
+        "equal_groups is {equal_groups:.0%}: in these groups all completions have the same score (mean {score:.3g}) "
         "and nothing can be learned; healthy is below 90%; take prompts that are neither solved nor hopeless, a reward "
         "with more levels, a larger group, or resample",
     ),
@@ -57,7 +57,7 @@ CHECKS = (
         "truncated",
         0.0,
         0.9,
-        "truncated is {truncated:.0%}: so many completions were cut at max_tokens ({max_tokens}) before their end; "
+        "truncated is {truncated:.0%}: this share of completions was cut at max_tokens ({max_tokens}) before its end; "
         "healthy is below 90%; raise max_tokens, or ask in the format in which the model has learned to end answers",
     ),
     Check(
@@ -65,7 +65,7 @@ CHECKS = (
         "unscored",
         0.0,
         0.5,
-        "unscored is {unscored:.0%}: the reward function gave so many completions None, and they are not learned from; "
+        "unscored is {unscored:.0%}: the reward function gave None for this share of completions, which teach nothing; "
         "healthy is below 50%; have it give a low score to what it cannot read",
     ),
     Check(
@@ -82,7 +82,7 @@ CHECKS = (
         "off_policy_bounded",
         0.0,
         0.1,
-        "off_policy_bounded is {off_policy_bounded:.0%}: for so many tokens the trainer's probability is so far from "
+        "off_policy_bounded is {off_policy_bounded:.0%}: for these tokens the trainer's probability is so far from "
         "the sampler's that their weight was bounded; healthy is below 10%; let both compute the same model, in one "
         "precision, at one temperature and with one top_k and top_p",
     ),

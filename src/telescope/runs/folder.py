@@ -299,7 +299,7 @@ class RunFolder(Layout):
         for name, mark in self.marks.items():
             complaint = verify.table(self.place / name, mark)
             if complaint and not allow_inexact:
-                raise RunError(f"{complaint}; `--allow-inexact` goes on with the rows that can be read")
+                raise RunError(f"{complaint}; `--allow-inexact` continues with the rows that can be read")
 
     def require_metrics(self) -> None:
         """RunError if metrics.csv is not what it was at the latest checkpoint, with rows behind it perhaps."""

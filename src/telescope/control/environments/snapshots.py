@@ -292,7 +292,7 @@ def copy_state(vector: gym.vector.VectorEnv) -> dict[str, Any]:
 def paste_state(vector: gym.vector.VectorEnv, state: dict[str, Any]) -> None:
     """Write what `copy_state` read into a vector environment of the same kind that has been reset."""
     if unknown := sorted((state["attributes"].keys() | state["random"].keys()) - vars(vector).keys()):
-        raise ValueError(f"the state to go on from sets {unknown[0]!r}, which {type(vector).__name__} does not have")
+        raise ValueError(f"the state to resume from sets {unknown[0]!r}, which {type(vector).__name__} does not have")
     for name, value in state["attributes"].items():
         # [()] turns a zero-dimensional array back into the NumPy scalar it was, and leaves others alone
         setattr(vector, name, value.copy()[()] if isinstance(value, np.ndarray) else value)

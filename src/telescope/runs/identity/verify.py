@@ -49,7 +49,7 @@ def unedited(path: Path, record: Mapping[str, Any], but: Sequence[str] = ()) -> 
     ]
     if changes:
         raise RunError(
-            f"{shown(path)} was changed: {join(changes)}. A run goes on as it began: undo the change, or delete the "
+            f"{shown(path)} was changed: {join(changes)}. A run keeps its settings: undo the change, or delete the "
             "file, which is a copy. `--total-steps` changes the length, `--device` the device; "
             "`telescope train ALGORITHM --config FILE` begins another run"
         )

@@ -204,6 +204,29 @@ def test_every_signature_is_there(name):
     assert " ".join(stated[1].split()) == str(inspect.Signature(plain))[1:-1]
 
 
+def formulas(name):
+    """The formulas of a function's section: on indented lines, one or several a line, or at its beginning."""
+    section = re.search(
+        rf"^### {name}\n\n```.*?```\n(.*?)(?=^##|\Z)", PAGES["estimators.md"], re.DOTALL | re.MULTILINE
+    )[1]
+    lines = [line for line in section.splitlines() if re.match(r"    \S+ *\+?= ", line) and "xp." not in line]
+    first = re.match(r"(\S+\[t\] = [^,.:]*?) \([A-Z]", " ".join(section.split()))
+    return [part for line in lines for part in re.split(r",\s+(?=\S+ = )", line)] + ([first[1]] if first else [])
+
+
+@pytest.mark.parametrize("name", sorted(set(telescope.__all__) - {"load", "train", "conventions"}))
+def test_formulas_are_those_of_the_docstring(name):
+    said = " ".join(getattr(telescope, name).__doc__.replace("γ (1 − terminated[t])", "γ'[t]").split())
+    for formula in formulas(name):
+        assert " ".join(formula.split()) in said
+
+
+def test_every_formula_is_found():
+    assert len(formulas("gae")) == 3
+    assert len(formulas("vtrace")) == 7
+    assert len(formulas("lambda_return")) == 1
+
+
 def test_design_says_of_every_estimator_whether_it_is_the_recurrence():
     section = PAGES["design.md"].partition("# One recurrence\n")[2].partition("\n## ")[0]
     functions = {name for name in estimators.__all__ if inspect.isfunction(getattr(estimators, name))}

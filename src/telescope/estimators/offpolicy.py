@@ -42,8 +42,8 @@ def vtrace(
 ) -> VTrace:
     """V-trace targets and the advantages that go with them (Espeholt et al. 2018, eq. 1 and section 4.2).
 
-        ρ̄ = min(rho_clip, ρ),   c̄ = λ min(c_clip, ρ),   ρ̂ = min(pg_rho_clip, ρ),   ρ = exp(log_ratios)
-        y[t]          = ρ̄[t] (r[t] + γ'[t] v'[t] − v[t]) + γ'[t] c̄[t] κ[t] y[t+1]
+        ρ̄ = min(rho_clip, ρ),   c̄ = min(c_clip, ρ),   ρ̂ = min(pg_rho_clip, ρ),   ρ = exp(log_ratios)
+        y[t]          = ρ̄[t] (r[t] + γ'[t] v'[t] − v[t]) + γ'[t] λ c̄[t] κ[t] y[t+1]
         targets[t]    = v[t] + y[t]
         advantages[t] = ρ̂[t] (r[t] + γ'[t] (κ[t] targets[t+1] + (1 − κ[t]) v'[t]) − v[t])
 

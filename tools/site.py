@@ -7,7 +7,6 @@ import ast
 import functools
 import json
 from pathlib import Path
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -57,15 +56,14 @@ def entries(page: str) -> list[str]:
     """What a page describes, in mkdocstrings' syntax."""
     match page:
         case "estimators":
-            elsewhere = {*assigned("_FUNCTIONS"), "conventions"}
-            return [f"::: telescope.{name}" for name in assigned("__all__") if name not in elsewhere]
+            return [f"::: telescope.estimators.{name}" for name in exported() if name.islower()]
         case "conventions":
             return [module("estimators.conventions"), module("estimators.sequences")]
         case "losses":
             return [module("losses"), module("metrics")]
         case "runs":
-            functions = [f"::: {home}.{name}" for name, home in assigned("_FUNCTIONS").items()]
-            return [*functions, "::: telescope.policy.Policy", module("answers")]
+            names = ("telescope.runner.train", "telescope.policy.load", "telescope.policy.Policy")
+            return [*(f"::: {name}" for name in names), module("answers")]
         case _:
             files = sorted((PACKAGE / "algorithms").glob("[!_]*.py"))
             return [module(f"algorithms.{file.stem}", *users(file)) for file in files]
@@ -92,10 +90,10 @@ def no_fields() -> list[str]:
     return ["!^_", f"!^({'|'.join(sorted(constants))})$"]
 
 
-def assigned(name: str) -> Any:
-    """A literal of telescope/__init__.py, read without importing it."""
-    nodes = [node for node in parsed(PACKAGE / "__init__.py").body if isinstance(node, ast.Assign)]
-    return next(ast.literal_eval(node.value) for node in nodes if node.targets[0].id == name)
+def exported() -> list[str]:
+    """`__all__` of the estimators, read without importing them."""
+    body = parsed(PACKAGE / "estimators" / "__init__.py").body
+    return next(ast.literal_eval(node.value) for node in body if isinstance(node, ast.Assign))
 
 
 @functools.cache

@@ -60,7 +60,7 @@ __all__ = [
 sys.meta_path.append(Former())
 
 _FUNCTIONS = dict.fromkeys(__all__, "telescope.estimators")
-_FUNCTIONS |= {"load": "telescope.policy", "train": "telescope.runner"}
+_FUNCTIONS |= {"load": "telescope.loading", "train": "telescope.runner"}
 _SUBMODULES = {"algorithms", "answers", "control", "estimators", "losses", "metrics", "recurrence", "runs"}
 
 

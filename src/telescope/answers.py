@@ -170,12 +170,7 @@ def _checked(temperature: float, top_k: int | None, top_p: float | None, samples
 
 
 def load(run: str | os.PathLike[str], *, trust: bool = False, device: str | None = None) -> Answers:
-    """The language model in a run folder: `telescope.answers.load("runs/grpo").complete(["37+58="])`.
-
-    trust: run the code that the folder names (a reward file), though somebody else began the run; without it that is a
-    RunError. device: where the model lives; by default where it was trained, or on the CPU, with a warning, if there is
-    no such device here.
-    """
+    """The language model in a run folder; see `telescope.load`, which takes agents too."""
     folder = RunFolder.open(run)
     if folder.algorithm not in algorithms.LANGUAGE:
         raise ValueError(f"{os.fspath(run)} is a run of {folder.algorithm}; telescope.load has its agents")

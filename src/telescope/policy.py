@@ -167,14 +167,10 @@ def load(
     trust: bool = False,
     device: str | None = None,
 ) -> Policy:
-    """The trained policy in a run folder: `telescope.load("runs/cartpole").act(observation)`.
-
-    best: each seed as it was at its best evaluation during training, instead of at the end. network: the network the
-    run was trained with, if it was not built from the config. trust: run the code that the folder names (the module of
-    its environment), though somebody else began the run; without it that is a RunError. device: where the networks
-    live; by default where they were trained, or on the CPU, with a warning, if there is no such device here.
-    """
+    """The trained agents in a run folder; see `telescope.load`, which takes language models too."""
     folder = RunFolder.open(run)
+    if folder.algorithm in algorithms.LANGUAGE:
+        raise ValueError(f"{os.fspath(run)} is a run of {folder.algorithm}; telescope.load has its language model")
     config = folder.config_to_use(algorithms.config_class(folder.algorithm), trusted=trust)
     config = on_device(config, device)
     if best:

@@ -62,7 +62,7 @@ def entries(page: str) -> list[str]:
         case "losses":
             return [module("losses"), module("metrics")]
         case "runs":
-            names = ("telescope.runner.train", "telescope.policy.load", "telescope.policy.Policy")
+            names = ("telescope.runner.train", "telescope.loading.load", "telescope.policy.Policy")
             return [*(f"::: {name}" for name in names), module("answers")]
         case _:
             files = sorted((PACKAGE / "algorithms").glob("[!_]*.py"))

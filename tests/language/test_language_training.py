@@ -483,6 +483,8 @@ def test_micro_batches_change_nothing_but_rounding(micro_batch):
 
 def test_a_step_that_is_small_has_one_thread(monkeypatch, trained):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
+    monkeypatch.setattr("telescope.processors.QUOTA", trained / "no quota")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # of the tests: an upper bound
     large = grpo.preset("lm/addition")
     small = dataclasses.replace(large, prompts=16)
     assert execution(large)["threads"] == 4

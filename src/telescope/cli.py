@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+from telescope.commands.arguments import HELP
 from telescope.commands.evaluate import evaluate
 from telescope.commands.plot import plot
+from telescope.commands.standins import with_standins
 from telescope.commands.train import train
 from telescope.failures import installed, is_users, missing_extra
 from telescope.streams import delivered, mended
@@ -56,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _quieten()
     with mended():
-        status = _run(arguments)
+        status = _run(arguments, alone=argv is None)
         lost = delivered()
         return _fail(lost, status or 1) if lost else status
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], *, alone: bool) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if arguments else 2
@@ -77,7 +79,10 @@ def _run(arguments: list[str]) -> int:
         )
         hint = f"; did you mean {close[0]}?" if close else ""
         return _fail(f"there is no command {arguments[0]!r}; expected train, eval or plot{hint}", 2)
-    return _explained(commands[arguments[0]], arguments[1:])
+    command = commands[arguments[0]]
+    if alone and command is train and HELP & set(arguments):
+        return _explained(lambda rest: with_standins(train, rest), arguments[1:])
+    return _explained(command, arguments[1:])
 
 
 def _quieten() -> None:

@@ -129,6 +129,12 @@ def squared_value_loss(values: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (values - targets) ** 2
 
 
+def huber_loss(values: Tensor, targets: Tensor, delta: float = 1.0) -> Tensor:
+    """½x² for |x| ≤ δ and δ(|x| − ½δ) beyond it, with x = values − targets (Huber 1964); per element."""
+    values, targets = _alike(values=values, targets=targets)
+    return torch.nn.functional.huber_loss(values, targets, reduction="none", delta=delta)
+
+
 def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip: Tensor | float) -> Tensor:
     """½ max((V − R̂)², (V_old + clip(V − V_old, −ε, ε) − R̂)²): the larger of the plain and the clipped error.
 

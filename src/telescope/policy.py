@@ -16,13 +16,11 @@ from torch import Tensor
 
 from telescope import algorithms
 from telescope.checks import fitting, on_device, whole_number
-from telescope.control.agents.actions import bounding
-from telescope.control.agents.actor import ActorCritic, Agents, default_network
-from telescope.control.agents.distributions import distribution
+from telescope.control.agents.actor import ActorCritic, Agents
 from telescope.control.agents.layout import create
 from telescope.control.agents.networks import Network
 from telescope.control.agents.trial import require_network
-from telescope.control.config import OnPolicyConfig
+from telescope.control.config import AgentConfig
 from telescope.control.environments.checks import mask_fit, observation_fit, real_array
 from telescope.control.environments.population import Environments
 from telescope.control.evaluate import Evaluation, cut_note, evaluate, evaluation_environments
@@ -35,18 +33,18 @@ from telescope.runs.folder import RunFolder
 class Policy:
     """The agents of a run, one per seed, as they stand in a checkpoint."""
 
-    def __init__(self, config: OnPolicyConfig, state: dict[str, Any], *, network: Network | None = None) -> None:
+    def __init__(self, config: AgentConfig, state: dict[str, Any], *, network: Network | None = None) -> None:
         self.config, self.seeds = config, config.seed_values
         environments = self._environments(1)
         self.observation_space, self.action_space = environments.observation_space, environments.action_space
         environments.close()
         self._encoder = encoder(self.observation_space)
-        self._bound = bounding(self.action_space, config.action_bounds)
+        self._bound = config.bound(self.action_space)
         if network is not None:
             require_network(network)
-        network = network or default_network(config, self._encoder.size, self.action_space)
+        network = network or config.network(self._encoder.size, self.action_space)
         layout = create(network, self.seeds[:1])[1]
-        self.agent = ActorCritic(network, distribution(self.action_space), layout)
+        self.agent = ActorCritic(network, config.head(self.action_space), layout)
         with fitting():
             self.parameters: Tensor = state["parameters"].to(config.device).float().clone()
             rows, statistics = len(self.parameters), state["normaliser"]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from transformers import LlamaConfig
 
-from telescope.algorithms import grpo, ppo, reward_model, rlhf, sft
+from telescope.algorithms import dqn, grpo, ppo, reward_model, rlhf, sft
 from telescope.language.models import causal as models
 from telescope.language.models.tokenizer import EOS, PAD, VOCABULARY
 from worlds import Masked
@@ -74,6 +74,31 @@ PENDULUM = ppo.PPO(
     threads=1,
     compile="off",
 )
+CART = dqn.DQN(
+    env="CartPole-v1",
+    env_kwargs={"max_episode_steps": 30},
+    seeds=2,
+    seed=3,
+    total_steps=64,
+    num_envs=2,
+    num_steps=16,
+    minibatch_size=8,
+    updates_per_step=1.0,
+    learning_starts=4,
+    target_every=7,
+    eval_every=32,
+    eval_episodes=2,
+    eval_max_steps=20,
+    hidden=(8,),
+    normalise_observations=True,
+    learning_rate=1e-2,
+    max_grad_norm=0.5,
+    exploration_start=0.8,
+    exploration_fraction=0.5,
+    vectorization="sync",
+    threads=1,
+    compile="off",
+)
 CONTROL = {
     "env": "MountainCarContinuous-v0",
     "seeds": 1,
@@ -95,22 +120,25 @@ UNSEEN = {
     "compile": "the same steps, faster; tests/algorithms/test_ppo.py compiles",
     "processes": "the same seeds elsewhere; tests/control/test_spread.py spreads them",
 }
-ON_POLICY = {
+AGENT = {
     "num_steps": 8,
     "gamma": 0.5,
-    "lam": 0.5,
     "learning_rate": 1e-3,
-    "anneal_learning_rate": False,
-    "value_coefficient": 0.1,
-    "entropy_coefficient": 0.1,
     "max_grad_norm": 1e-3,
     "hidden": (4,),
+    "normalise_observations": False,
+    "clip_observations": 0.01,
+}
+"""Fields of `AgentConfig`, besides."""
+ON_POLICY = {
+    "lam": 0.5,
+    "anneal_learning_rate": False,
     "activation": "relu",
+    "value_coefficient": 0.1,
+    "entropy_coefficient": 0.1,
     "shared_network": True,
     "log_std": -1.0,
     "action_bounds": "squash",
-    "normalise_observations": False,
-    "clip_observations": 0.01,
     "normalise_rewards": False,
     "clip_rewards": 0.01,
 }
@@ -160,6 +188,7 @@ ROSTER = {
         "return_mean",
         9.0,
         other=CONTROL
+        | AGENT
         | ON_POLICY
         | {
             "minibatch_size": 16,
@@ -180,6 +209,33 @@ ROSTER = {
             {"action_bounds": "rescale", "log_std": -1.0},
             {"env": "CartPole-v1", "autoreset": "next_step"},
         ),
+    ),
+    "dqn": Row(
+        dqn,
+        CART,
+        {"env": Masked, "env_kwargs": {}, "total_steps": 1600, "num_steps": 32, "normalise_observations": False}
+        | {"target_every": 10, "eval_every": 0, "gamma": 0.5},
+        "return_mean",
+        9.0,
+        other=CONTROL
+        | AGENT
+        | {
+            "env": "Acrobot-v1",
+            "env_kwargs": {"max_episode_steps": 5},
+            "anneal_learning_rate": True,
+            "activation": "tanh",
+            "replay_capacity": 8,
+            "learning_starts": 16,
+            "minibatch_size": 4,
+            "updates_per_step": 0.5,
+            "target_every": 3,
+            "double": True,
+            "exploration_start": 0.5,
+            "exploration_end": 0.9,
+            "exploration_fraction": 0.9,
+            "adam_eps": 0.1,
+        },
+        inert=UNSEEN,
     ),
     "grpo": Row(
         grpo,

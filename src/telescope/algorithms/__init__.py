@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-CONFIGS = {"ppo": "PPO", "grpo": "GRPO", "rlhf": "RLHF", "sft": "SFT", "reward_model": "RewardModelling"}
+CONFIGS = {"ppo": "PPO", "dqn": "DQN", "grpo": "GRPO", "rlhf": "RLHF", "sft": "SFT", "reward_model": "RewardModelling"}
 """Module name → the name of its config class."""
 LANGUAGE = {"grpo", "rlhf", "sft", "reward_model"}
 """Those that train language models; the others act in environments."""

@@ -7,9 +7,15 @@ flags and config files are made from them elsewhere.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from telescope.checks import at_least_zero, finite, in_unit_interval, positive, positive_all, typed
+
+if TYPE_CHECKING:
+    from telescope.control.agents.actions import Bound
+    from telescope.control.agents.distributions import Distribution
+    from telescope.control.agents.networks import Network
+    from telescope.control.experience.normalisation import RewardScaler
 
 MOST_ENVIRONMENTS = 2**20
 """Of a run, all seeds together: more is a slip of the finger, and would fill the memory before anything is said."""
@@ -90,39 +96,86 @@ class ControlConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OnPolicyConfig(ControlConfig):
-    """The settings that actor–critic algorithms on fresh rollouts share; codes such as (c5) are explained at `PPO`."""
+class AgentConfig(ControlConfig):
+    """The settings that all algorithms with networks share."""
 
     num_steps: int = 2048
-    """Steps of each environment per rollout (T; detail c1)."""
+    """Steps of each environment per iteration (T; detail c1)."""
     gamma: float = 0.99
     """Discount factor γ per step, between 0 and 1."""
-    lam: float = 0.95
-    """GAE's λ, between 0 and 1 (c5). 0 trusts one step and the value function; 1 trusts the whole episode."""
     learning_rate: float = 3e-4
     """Learning rate of Adam."""
     anneal_learning_rate: bool = True
     """Decay the learning rate linearly to 0 over the run (c4)."""
-    value_coefficient: float = 0.5
-    """Weight of the value loss ½(V − R̂)² in the total loss (c10)."""
-    entropy_coefficient: float = 0.0
-    """Weight of the entropy bonus in the total loss (c10). Larger values keep the policy random for longer."""
     max_grad_norm: float = 0.5
     """Clip each seed's gradient to this global norm (c11)."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers. Initial weights are orthogonal, biases zero (c2)."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Activation function of the hidden layers."""
+    normalise_observations: bool = False
+    """Normalise observations with a running mean and standard deviation, per seed (m6)."""
+    clip_observations: float = 10.0
+    """Clip normalised observations to plus or minus this value (m7)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "num_steps", "learning_rate", "max_grad_norm", "clip_observations")
+        positive_all(self, "hidden")
+        in_unit_interval(self, "gamma")
+        if self.total_steps < self.batch_size:
+            raise ValueError(
+                f"total_steps is {self.total_steps}, less than one iteration of {self.batch_size} steps "
+                f"(num_steps {self.num_steps} × num_envs {self.num_envs}); raise it or collect less at a time"
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """N, steps per seed and iteration."""
+        return self.num_steps * self.num_envs
+
+    @property
+    def iterations(self) -> int:
+        """Iterations in the whole run."""
+        return self.total_steps // self.batch_size
+
+    def head(self, action_space: Any) -> Distribution:
+        """From network outputs to actions, in this space."""
+        raise NotImplementedError
+
+    def network(self, observation_size: int, action_space: Any) -> Network:
+        """The network that these settings describe, for this action space."""
+        raise NotImplementedError
+
+    def bound(self, action_space: Any) -> Bound:
+        """From the head's actions to the environment's."""
+        from telescope.control.agents.actions import bounding
+
+        return bounding(action_space, "clip")
+
+    def scaler(self) -> RewardScaler:
+        """How rewards are scaled before anything is learned from them."""
+        from telescope.control.experience.normalisation import RewardScaler
+
+        return RewardScaler(self.seeds, self.num_envs, gamma=self.gamma, enabled=False, clip=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicyConfig(AgentConfig):
+    """The settings that actor–critic algorithms on fresh rollouts share; codes such as (c5) are explained at `PPO`."""
+
+    lam: float = 0.95
+    """GAE's λ, between 0 and 1 (c5). 0 trusts one step and the value function; 1 trusts the whole episode."""
+    value_coefficient: float = 0.5
+    """Weight of the value loss ½(V − R̂)² in the total loss (c10)."""
+    entropy_coefficient: float = 0.0
+    """Weight of the entropy bonus in the total loss (c10). Larger values keep the policy random for longer."""
     shared_network: bool = False
     """Share the hidden layers between policy and value function, instead of one network for each (c13, m4)."""
     log_std: float = 0.0
     """Initial log standard deviation of a Gaussian policy; one learned number per action component (m1–m3)."""
     action_bounds: Literal["clip", "rescale", "squash"] = "clip"
     """How to keep actions within a Box's bounds: clip (m5), rescale from -1 … 1 and clip, or squash with tanh."""
-    normalise_observations: bool = False
-    """Normalise observations with a running mean and standard deviation, per seed (m6)."""
-    clip_observations: float = 10.0
-    """Clip normalised observations to plus or minus this value (m7)."""
     normalise_rewards: bool = False
     """Divide rewards by the running standard deviation of the discounted return, per seed (m8)."""
     clip_rewards: float = 10.0
@@ -130,23 +183,32 @@ class OnPolicyConfig(ControlConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "num_steps", "learning_rate", "max_grad_norm", "clip_observations", "clip_rewards")
-        positive_all(self, "hidden")
-        in_unit_interval(self, "gamma", "lam")
+        positive(self, "clip_rewards")
+        in_unit_interval(self, "lam")
         at_least_zero(self, "value_coefficient", "entropy_coefficient")
         finite(self, "log_std")
-        if self.total_steps < self.batch_size:
-            raise ValueError(
-                f"total_steps is {self.total_steps}, less than one rollout of {self.batch_size} steps "
-                f"(num_steps {self.num_steps} × num_envs {self.num_envs}); raise it, or lower num_steps or num_envs"
-            )
 
-    @property
-    def batch_size(self) -> int:
-        """N, steps per seed and rollout."""
-        return self.num_steps * self.num_envs
+    def head(self, action_space: Any) -> Distribution:
+        """The action distribution of this space."""
+        from telescope.control.agents.distributions import distribution
 
-    @property
-    def iterations(self) -> int:
-        """Rollouts in the whole run."""
-        return self.total_steps // self.batch_size
+        return distribution(action_space)
+
+    def network(self, observation_size: int, action_space: Any) -> Network:
+        """Perceptrons for actor and critic."""
+        from telescope.control.agents.actor import default_network
+
+        return default_network(self, observation_size, action_space)
+
+    def bound(self, action_space: Any) -> Bound:
+        """From a Gaussian's actions to a Box's bounds, as `action_bounds` says."""
+        from telescope.control.agents.actions import bounding
+
+        return bounding(action_space, self.action_bounds)
+
+    def scaler(self) -> RewardScaler:
+        """Rewards by the deviation of their running return, where asked for."""
+        from telescope.control.experience.normalisation import RewardScaler
+
+        enabled, clip = self.normalise_rewards, self.clip_rewards
+        return RewardScaler(self.seeds, self.num_envs, gamma=self.gamma, enabled=enabled, clip=clip)

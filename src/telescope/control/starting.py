@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from telescope.control.agents.actor import default_network
 from telescope.control.agents.layout import create
-from telescope.control.config import OnPolicyConfig
+from telescope.control.config import AgentConfig
 from telescope.control.environments.population import Environments
 from telescope.control.experience.rollout import encoder
 
@@ -71,10 +70,10 @@ def require_same_shape(start: Start, parameters: Tensor, observation_size: int) 
         )
 
 
-def require_fit(state: dict[str, Any], config: OnPolicyConfig, environments: Environments) -> None:
+def require_fit(state: dict[str, Any], config: AgentConfig, environments: Environments) -> None:
     """The same before anything is begun, for the network that the config describes."""
     size = encoder(environments.observation_space).size
-    network = default_network(config, size, environments.action_space)
+    network = config.network(size, environments.action_space)
     require_same_shape(start_from(state, 1), create(network, [config.seed])[0], size)
 
 

@@ -7,7 +7,7 @@ The training loop itself stands in each algorithm's own file; nothing here decid
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,20 +16,20 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from telescope.checks import fitting, import_path, require_device, same_kind
-from telescope.control.agents.actions import bounding, space_note
-from telescope.control.agents.actor import ActorCritic, Agents, default_network
-from telescope.control.agents.distributions import distribution
+from telescope.control.agents.actions import space_note
+from telescope.control.agents.actor import ActorCritic, Agents
 from telescope.control.agents.layout import create
 from telescope.control.agents.lifting import lift
 from telescope.control.agents.networks import Network
 from telescope.control.agents.trial import require_network, try_network, without_effect
-from telescope.control.config import OnPolicyConfig
+from telescope.control.config import AgentConfig
 from telescope.control.environments.population import Environments
 from telescope.control.environments.rehearsal import rehearse
 from telescope.control.evaluate import cut_note, evaluate, evaluation_environments
 from telescope.control.execution import execution, in_words
-from telescope.control.experience.normalisation import ObservationNormaliser, RewardScaler
-from telescope.control.experience.rollout import Episodes, Rollout, Rollouts, encoder
+from telescope.control.experience.normalisation import ObservationNormaliser
+from telescope.control.experience.replay import Replay
+from telescope.control.experience.rollout import Episodes, Rollout, Rollouts, Transition, encoder, no_episodes
 from telescope.control.starting import require_fit, require_same_shape, start_from
 from telescope.randomness import TRAINING_ENVIRONMENTS
 from telescope.threads import settle
@@ -80,15 +80,17 @@ class Session:
 
     `kind` is the algorithm's class of learners, a NamedTuple of tensors: `kind.begin(parameters)` makes the first from
     the parameters [S, P] of new agents, `learner.acting` are those that act. The loop replaces `learner` as it learns.
+    With `replay`, a number of steps per seed, what `play` gives is kept in a buffer, which belongs to the state.
     """
 
     def __init__(
         self,
-        config: OnPolicyConfig,
+        config: AgentConfig,
         resume: dict[str, Any] | None,
         kind: Any,
         *,
         network: Network | None = None,
+        replay: int = 0,
         start: Any = None,
         allow_inexact: bool = False,
     ) -> None:
@@ -103,7 +105,8 @@ class Session:
         self.execution = resume["execution"] if resume else execution(config)
         self.notes = [in_words(self.execution, config)]
         settle(self.execution["threads"], config.device)
-        self.rollouts = _rollouts(config)
+        self.rollouts, self._episodes = _rollouts(config), no_episodes(config.seeds)
+        self.replay = Replay(replay, config.seeds, config.num_envs) if replay else None
         self._evaluation: Environments | None = None
         self._last_state: dict[str, Any] | None = None
         try:
@@ -119,7 +122,7 @@ class Session:
         size, own = self.rollouts.encoder.size, network
         if own is not None:
             require_network(own)
-        network = own or default_network(config, size, environments.action_space)
+        network = own or config.network(size, environments.action_space)
         parameters, layout = create(network, config.seed_values, config.device)
         self.learner = self._first_learner(parameters)
         self.agent = ActorCritic(network, self.rollouts.distribution, layout)
@@ -169,7 +172,9 @@ class Session:
         """The iterations still to do, by number; keeps the clock and the schedules' position."""
         try:
             while self.iteration < self.config.iterations:
-                self._started = time.perf_counter()
+                self._started, self._collecting = time.perf_counter(), 0.0
+                self._episodes = no_episodes(self.config.seeds)
+                self.rollouts.time = {"env": 0.0, "policy": 0.0}
                 self.remaining = 1 - self.iteration / self.config.iterations
                 yield self.iteration
             self._last_state = self.state()  # still to be had when the loop is over and the environments are gone
@@ -178,10 +183,22 @@ class Session:
 
     def collect(self) -> Rollout:
         """The next rollout, by the current policies."""
+        started = time.perf_counter()
         act = self.agents.actor(self.parameters)
         rollout, self._episodes = self.rollouts.collect(act, self.iteration)
-        self._collected = time.perf_counter()
+        self._collecting += time.perf_counter() - started
         return rollout
+
+    def play(self, noise: np.ndarray, t: int) -> Transition:
+        """Step t of this iteration by the current policies, with the randomness [S, B, …]; kept in the replay."""
+        started = time.perf_counter()
+        act, row = self.agents.actor(self.parameters), self.iteration * self.config.num_steps + t
+        with np.errstate(over="ignore", invalid="ignore"):  # agents that diverge within an iteration: `finish` tells
+            transition = self.rollouts.play(act, noise, row, self._episodes)
+        if self.replay is not None:
+            self.replay.add(transition)
+        self._collecting += time.perf_counter() - started
+        return transition
 
     def value(self, observations: Tensor) -> Tensor:
         """V of observations [S, N, D] by the current critics, without gradient: [S, N]."""
@@ -195,8 +212,8 @@ class Session:
         """A structure of tensors (or None) on the device where the networks live."""
         return tree_map(lambda x: x.to(self.config.device) if isinstance(x, Tensor) else x, samples)
 
-    def finish(self, statistics: dict[str, np.ndarray]) -> Iteration:
-        """Close an iteration: evaluate when due, and make its rows from the algorithm's `statistics` (name → [S])."""
+    def finish(self, statistics: Mapping[str, np.ndarray | None]) -> Iteration:
+        """Close an iteration: evaluate when due, and make its rows from `statistics` (name → [S], or None for all)."""
         self._require_finite()
         updated = time.perf_counter()
         self.iteration += 1
@@ -208,7 +225,7 @@ class Session:
                 "seed": seed,
                 **_episode_metrics(self._episodes, s),
                 "eval_return_mean": None if evaluation is None else float(evaluation[s]),
-                **{name: float(values[s]) for name, values in statistics.items()},
+                **{name: None if values is None else float(values[s]) for name, values in statistics.items()},
             }
             for s, seed in enumerate(self.config.seed_values)
         ]
@@ -218,13 +235,13 @@ class Session:
     def _times(self, updated: float) -> dict[str, float]:
         now = time.perf_counter()
         env, policy = self.rollouts.time["env"], self.rollouts.time["policy"]
-        update = updated - self._collected
+        update = updated - self._started - self._collecting
         other = now - self._started - env - policy - update
         self._elapsed += now - self._started
         names = ("time_env", "time_policy", "time_update", "time_other", "time_total")
         return dict(zip(names, (env, policy, update, other, self._elapsed), strict=True))
 
-    _elapsed = 0.0
+    _elapsed = _collecting = 0.0
 
     def _evaluate(self) -> np.ndarray | None:
         """Mean evaluation return of each seed [S], if this iteration crossed a multiple of `eval_every`."""
@@ -280,6 +297,7 @@ class Session:
             "policy": self.policy(),
             "learner": to_dict(self.learner, without=self.parameters),
             "rollouts": self.rollouts.state(),
+            **({} if self.replay is None else {"replay": self.replay.state()}),
         }
 
     def policy(self) -> dict[str, Any]:
@@ -318,6 +336,8 @@ class Session:
         self.iteration = state["iteration"]
         self.rollouts.normaliser.restore(state["policy"]["normaliser"])
         self.rollouts.restore(state["rollouts"], allow_inexact=allow_inexact)
+        if self.replay is not None:
+            self.replay.restore(state["replay"])
         environments = self.rollouts.environments
         if environments.began_anew:
             self.notes.append(environments.resume_note or "the environments could not be restored; new episodes begin")
@@ -328,17 +348,18 @@ class Session:
             self._evaluation.close()
 
 
-def try_out(config: OnPolicyConfig, start: dict[str, Any] | None = None) -> None:
+def try_out(config: AgentConfig, start: dict[str, Any] | None = None) -> None:
     """ValueError if there is no such device or environment, or one whose spaces (or those of `start`) do not fit."""
     require_device(config)
     environments = _environments(config, [config.seed], 1)
     environments.close()
-    bounding(environments.action_space, config.action_bounds)
+    config.bound(environments.action_space)
+    config.head(environments.action_space)
     if start is not None:
         require_fit(start, config, environments)
 
 
-def _environments(config: OnPolicyConfig, seeds: list[int], num_envs: int, *, spare: bool = False) -> Environments:
+def _environments(config: AgentConfig, seeds: list[int], num_envs: int, *, spare: bool = False) -> Environments:
     """Environments of a run; a spare one needs no process of its own."""
     vectorization = "sync" if spare and config.vectorization == "async" else config.vectorization
     return Environments(
@@ -353,27 +374,21 @@ def _environments(config: OnPolicyConfig, seeds: list[int], num_envs: int, *, sp
     )
 
 
-def _rollouts(config: OnPolicyConfig) -> Rollouts:
+def _rollouts(config: AgentConfig) -> Rollouts:
     environments = _environments(config, config.seed_values, config.num_envs)
     return Rollouts(
         environments,
         seeds=config.seed_values,
         num_envs=config.num_envs,
         num_steps=config.num_steps,
-        distribution=distribution(environments.action_space),
-        bound=bounding(environments.action_space, config.action_bounds),
+        distribution=config.head(environments.action_space),
+        bound=config.bound(environments.action_space),
         normaliser=normaliser(config, encoder(environments.observation_space).size),
-        scaler=RewardScaler(
-            config.seeds,
-            config.num_envs,
-            gamma=config.gamma,
-            enabled=config.normalise_rewards,
-            clip=config.clip_rewards,
-        ),
+        scaler=config.scaler(),
     )
 
 
-def normaliser(config: OnPolicyConfig, observation_size: int) -> ObservationNormaliser:
+def normaliser(config: AgentConfig, observation_size: int) -> ObservationNormaliser:
     """The observation normaliser that the config asks for, at its start."""
     return ObservationNormaliser(
         config.seeds, observation_size, enabled=config.normalise_observations, clip=config.clip_observations

@@ -80,5 +80,5 @@ def _share_inside(low: float, high: float) -> float:
 
 
 def space_note(config: Any, space: gym.Space) -> str:
-    """`scale_note` where the config leaves the actions as they are drawn."""
-    return scale_note(space, config.log_std) if config.action_bounds == "clip" else ""
+    """`scale_note` where the config has a Gaussian policy and leaves its actions as they are drawn."""
+    return scale_note(space, config.log_std) if getattr(config, "action_bounds", "") == "clip" else ""

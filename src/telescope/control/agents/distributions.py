@@ -80,6 +80,29 @@ def categorical(n: int) -> Distribution:
     )
 
 
+def epsilon_greedy(n: int) -> Distribution:
+    """The best of n actions by their Q-values; a random allowed one where the first number of the noise is below 0.
+
+    `noise` draws that number from [0, 1): whoever explores with probability ε subtracts ε from it. There are no
+    log-probabilities: nothing learns from them.
+    """
+
+    def noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.random((*shape, 1 + n), dtype=np.float32)
+
+    def mode(q: Array, masks: Masks = None) -> Array:
+        return _allowed(q, masks).argmax(-1)
+
+    def sample(q: Array, noise: Array, masks: Masks = None) -> Array:
+        explores = arrays.library("q", q).where(noise[..., :1] < 0, noise[..., 1:], q)
+        return mode(explores, masks)
+
+    def none(*_: Tensor) -> Tensor:
+        raise NotImplementedError("an ε-greedy policy has no log-probabilities and no entropy")
+
+    return Distribution(n, False, (), torch.int64, noise, sample, mode, log_prob=none, entropy=none)
+
+
 def multi_categorical(nvec: tuple[int, ...], shape: tuple[int, ...]) -> Distribution:
     """Independent categoricals (MultiDiscrete); their logits stand one after the other, as do their masks."""
     parts = [categorical(n) for n in nvec]

@@ -6,6 +6,7 @@ An algorithm needs two functions, `init` and `apply`; seeds, devices and optimis
 # N observations, D observation size, K policy outputs (see distributions.py for what they mean)
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -90,6 +91,29 @@ def mlp(
         x = features(parameters, trunks[0], observations)
         y = x if shared else features(parameters, trunks[1], observations)
         return policy_head(parameters, x), _affine(parameters, "value.out", y)[..., 0]
+
+    return Network(init, apply, policy, broadcasts=True)
+
+
+def q_network(observation_size: int, actions: int, *, hidden: tuple[int, ...], activation: str) -> Network:
+    """A perceptron for Q(s, ·) [N, A], orthogonal weights (gain √2 inside, 1 at the end); its value is max Q(s, a)."""
+    act = ACTIVATIONS[activation]
+
+    def init(rng: np.random.Generator) -> Parameters:
+        parameters: Parameters = {}
+        for layer, (rows, columns) in enumerate(itertools.pairwise((observation_size, *hidden))):
+            _linear(parameters, f"q.{layer}", rows, columns, 2**0.5, rng)
+        _linear(parameters, "q.out", (observation_size, *hidden)[-1], actions, 1.0, rng)
+        return parameters
+
+    def policy(parameters: Parameters, x: Array) -> Array:
+        for layer in range(len(hidden)):
+            x = act(_affine(parameters, f"q.{layer}", x))
+        return _affine(parameters, "q.out", x)
+
+    def apply(parameters: Parameters, observations: Array) -> tuple[Array, Array]:
+        q = policy(parameters, observations)
+        return q, arrays.library("q", q).amax(q, -1)
 
     return Network(init, apply, policy, broadcasts=True)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from telescope.control.agents.actor import ActorCritic, Agents
 from telescope.control.agents.networks import Network
-from telescope.control.config import OnPolicyConfig
+from telescope.control.config import AgentConfig
 
 REPLACED = ("hidden", "activation", "shared_network", "log_std")
 """Settings of the built-in networks."""
@@ -30,10 +30,10 @@ def require_network(network: Any) -> None:
     raise ValueError(f"network is {name}; expected {fix}, see telescope.control.agents.networks")
 
 
-def without_effect(config: OnPolicyConfig) -> str:
+def without_effect(config: AgentConfig) -> str:
     """A sentence about the settings that a network of one's own replaces; empty if all are as they were."""
     fields = type(config).__dataclass_fields__
-    changed = [name for name in REPLACED if getattr(config, name) != fields[name].default]
+    changed = [name for name in REPLACED if name in fields and getattr(config, name) != fields[name].default]
     return f"{', '.join(changed)} have no effect: network= replaces the built-in networks" if changed else ""
 
 

@@ -43,6 +43,19 @@ class Rollout(NamedTuple):
     finals: Finals
 
 
+class Transition(NamedTuple):
+    """One step of S·B environments, as it came: encoded, but neither normalised nor scaled."""
+
+    observations: np.ndarray  # [S, B, D]
+    actions: np.ndarray  # [S, B, …]
+    rewards: np.ndarray  # [S, B]
+    terminated: np.ndarray  # [S, B] bool
+    truncated: np.ndarray  # [S, B] bool
+    mask: np.ndarray  # [S, B] bool, False on the row a NEXT_STEP autoreset inserts
+    next_observations: np.ndarray  # [S, B, D] the state the step led to, never the reset state
+    next_masks: np.ndarray | None  # [S, B, A] bool, the actions allowed there; all where the episode ended
+
+
 class Finals(NamedTuple):
     """The states that truncated steps really led to, K of them: place (time, seed, environment) and observation."""
 
@@ -55,6 +68,10 @@ class Episodes(NamedTuple):
 
     returns: list[list[float]]
     lengths: list[list[int]]
+
+
+def no_episodes(seeds: int) -> Episodes:
+    return Episodes([[] for _ in range(seeds)], [[] for _ in range(seeds)])
 
 
 class Encoder(NamedTuple):
@@ -114,15 +131,31 @@ class Rollouts:
         require_finite_array("observation", observations, self.seeds, "at reset")
         encoded = self.encoder.encode(observations)
         self.normaliser.update(encoded)
-        self._begin(self.normaliser(encoded), masks)
+        self._begin(encoded, masks)
 
-    def _begin(self, observations: np.ndarray, masks: np.ndarray | None) -> None:
-        self._observations, self._action_masks = observations, masks
+    def _begin(self, encoded: np.ndarray, masks: np.ndarray | None) -> None:
+        self._encoded, self._observations, self._action_masks = encoded, self.normaliser(encoded), masks
+
+    def play(self, act: Act, noise: np.ndarray, row: int, episodes: Episodes) -> Transition:
+        """One step of every environment, the `row`-th of the run; episodes that end are added to `episodes`."""
+        started, observations = time.perf_counter(), self._encoded.copy()  # environments may write into their buffers
+        actions = act(self._observations, noise, self._action_masks)
+        acted = time.perf_counter()
+        step = self.environments.step(self.bound(actions))
+        self.time["policy"] += acted - started
+        self.time["env"] += time.perf_counter() - acted
+        require_finite(step, self.seeds, f"at step {(row + 1) * self.shape[1]} (time step {row} of each environment)")
+        ended = step.terminated | step.truncated
+        reached = self.encoder.encode(step.next_observations).copy()
+        self._advance(step, ended, _FinalsList(), episodes, 0)
+        masks = None if step.action_masks is None else step.action_masks | ended[..., None]
+        flags = step.terminated, step.truncated, step.mask
+        return Transition(observations, actions, step.rewards, *flags, reached, masks)
 
     def collect(self, act: Act, iteration: int) -> tuple[Rollout, Episodes]:
         """Run the policy for `num_steps`. A reward or observation that is not finite raises FloatingPointError."""
         rollout, finals, noise = self._allocate(), _FinalsList(), self._noise(iteration)
-        episodes = Episodes([[] for _ in self.seeds], [[] for _ in self.seeds])
+        episodes = no_episodes(len(self.seeds))
         # everything in this loop is NumPy on arrays of a few numbers: each operation counts, at about a microsecond
         seen, chosen, rewards, terminated, truncated, live = (x.numpy() for x in rollout[:6])
         masks = None if rollout.action_masks is None else rollout.action_masks.numpy()
@@ -158,7 +191,7 @@ class Rollouts:
         # what the policy will not act on (a final state under NEXT_STEP) does not enter the statistics, in any mode
         acting = ~ended if some and self.environments.autoreset == "next_step" else None
         self.normaliser.update(encoded, acting)
-        self._begin(self.normaliser(encoded), step.action_masks)
+        self._begin(encoded, step.action_masks)
         truncated = step.truncated & ~step.terminated
         if some and truncated.any():
             reached = self.normaliser(self.encoder.encode(step.next_observations))
@@ -222,7 +255,7 @@ class Rollouts:
         if self.environments.began_anew:  # these are the first observations of new episodes
             self.episode_return[:], self.episode_length[:], self.scaler.returns = 0.0, 0, np.zeros(self.shape)
             self.normaliser.update(encoded)
-        self._begin(self.normaliser(encoded), masks)
+        self._begin(encoded, masks)
 
 
 class _FinalsList:

@@ -21,7 +21,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 from telescope.checks import fitting
-from telescope.control.config import OnPolicyConfig
+from telescope.control.config import AgentConfig
 from telescope.control.execution import execution
 from telescope.control.starting import Start, rows_of, start_from
 from telescope.control.workers.spawning import deaf, keep_tracker, sent, shielded, startable
@@ -75,7 +75,7 @@ class SpreadIteration:
 class _Crew:
     """The worker processes of a run, in step with each other."""
 
-    def __init__(self, train: Train, config: OnPolicyConfig, resume: dict[str, Any] | None, more: dict[str, Any]):
+    def __init__(self, train: Train, config: AgentConfig, resume: dict[str, Any] | None, more: dict[str, Any]):
         self.train_share, self.config, self.more = train, config, more
         self.start = start_from(more["start"], config.seeds) if more.get("start") is not None else None
         self.execution = resume["execution"] if resume else execution(config)
@@ -106,7 +106,7 @@ class _Crew:
         finally:
             self.close()
 
-    def _start_of(self, share: OnPolicyConfig) -> Start:
+    def _start_of(self, share: AgentConfig) -> Start:
         assert self.start is not None
         return rows_of(self.start, share.seed - self.config.seed, share.seeds)
 
@@ -205,7 +205,7 @@ def joined(policies: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def registered(config: OnPolicyConfig) -> EnvSpec | None:
+def registered(config: AgentConfig) -> EnvSpec | None:
     """What the program has registered under the environment's id, for workers that have not run it."""
     return gym.registry.get(config.env.rpartition(":")[2]) if isinstance(config.env, str) else None
 

@@ -1,0 +1,256 @@
+"""Deep Q-learning (Mnih et al. 2015, Nature 518) for a population of seeds: replay, target network, ε-greedy acting.
+
+The loop is `train`; every formula in it is imported. A time limit bootstraps from the state it cut off; only a
+termination does not. Leaves out n-step targets, priorities, dueling and quantiles.
+"""
+
+# S seeds, B environments per seed, M minibatch, A actions, P parameters
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from telescope import checks, td_error
+from telescope.control.agents.actor import ActorCritic
+from telescope.control.agents.distributions import FORBIDDEN, Distribution, epsilon_greedy
+from telescope.control.agents.networks import Network, q_network
+from telescope.control.config import AgentConfig
+from telescope.control.training import Iteration, Session, mean_statistics
+from telescope.control.workers.shares import over_processes
+from telescope.losses import huber_loss
+from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
+from telescope.randomness import ACTIONS, REPLAY, generator
+from telescope.threads import own_settings
+
+
+@dataclasses.dataclass(frozen=True)
+class DQN(AgentConfig):
+    """Deep Q-learning for discrete actions, with a replay buffer and a target network."""
+
+    num_steps: int = 256
+    """Steps of each environment per iteration: one row of metrics."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam."""
+    anneal_learning_rate: bool = False
+    """Decay the learning rate linearly to 0 over the run."""
+    max_grad_norm: float = 10.0
+    """Global norm to which each seed's gradient is clipped."""
+    activation: Literal["tanh", "relu"] = "relu"
+    """Activation function of the hidden layers."""
+    replay_capacity: int = 100_000
+    """Steps per seed that the replay buffer keeps."""
+    learning_starts: int = 1_000
+    """Steps per seed that are collected before the first gradient step."""
+    minibatch_size: int = 64
+    """Samples per gradient step and seed, drawn from the replay buffer."""
+    updates_per_step: float = 0.25
+    """Gradient steps per environment step and seed."""
+    target_every: int = 250
+    """Gradient steps after which the target network is replaced by the current one."""
+    double: bool = False
+    """Let the current network choose the action that the target network judges (van Hasselt et al. 2016)."""
+    exploration_start: float = 1.0
+    """ε, the probability of a random action, at the start of the run."""
+    exploration_end: float = 0.05
+    """ε at the end of its decay, and from then on."""
+    exploration_fraction: float = 0.2
+    """Share of the run over which ε decays linearly."""
+    adam_eps: float = 1e-8
+    """Adam's ε."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive(self, "replay_capacity", "minibatch_size", "updates_per_step", "target_every", "adam_eps")
+        checks.at_least_zero(self, "learning_starts")
+        checks.in_unit_interval(self, "exploration_start", "exploration_end", "exploration_fraction")
+        if self.replay_capacity < self.num_envs:
+            raise ValueError(
+                f"replay_capacity is {self.replay_capacity}, less than one step of the {self.num_envs} environments of "
+                "a seed (num_envs); raise it"
+            )
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps in the whole run."""
+        return self.updates_until(self.iterations * self.batch_size)
+
+    def updates_until(self, step: int) -> int:
+        """Gradient steps that are due by this environment step."""
+        return int(max(0, step - self.learning_starts) * self.updates_per_step)
+
+    def exploration(self, step: int) -> float:
+        """ε at this environment step."""
+        decayed = min(1.0, step / max(1.0, self.exploration_fraction * self.total_steps))
+        return self.exploration_start + decayed * (self.exploration_end - self.exploration_start)
+
+    def head(self, action_space: gym.Space) -> Distribution:
+        """ε-greedy in a Discrete space."""
+        if not isinstance(action_space, gym.spaces.Discrete):
+            raise ValueError(f"action_space is {action_space}; dqn expects Discrete (try ppo)")
+        return epsilon_greedy(int(action_space.n))
+
+    def network(self, observation_size: int, action_space: gym.Space) -> Network:
+        """A perceptron for the Q-values of all actions."""
+        outputs = self.head(action_space).outputs
+        return q_network(observation_size, outputs, hidden=self.hidden, activation=self.activation)
+
+
+CARTPOLE = DQN(
+    env="CartPole-v1",
+    total_steps=50_000,
+    num_envs=4,
+    hidden=(128, 128),
+    learning_rate=1e-3,
+    minibatch_size=128,
+    updates_per_step=0.5,
+)
+
+
+def preset(env: str) -> DQN:
+    """The settings for an environment id: CartPole's, or the defaults."""
+    return dataclasses.replace(CARTPOLE if env.startswith("CartPole-v") else DQN(), env=env)
+
+
+class Learner(NamedTuple):
+    """What DQN changes: the Q-network, the older copy that targets are taken from, and Adam's state."""
+
+    parameters: Tensor  # [P]; a population's have S in front
+    target: Tensor  # [P]
+    adam: Adam
+
+    @classmethod
+    def begin(cls, parameters: Tensor) -> Learner:
+        return cls(parameters, parameters.clone(), adam_init(parameters))
+
+    @property
+    def acting(self) -> Tensor:
+        return self.parameters
+
+
+class Batch(NamedTuple):
+    """Steps drawn from the replay: [S, M, …] for the population, [M, …] for one agent."""
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    live: Tensor
+    next_observations: Tensor
+    next_masks: Tensor | None
+
+
+STATISTICS = ("loss", "q_mean", "gradient_norm")
+
+
+@over_processes
+@own_settings
+def train(
+    config: DQN,
+    resume: dict[str, Any] | None = None,
+    *,
+    network: Network | None = None,
+    start: dict[str, Any] | None = None,
+    allow_inexact: bool = False,
+) -> Iterator[Iteration]:
+    """Train and yield after every `num_steps` steps: `.rows` are its metrics, `.state` continues it bit for bit.
+
+    `network` maps observations to Q-values [N, A] and anything [N]; see `telescope.control.agents.networks`.
+    `start` and `allow_inexact` are those of `ppo.train`.
+    """
+    more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
+    session = Session(config, resume, Learner, replay=config.replay_capacity, **more)
+    update = session.lift(update_agent(config, session.agent), (0, 0, None))
+    for iteration in session.iterations():
+        learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
+        step_size = torch.tensor(learning_rate, device=config.device)
+        noise, statistics = exploring(config, session, iteration), []
+        for t in range(config.num_steps):
+            session.play(noise[t], t)
+            step = session.step + t * config.num_envs
+            for number in range(config.updates_until(step), config.updates_until(step + config.num_envs)):
+                session.learner, row = update(session.learner, samples(config, session, number), step_size)
+                statistics.append(row)
+                if (number + 1) % config.target_every == 0:
+                    session.learner = session.learner._replace(target=session.learner.parameters.clone())
+        yield session.finish(summary(config, statistics, session.step, learning_rate))
+
+
+def exploring(config: DQN, session: Session, iteration: int) -> np.ndarray:
+    """The randomness of an iteration's actions [T, S, B, 1 + A], its first number below 0 with probability ε."""
+    draw, shape = session.agent.distribution.noise, (config.num_steps, config.num_envs)
+    noise = np.stack([draw(generator(seed, ACTIONS, iteration), shape) for seed in config.seed_values], axis=1)
+    steps = session.step + config.num_envs * np.arange(config.num_steps)
+    noise[..., 0] -= np.array([config.exploration(int(step)) for step in steps], np.float32)[:, None, None]
+    return noise
+
+
+def samples(config: DQN, session: Session, number: int) -> Batch:
+    """The minibatch of the gradient step with this number, normalised as the policy would see it now."""
+    assert session.replay is not None
+    generators = [generator(seed, REPLAY, number) for seed in config.seed_values]
+    drawn, seen = session.replay.sample(generators, config.minibatch_size), session.rollouts.normaliser
+    return session.to_device(  # type: ignore[no-any-return]
+        Batch(
+            observations=torch.from_numpy(seen(drawn.observations)),
+            actions=torch.from_numpy(drawn.actions),
+            rewards=torch.from_numpy(drawn.rewards.astype(np.float32)),
+            terminated=torch.from_numpy(drawn.terminated),
+            live=torch.from_numpy(drawn.mask),
+            next_observations=torch.from_numpy(seen(drawn.next_observations)),
+            next_masks=None if drawn.next_masks is None else torch.from_numpy(drawn.next_masks),
+        )
+    )
+
+
+def update_agent(config: DQN, agent: ActorCritic) -> Callable[..., tuple[Learner, Tensor]]:
+    """One gradient step of one agent on one minibatch, as a pure function."""
+
+    def q_values(vector: Tensor, observations: Tensor) -> Tensor:
+        return agent.policy(agent.layout.unflatten(vector), observations)  # type: ignore[return-value]
+
+    def targets(old: Learner, batch: Batch) -> Tensor:
+        judging = allowed(q_values(old.target, batch.next_observations), batch.next_masks)  # [M, A]
+        choosing = judging
+        if config.double:
+            choosing = allowed(q_values(old.parameters, batch.next_observations), batch.next_masks)
+        ahead = of_action(judging, choosing.argmax(-1))
+        # δ of a value of 0 is the target r + γ (1 − terminated) Q'
+        return td_error(batch.rewards, torch.zeros_like(ahead), ahead, terminated=batch.terminated, gamma=config.gamma)
+
+    def loss(vector: Tensor, batch: Batch, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        values = of_action(q_values(vector, batch.observations), batch.actions)
+        weights = batch.live / batch.live.sum().clamp(min=1)
+        total = (weights * huber_loss(values, wanted)).sum()
+        return total, torch.stack([total, (weights * values).sum()]).detach()
+
+    def update(old: Learner, batch: Batch, learning_rate: Tensor) -> tuple[Learner, Tensor]:
+        wanted = targets(old, batch).detach()
+        gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch, wanted)
+        gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
+        parameters, moments = adam(old.parameters, old.adam, gradient, learning_rate, eps=config.adam_eps)
+        return Learner(parameters, old.target, moments), torch.cat([statistics, norm[None]])
+
+    return update
+
+
+def allowed(q: Tensor, masks: Tensor | None) -> Tensor:
+    """Q-values with those of masked actions far below all others."""
+    return q if masks is None else torch.where(masks, q, FORBIDDEN)
+
+
+def of_action(q: Tensor, actions: Tensor) -> Tensor:
+    """Q(s, a) [M] from Q(s, ·) [M, A]: a select, since the gradient of a gather adds up in no fixed order."""
+    return torch.where(actions[..., None] == torch.arange(q.shape[-1], device=q.device), q, 0.0).sum(-1)
+
+
+def summary(config: DQN, statistics: list[Tensor], step: int, learning_rate: float) -> dict[str, np.ndarray | None]:
+    """The iteration's metrics per seed, by name; None for those of gradient steps where there were none yet."""
+    means: dict[str, Any] = mean_statistics(STATISTICS, statistics) if statistics else dict.fromkeys(STATISTICS)
+    constants = {"exploration": config.exploration(step), "updates": len(statistics), "learning_rate": learning_rate}
+    return {**means, **{name: np.full(config.seeds, float(value)) for name, value in constants.items()}}

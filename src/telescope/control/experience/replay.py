@@ -1,0 +1,67 @@
+"""Experience kept and drawn again: one buffer for all seeds, a ring of the latest steps of each.
+
+What is kept is as it came (encoded, neither normalised nor scaled), with true successors and both flags. What is drawn
+is keyed by whoever draws. Leaves out priorities, n-step returns and frames that are stored once.
+"""
+
+# S seeds, B environments per seed, C capacity, M samples
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from telescope.checks import fits_memory, same_kind
+from telescope.control.experience.rollout import Transition
+
+
+class Replay:
+    """The latest steps of each seed, at most `capacity`, rounded down to whole steps of its `num_envs` environments."""
+
+    def __init__(self, capacity: int, seeds: int, num_envs: int) -> None:
+        if capacity < num_envs:
+            raise ValueError(f"replay capacity is {capacity}, less than one step of {num_envs} environments")
+        self.capacity, self.seeds, self.num_envs = capacity // num_envs * num_envs, seeds, num_envs
+        self.added = 0
+        """Steps per seed that were ever added."""
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Steps per seed that can be drawn."""
+        return min(self.added, self.capacity)
+
+    def add(self, transition: Transition) -> None:
+        """Keep one step of all environments in the place of the oldest."""
+        parts = {name: array for name, array in transition._asdict().items() if array is not None}
+        if not self._arrays:
+            self._arrays = self._allocated(parts)
+        start = self.added % self.capacity
+        for name, array in parts.items():
+            self._arrays[name][:, start : start + self.num_envs] = array
+        self.added += self.num_envs
+
+    def _allocated(self, parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        numbers = self.capacity * sum(array[:, :1].size * array.itemsize for array in parts.values()) // 4
+        fits_memory(numbers, f"a replay of {self.capacity} steps for {self.seeds} seeds needs")
+        return {name: np.zeros((self.seeds, self.capacity, *x.shape[2:]), x.dtype) for name, x in parts.items()}
+
+    def sample(self, generators: Sequence[np.random.Generator], count: int) -> Transition:
+        """`count` steps of each seed [S, M, …], drawn with replacement by the seed's own generator."""
+        rows = np.stack([rng.integers(len(self), size=count) for rng in generators])  # [S, M]
+        drawn: dict[str, Any] = {
+            name: array[np.arange(self.seeds)[:, None], rows] for name, array in self._arrays.items()
+        }
+        return Transition(**{"next_masks": None, **drawn})
+
+    def state(self) -> dict[str, Any]:
+        """What was added, and a copy of what is kept."""
+        return {"added": self.added, "kept": {name: x[:, : len(self)].copy() for name, x in self._arrays.items()}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where `state()` was taken."""
+        self.added, kept = int(state["added"]), state["kept"]
+        self._arrays = self._allocated({name: np.asarray(array)[:, :1] for name, array in kept.items()})
+        same_kind("replay", kept, {name: array[:, : len(self)] for name, array in self._arrays.items()})
+        for name, array in kept.items():
+            self._arrays[name][:, : len(self)] = array

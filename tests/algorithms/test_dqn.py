@@ -1,0 +1,171 @@
+"""DQN: what is kept is what happened, targets are Bellman's, a time limit is no end, and a seed alone is itself.
+
+Leaves out what holds of every trainer: `test_laws.py`.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import telescope
+from telescope.algorithms.dqn import DQN, Batch, Learner, samples, train, update_agent
+from telescope.control.agents.distributions import epsilon_greedy
+from telescope.control.agents.lifting import lift
+from telescope.control.experience.replay import Replay
+from telescope.control.experience.rollout import Transition
+from telescope.control.training import Session
+from worlds import Chain, Forever, Masked
+
+SMALL = DQN(
+    env=Forever,
+    total_steps=4000,
+    num_envs=4,
+    num_steps=50,
+    gamma=0.8,
+    hidden=(16,),
+    learning_rate=3e-3,
+    learning_starts=40,
+    minibatch_size=32,
+    target_every=20,
+    compile="off",
+    threads=1,
+)
+
+
+def test_a_time_limit_bootstraps():
+    """Reward 1 for ever, cut every 5 steps: Q = 1 / (1 − γ) = 5. Taken for terminations it would be below 3.4."""
+    *_, last = train(SMALL)
+    assert last.rows[0]["q_mean"] == pytest.approx(5.0, rel=0.05)
+
+
+def test_it_finds_the_way_past_a_lure(tmp_path):
+    config = dataclasses.replace(SMALL, env=Chain, gamma=0.9, total_steps=6000, seeds=2, exploration_fraction=0.5)
+    run = telescope.train(config, tmp_path / "run")
+    policy = telescope.load(run.path, trust=True)
+    assert (policy.evaluate(2).returns == 1.0).all()
+    values = [float(policy.value(s, seed=1)) for s in range(4)]
+    np.testing.assert_allclose(values, [0.9**3, 0.9**2, 0.9, 1.0], atol=0.1)
+
+
+def transition(step, seeds=2, envs=3):
+    place = 100 * np.arange(seeds)[:, None] + 10 * np.arange(envs) + 1000 * step  # [S, B]
+    flags = place % 20 == 0
+    observed = place[..., None].astype(np.float32)
+    return Transition(observed, place, place.astype(float), flags, ~flags, flags, observed + 1, None)
+
+
+def test_the_replay_holds_the_latest_steps_and_draws_them_by_seed():
+    replay = Replay(14, seeds=2, num_envs=3)  # 4 whole steps
+    for step in range(6):
+        replay.add(transition(step))
+    drawn = replay.sample([np.random.default_rng(s) for s in range(2)], 500)
+    for s in range(2):
+        found = {1000 * step + 100 * s + 10 * b for step in (2, 3, 4, 5) for b in range(3)}
+        assert set(drawn.actions[s]) == found
+    np.testing.assert_array_equal(drawn.next_observations, drawn.observations + 1)
+    np.testing.assert_array_equal(drawn.terminated, drawn.actions % 20 == 0)
+    np.testing.assert_array_equal(drawn.rewards, drawn.actions)
+
+
+@pytest.mark.parametrize("steps", [2, 9])
+def test_a_restored_replay_goes_on_as_the_one_that_was_saved(steps):
+    ours, theirs = Replay(12, 2, 3), Replay(12, 2, 3)
+    for step in range(steps):
+        ours.add(transition(step))
+    theirs.restore(ours.state())
+    for replay in (ours, theirs):
+        replay.add(transition(steps))
+    a, b = (replay.sample([np.random.default_rng(1)] * 2, 50) for replay in (ours, theirs))
+    np.testing.assert_array_equal(a.actions, b.actions)
+    with pytest.raises(ValueError, match="less than one step of 3 environments"):
+        Replay(2, 2, 3)
+
+
+def one_update(config, **changes):
+    """Statistics and learner after one update on a batch, and that batch's Q-values by the plain formulas."""
+    session = Session(config, None, Learner, replay=config.replay_capacity)
+    noise = np.random.default_rng(0).random((20, 1, config.num_envs, 4), dtype=np.float32) - [[[[0.7, 0, 0, 0]]]]
+    session._episodes = telescope.control.experience.rollout.no_episodes(1)
+    for t in range(20):
+        session.play(noise[t].astype(np.float32), t)
+    batch = samples(config, session, 0)._replace(**changes)
+    parameters = session.learner.parameters
+    moved = parameters + 0.1 * torch.randn(parameters.shape, generator=torch.Generator().manual_seed(1))
+    learner = session.learner._replace(target=moved)
+    after, row = lift(update_agent(config, session.agent), (0, 0, None), compiled=False)(
+        learner, batch, torch.tensor(1e-3)
+    )
+    q = lambda vector, x: session.agent.network.apply(session.agent.layout.unflatten(vector[0]), x[0])[0].detach()  # noqa: E731
+    session.close()
+    return config, learner, batch, after, row[0], q
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_an_update_is_bellmans_by_the_plain_formula(double):
+    config, learner, batch, after, row, q = one_update(dataclasses.replace(SMALL, env=Masked, double=double))
+    judging, choosing = q(learner.target, batch.next_observations), q(learner.parameters, batch.next_observations)
+    assert not batch.next_masks[0, range(len(judging)), judging.argmax(-1)].all(), "the best is often forbidden"
+    total, values = 0.0, q(learner.parameters, batch.observations)
+    for i in range(config.minibatch_size):
+        allowed = [a for a in range(3) if batch.next_masks[0, i, a]]
+        best = max(allowed, key=lambda a, i=i: float((choosing if double else judging)[i, a]))
+        ended = bool(batch.terminated[0, i])
+        target = float(batch.rewards[0, i]) + (0 if ended else config.gamma * float(judging[i, best]))
+        error = abs(float(values[i, batch.actions[0, i]]) - target)
+        total += (0.5 * error**2 if error <= 1 else error - 0.5) / config.minibatch_size
+    assert float(row[0]) == pytest.approx(total, rel=1e-5)
+    assert torch.equal(after.target, learner.target)
+    assert not torch.equal(after.parameters, learner.parameters)
+
+
+def test_rows_of_a_reset_teach_nothing():
+    config = dataclasses.replace(SMALL, env=Masked)
+    none = torch.zeros((1, config.minibatch_size), dtype=torch.bool)
+    _, learner, _, after, row, _ = one_update(config, live=none)
+    assert torch.equal(after.parameters, learner.parameters)
+    assert float(row[0]) == 0.0
+
+
+def test_exploring_is_uniform_over_what_is_allowed_and_greedy_otherwise():
+    head, rng = epsilon_greedy(3), np.random.default_rng(0)
+    q = np.tile(np.array([3.0, 2.0, 1.0], np.float32), (30_000, 1))
+    masks = np.array([False, True, True])
+    noise = head.noise(rng, (30_000,))
+    assert (head.sample(q, noise, masks) == 1).all()
+    noise[:, 0] -= 0.4
+    counts = np.bincount(head.sample(q, noise, masks), minlength=3) / 30_000
+    np.testing.assert_allclose(counts, [0, 0.8, 0.2], atol=0.015)
+    for outputs in (q, torch.from_numpy(q)):
+        assert int(head.mode(outputs)[0]) == 0
+
+
+def test_a_seed_alone_is_that_of_the_population():
+    config = dataclasses.replace(
+        SMALL, env="CartPole-v1", total_steps=800, seeds=3, seed=5, normalise_observations=True
+    )
+    *_, together = train(config)
+    for s, seed in enumerate(config.seed_values):
+        *_, alone = train(dataclasses.replace(config, seeds=1, seed=seed))
+        difference = together.policy["parameters"][s] - alone.policy["parameters"][0]
+        assert difference.abs().max() <= 1e-5
+        np.testing.assert_array_equal(
+            together.state["replay"]["kept"]["actions"][s], alone.state["replay"]["kept"]["actions"][0]
+        )
+
+
+def test_the_gradient_steps_are_counted_by_steps_alone():
+    config = dataclasses.replace(SMALL, updates_per_step=0.3, total_steps=1000, env="CartPole-v1")
+    done = [row["updates"] for step in train(config) for row in step.rows]
+    assert sum(done) == config.updates == int((1000 - 40) * 0.3)
+
+
+@pytest.mark.parametrize(("env", "message"), [("Pendulum-v1", "dqn expects Discrete"), (lambda: 1, "env")])
+def test_what_it_cannot_do_is_refused(env, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        next(train(dataclasses.replace(SMALL, env=env)))
+
+
+def test_batch_and_transition_name_the_same_things():
+    assert set(Batch._fields) - {"live"} <= set(Transition._fields)

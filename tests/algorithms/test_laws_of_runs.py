@@ -46,9 +46,13 @@ def runs(tmp_path_factory):
         if name not in made:
             config = dataclasses.replace(learner(name, place), eval_every=5)
             if name in CONTROL:
-                up_and_down = {"learning_rate": 0.05, "clip": 0.5, "value_clip": 0.5, "eval_max_steps": 9}
+                up_and_down = {"learning_rate": 0.05, "clip": 0.5, "value_clip": 0.5}
                 more = {"seeds": 4, "total_steps": 6 * 32, "eval_every": 32, "action_bounds": "squash"}
-                config = dataclasses.replace(ROSTER[name].small, **up_and_down, **more)
+                small = ROSTER[name].small
+                more["eval_max_steps"] = small.env_kwargs["max_episode_steps"]
+                config = dataclasses.replace(
+                    small, **{k: v for k, v in (up_and_down | more).items() if hasattr(small, k)}
+                )
             if hasattr(config, "reward"):
                 config = dataclasses.replace(config, reward=f"{place / 'rewards.py'}:ones")
             if name == "sft":

@@ -355,7 +355,7 @@ def test_a_final_observation_that_is_not_a_number_stops_the_run_in_every_mode(au
         ("seed", 2**63, "expected seeds below"),
         ("learning_rate", float("nan"), "learning_rate is nan"),
         ("minibatch_size", 10_000, "minibatch_size is 10000, more than the 128 samples"),
-        ("total_steps", 100, "total_steps is 100, less than one rollout of 128"),
+        ("total_steps", 100, "total_steps is 100, less than one iteration of 128"),
         ("hidden", (64, 0), "hidden is"),
         ("target_kl", 0.0, "target_kl is 0.0"),
     ],

@@ -93,7 +93,7 @@ class DQN(AgentConfig):
         """ε-greedy in a Discrete space."""
         if not isinstance(action_space, gym.spaces.Discrete):
             raise ValueError(f"action_space is {action_space}; dqn expects Discrete (try ppo)")
-        return epsilon_greedy(int(action_space.n))
+        return epsilon_greedy(int(action_space.n), self.exploration_end)
 
     def network(self, observation_size: int, action_space: gym.Space) -> Network:
         """A perceptron for the Q-values of all actions."""
@@ -186,7 +186,8 @@ def exploring(config: DQN, session: Session, iteration: int) -> np.ndarray:
     draw, shape = session.agent.distribution.noise, (config.num_steps, config.num_envs)
     noise = np.stack([draw(generator(seed, ACTIONS, iteration), shape) for seed in config.seed_values], axis=1)
     steps = session.step + config.num_envs * np.arange(config.num_steps)
-    noise[..., 0] -= np.array([config.exploration(int(step)) for step in steps], np.float32)[:, None, None]
+    more = [config.exploration(int(step)) - config.exploration_end for step in steps]  # than the head's own ε
+    noise[..., 0] -= np.array(more, np.float32)[:, None, None]
     return noise
 
 

@@ -80,15 +80,17 @@ def categorical(n: int) -> Distribution:
     )
 
 
-def epsilon_greedy(n: int) -> Distribution:
+def epsilon_greedy(n: int, epsilon: float = 0.0) -> Distribution:
     """The best of n actions by their Q-values; a random allowed one where the first number of the noise is below 0.
 
-    `noise` draws that number from [0, 1): whoever explores with probability ε subtracts ε from it. There are no
+    `noise` draws that number from [−ε, 1 − ε); whoever explores more often subtracts the difference. There are no
     log-probabilities: nothing learns from them.
     """
 
     def noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        return rng.random((*shape, 1 + n), dtype=np.float32)
+        numbers = rng.random((*shape, 1 + n), dtype=np.float32)
+        numbers[..., 0] -= epsilon
+        return numbers
 
     def mode(q: Array, masks: Masks = None) -> Array:
         return _allowed(q, masks).argmax(-1)

@@ -126,7 +126,7 @@ class AgentConfig(ControlConfig):
         if self.total_steps < self.batch_size:
             raise ValueError(
                 f"total_steps is {self.total_steps}, less than one iteration of {self.batch_size} steps "
-                f"(num_steps {self.num_steps} × num_envs {self.num_envs}); raise it or collect less at a time"
+                f"(num_steps {self.num_steps} × num_envs {self.num_envs}); raise it, or lower num_steps or num_envs"
             )
 
     @property

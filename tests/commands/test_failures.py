@@ -167,5 +167,5 @@ def test_warnings_of_libraries_stay_off_the_terminal(monkeypatch, file, asked, s
 
 def test_a_missing_extra_is_named_wherever_it_is_imported(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tyro", None)
-    assert main(["plot", "runs/x"]) == 1
+    assert main(["plot", "--help"]) == 1
     assert 'tyro is not installed, and this needs it: pip install "telescope-rl[control]"' in capsys.readouterr().err

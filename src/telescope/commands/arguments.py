@@ -1,21 +1,19 @@
 """Flags and positional arguments: checked one by one, told in a sentence where they are wrong, made a dataclass.
 
-Leaves out what any command does with them, and what other libraries call them (`flags.py`).
+tyro prints the help from the same dataclass. It does not read the words: it answers wrong ones with a box, and knows
+neither `1e5` for a whole number, nor `none`, nor what other libraries call a flag (`flags.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import itertools
-import os
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal
 
+from telescope.checks import hints
 from telescope.commands import keywords
 from telescope.commands.flags import unknown_flag
 
@@ -23,56 +21,73 @@ HELP = {"-h", "--help"}
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE)
 
 
-def parse(cls: type[Any], flags: list[str], title: str, defaults: dict[str, Any] | None = None) -> Any:
+def parse(cls: type[Any], words: Sequence[str], title: str, defaults: dict[str, Any] | None = None) -> Any:
     """Flags → the dataclass; nested dataclasses share one flat set of flags. ValueError says what is wrong.
 
     Where help is asked for, that is all that happens: it is printed, and SystemExit(0) raised.
     """
+    default = None if defaults is None else cls(**defaults)
+    if HELP & set(words):
+        _print_help(cls, title, default)
+    return _filled(cls, values(words, known_flags(cls), title), default)
+
+
+def _print_help(cls: type[Any], title: str, default: Any) -> None:
     import tyro
 
-    asked = bool(HELP & set(flags))
-    flags = ["--help"] if asked else checked(flags, known_flags(cls), title)
-    default = {} if defaults is None else {"default": cls(**defaults)}
     rules = {"config": (tyro.conf.OmitArgPrefixes,), "registry": keywords.registry()}
-    with contextlib.nullcontext() if asked else _boxes_as_sentences():
-        return tyro.cli(cls, args=flags, prog=title, **rules, **default)
+    tyro.cli(cls, args=["--help"], prog=title, **rules, **({} if default is None else {"default": default}))
 
 
-def known_flags(cls: type[Any]) -> dict[str, Any]:
+def _filled(cls: Any, given: Mapping[str, Any], default: Any) -> Any:
+    """The dataclass of the given values, by flag; the default's, or the class's own, where none is given."""
+    fields: dict[str, Any] = {}
+    for name, hint in hints(cls).items():
+        if _is_inside(hint):
+            fields[name] = _filled(hint, given, getattr(default, name))
+        elif (flag := name.replace("_", "-")) in given:
+            fields[name] = given[flag]
+    return cls(**fields) if default is None else dataclasses.replace(default, **fields)
+
+
+def known_flags(cls: Any) -> dict[str, Any]:
     """The flags of a dataclass and of those inside it: name → type."""
-    hints: dict[str, Any] = typing.get_type_hints(cls)
     flags: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        inside = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-        flags |= known_flags(hint) if inside else {field.name.replace("_", "-"): hint}
+    for name, hint in hints(cls).items():
+        flags |= known_flags(hint) if _is_inside(hint) else {name.replace("_", "-"): hint}
     return flags
 
 
-def checked(words: Sequence[str], known: Mapping[str, Any], title: str) -> list[str]:
-    """The words as tyro takes them; ValueError for an unknown flag, a missing value, or one of the wrong kind."""
-    told, seen = list[str](), set[str]()
-    for flag, values in _grouped(words, known):
+def _is_inside(hint: Any) -> bool:
+    """Is it a dataclass, whose fields are flags like the others?"""
+    return dataclasses.is_dataclass(hint)
+
+
+def values(words: Sequence[str], known: Mapping[str, Any], title: str) -> dict[str, Any]:
+    """The values by flag; ValueError for an unknown flag, a missing value, or one of the wrong kind."""
+    found: dict[str, Any] = {}
+    for flag, told in _grouped(words):
         if flag is None:
-            raise ValueError(f"{values[0]!r} is not understood here; `{title} --help` shows what is")
+            raise ValueError(f"{told[0]!r} is not understood here; `{title} --help` shows what is")
         name = flag.removeprefix("no-") if _is_switch(flag, known) else flag
         if name not in known:
             raise ValueError(unknown_flag(flag, known, title))
         hint = known[name]
         if _is_switch(flag, known):
-            if values:
-                raise ValueError(f"--{flag} takes no value, got {values[0]!r}; --{name} means yes, --no-{name} no")
-        elif not values or values == [""]:
+            if told:
+                raise ValueError(f"--{flag} takes no value, got {told[0]!r}; --{name} means yes, --no-{name} no")
+            found[name] = flag == name
+            continue
+        if not told or told == [""]:
             raise ValueError(f"--{flag} needs a value after it; `{title} --help` shows which")
-        elif not _takes_many(hint) and len(values) > 1:
-            raise ValueError(f"--{flag} takes one value, got {len(values)}: {' '.join(values)}")
-        elif (count := _how_many(hint)) and len(values) != count and [value.lower() for value in values] != ["none"]:
-            raise ValueError(f"--{flag} takes {count} values, got {len(values)}: {' '.join(values)}")
-        elif _takes_many(hint) and name in seen:
+        if not _takes_many(hint) and len(told) > 1:
+            raise ValueError(f"--{flag} takes one value, got {len(told)}: {' '.join(told)}")
+        if (count := _how_many(hint)) and len(told) != count and [word.lower() for word in told] != ["none"]:
+            raise ValueError(f"--{flag} takes {count} values, got {len(told)}: {' '.join(told)}")
+        if _takes_many(hint) and name in found:
             raise ValueError(f"--{flag} is given twice; give all its values behind one --{flag}")
-        seen.add(name)
-        told += [f"--{flag}", *(_value(value, flag, hint) for value in values)]
-    return told
+        found[name] = _joined(told, flag, hint)
+    return found
 
 
 def positionals(arguments: Sequence[str], *options: type[Any]) -> tuple[list[str], list[str]]:
@@ -89,17 +104,12 @@ def positionals(arguments: Sequence[str], *options: type[Any]) -> tuple[list[str
     return free, rest
 
 
-def value_of(flag: str, flags: list[str]) -> str | None:
-    """The value of one flag before the others are parsed."""
-    for i, argument in enumerate(flags):
-        if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
-        if argument == flag and i + 1 < len(flags) and _flag(flags[i + 1]) is None:
-            return flags[i + 1]
-    return None
+def value_of(flag: str, words: Sequence[str]) -> str | None:
+    """The value of one flag before the others are read."""
+    return next((told[0] for name, told in _grouped(words) if told and name == flag), None)
 
 
-def _grouped(words: Sequence[str], known: Mapping[str, Any]) -> Iterator[tuple[str | None, list[str]]]:
+def _grouped(words: Sequence[str]) -> Iterator[tuple[str | None, list[str]]]:
     """Each flag with the words behind it; words before the first flag without one."""
     flag: str | None = None
     values: list[str] = []
@@ -135,20 +145,32 @@ def _how_many(hint: Any) -> int:
     return 0 if not tuples or Ellipsis in tuples[0] else len(tuples[0])
 
 
-def _value(word: str, flag: str, hint: Any) -> str:
-    """The word as tyro takes it: 1e5 is the integer 100000, and none is None."""
+def _joined(words: Sequence[str], flag: str, hint: Any) -> Any:
+    """What the words after a flag are together: NAME VALUE pairs, a tuple, or the one value."""
+    if typing.get_origin(hint) is dict:
+        try:
+            return keywords.parsed(words)
+        except ValueError as error:
+            raise ValueError(f"--{flag}: {error}") from None
+    found = tuple(_value(word, flag, hint) for word in words)
+    return found if _takes_many(hint) and found != (None,) else found[0]
+
+
+def _value(word: str, flag: str, hint: Any) -> Any:
+    """The word as what the flag holds: 1e5 is the integer 100000, and none is None."""
     kinds = set(_kinds(hint))
     choices = [choice for choice in kinds if isinstance(choice, str)]
-    if dict in kinds or str in kinds or word in choices:
+    if word == "None" and type(None) in kinds:
+        return None
+    if object in kinds or str in kinds or word in choices:
         return word
     if type(None) in kinds and word.lower() == "none":
-        return "None"
+        return None
     if _NUMBER.fullmatch(word):
-        number = float(word)
         if float in kinds:
-            return word
-        if int in kinds and number.is_integer():
-            return word if word.lstrip("+-").replace("_", "").isdecimal() else str(int(Decimal(word)))
+            return float(word)
+        if int in kinds and float(word).is_integer():
+            return int(Decimal(word))  # exact, which the float need not be
     wanted = [f"one of {', '.join(sorted(choices))}"] if choices else []
     wanted += ["a number"] if float in kinds else ["a whole number"] if int in kinds else []
     wanted += ["none"] if type(None) in kinds else []
@@ -157,10 +179,10 @@ def _value(word: str, flag: str, hint: Any) -> str:
 
 
 def _kinds(hint: Any) -> Iterator[Any]:
-    """The plain types and literal values inside an annotation; `dict` for one of anything."""
+    """The plain types and literal values inside an annotation; `object` for one of anything."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is dict or hint is Any:
-        yield dict
+    if hint is Any:
+        yield object
     elif origin is Literal:
         yield from inner
     elif inner:
@@ -168,29 +190,3 @@ def _kinds(hint: Any) -> Iterator[Any]:
             yield from _kinds(one)
     else:
         yield hint
-
-
-@contextlib.contextmanager
-def _boxes_as_sentences() -> Iterator[None]:
-    """What tyro still refuses, above all a config's own complaints, as a ValueError instead of a box on the screen."""
-    columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "10000"  # no line of a box is broken then
-    try:
-        with contextlib.redirect_stderr(io.StringIO()) as box:
-            yield
-    except SystemExit as ended:
-        if not ended.code:
-            raise
-        raise ValueError(_sentence(box.getvalue())) from None
-    finally:
-        if columns is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = columns
-
-
-def _sentence(box: str) -> str:
-    """The first paragraph under the title of a box, be it drawn with lines or, for another encoding, without."""
-    _, *lines = [line.strip("╭╮│╰╯─|+- ") for line in box.strip().splitlines()]
-    paragraph = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
-    return re.sub(r"^Error parsing (\w+: )?", "", " ".join(paragraph))  # the name of a dataclass says nothing here

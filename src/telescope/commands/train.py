@@ -67,7 +67,7 @@ def train(arguments: list[str]) -> int:
     from telescope.runs.folder import RunFolder
 
     wait_asleep()
-    begun_from = value_of("--start", arguments)
+    begun_from = value_of("start", arguments)
     if begun_from is not None and arguments[0].startswith("-") and not HELP & set(arguments):
         arguments = [RunFolder.open(begun_from).algorithm, *arguments]
     if not arguments or arguments[0].startswith("-"):
@@ -90,18 +90,18 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
     from telescope.algorithms import LANGUAGE, config_class, find, meant, subject_field
     from telescope.runs.formats.config import from_mapping, read_toml, to_mapping
 
-    file = value_of("--config", flags)
-    begun_from = value_of("--start", flags)
+    file = value_of("config", flags)
+    begun_from = value_of("start", flags)
     settings = _settings_of(begun_from, name, trusted="--trust" in flags)
     settings |= {} if file is None else read_toml(file)
-    algorithm, preset = meant(name, positional or value_of("--task", flags) or settings.get("task"))
+    algorithm, preset = meant(name, positional or value_of("task", flags) or settings.get("task"))
     if algorithm in LANGUAGE:
         if sum(word.partition("=")[0] == "--reward" for word in flags) > 1:
             raise ValueError("--reward is given twice, but a run has one reward; add them up in a function of your own")
-        preset["model"] = value_of("--model", flags) or settings.get("model") or "tiny"
+        preset["model"] = value_of("model", flags) or settings.get("model") or "tiny"
     cls = config_class(algorithm)
     what, field = ("task", "task") if subject_field(cls) == "task" else ("environment", "env")
-    subject = _one_subject(what, positional, value_of(f"--{field}", flags)) or settings.get(field)
+    subject = _one_subject(what, positional, value_of(field, flags)) or settings.get(field)
     if subject is None and not any(flag in flags for flag in ("-h", "--help")):
         example = "lm/addition" if field == "task" else "CartPole-v1"
         raise ValueError(f"no {what} was named; it comes right after the algorithm: train {name} {example}")
@@ -178,7 +178,7 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
 
         folder.check_inputs(inputs(config), allow_inexact=options.allow_inexact)
     if state is None:
-        if (begun_from := value_of("--start", folder.command)) is not None:
+        if (begun_from := value_of("start", folder.command)) is not None:
             raise RunError(
                 f"{options.resume} began with --start {begun_from} and has no checkpoint yet; begin it again"
             )

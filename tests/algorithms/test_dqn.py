@@ -79,7 +79,7 @@ def test_a_restored_replay_goes_on_as_the_one_that_was_saved(steps):
         replay.add(transition(steps))
     a, b = (replay.sample([np.random.default_rng(1)] * 2, 50) for replay in (ours, theirs))
     np.testing.assert_array_equal(a.actions, b.actions)
-    with pytest.raises(ValueError, match="less than one step of 3 environments"):
+    with pytest.raises(ValueError, match="one step of 3 environments adds 3"):
         Replay(2, 2, 3)
 
 

@@ -197,7 +197,7 @@ def test_a_warm_start_that_there_is_not_is_told(field, folder):
         (lambda: reward_model.RewardModelling(digits=3).open_task(), "digits is 3, but lm/taste has none"),
         (lambda: sft.SFT(task="lm/reverse", digits=1).open_task(), "digits is 1, but the hash holds out none"),
         (lambda: sft.SFT(stop_at=0.5, eval_every=0), "stop_at is 0.5, but eval_every is 0"),
-        (lambda: sft.SFT(task="lm/taste", stop_at=0.5).open_task(), "stop_at is 0.5, but no answer"),
+        (lambda: sft.SFT(task="lm/taste", stop_at=0.5).open_task(), "stop_at is 0.5, but lm/taste has no correct"),
     ],
 )
 def test_what_nobody_would_read_is_refused_by_name(make, named):

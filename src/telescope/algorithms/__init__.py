@@ -1,6 +1,6 @@
-"""One file per algorithm; each holds its config, its presets and its training loop.
+"""One file per algorithm, with its config, its presets and its training loop.
 
-`find` looks one up by the name it has on the command line; the files themselves never import each other.
+`find` returns the module of a name on the command line. The modules never import each other.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 CONFIGS = {"ppo": "PPO", "dqn": "DQN", "grpo": "GRPO", "rlhf": "RLHF", "sft": "SFT", "reward_model": "RewardModelling"}
 """Module name → the name of its config class."""
 LANGUAGE = {"grpo", "rlhf", "sft", "reward_model"}
-"""Those that train language models; the others act in environments."""
+"""Algorithms that train language models; all others act in environments."""
 ROWS = ("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce")
-"""Presets of `grpo` that have a name of their own on the command line."""
+"""Presets of `grpo` with a name of their own on the command line."""
 
 
 FILES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".arrow", ".feather", ".xlsx", ".gz", ".zst", ".zip")
-"""Endings of files of rows. All but the first are refused, which an environment's name would be with a worse reason."""
+"""Endings of data files. Only the first is supported; the others are listed so that the error message says so."""
 
 
 def meant(name: str, subject: str | None) -> tuple[str, dict[str, str]]:
-    """The module that a name on the command line means, and what its `preset` is told besides.
+    """The module for a name on the command line, and further arguments for its `preset`.
 
-    `gspo` is a row of `grpo`; `ppo` on a language task (`lm/…`, or a file of rows) is `rlhf`. Nothing is loaded.
+    `gspo` is a row of `grpo`. `ppo` on a language task (`lm/…`, or a data file) is `rlhf`. This imports no module.
     """
     if name in ROWS:
         return "grpo", {"name": name}
@@ -37,7 +37,7 @@ def meant(name: str, subject: str | None) -> tuple[str, dict[str, str]]:
 
 
 def find(name: str) -> ModuleType:
-    """The module of an algorithm: `.train(config, resume=None)`, `.preset(env)` and its config class."""
+    """The module of an algorithm. It has `train(config, resume=None)`, `preset(env)` and the config class."""
     _require_known(name, tuple(CONFIGS))
     try:
         return importlib.import_module(f"telescope.algorithms.{name}")
@@ -57,7 +57,7 @@ def _require_known(name: str, known: Sequence[str]) -> None:
 
 
 def family(name: str) -> ModuleType:
-    """What its algorithms share: `.execution(config)` and `.try_out(config)`."""
+    """The module with `execution(config)` and `try_out(config)` for all algorithms of this kind."""
     return importlib.import_module(f"telescope.{'language.execution' if name in LANGUAGE else 'control.training'}")
 
 
@@ -76,13 +76,13 @@ def algorithm_of(config: Any) -> str:
 
 
 def called(config: Any) -> str:
-    """The algorithm as its user calls it: `gspo` is a row of what `grpo` trains, and `ppo` has two loops."""
+    """The name that a user types: `gspo` for a row of `grpo`, `ppo` for `rlhf`."""
     algorithm = algorithm_of(config)
     return str(getattr(config, "objective", {"rlhf": "ppo"}.get(algorithm, algorithm)))
 
 
 def subject_field(config: Any) -> str:
-    """The field that says what a run is about: `task` of a language model, `env` of everything else."""
+    """The field with the subject of a run: `task` for language models, `env` for everything else."""
     return "task" if hasattr(config, "task") else "env"
 
 

@@ -1,7 +1,7 @@
 """Deep Q-learning (Mnih et al. 2015, Nature 518) for a population of seeds: replay, target network, ε-greedy acting.
 
-The loop is `train`; every formula in it is imported. A time limit bootstraps from the state it cut off; only a
-termination does not. Leaves out n-step targets, priorities, dueling and quantiles.
+The loop is `train`; every formula in it is imported. A truncated step bootstraps from the state that it reached; a
+terminated step does not bootstrap. Leaves out n-step targets, priorities, dueling and quantiles.
 """
 
 # S seeds, B environments per seed, M minibatch, A actions, P parameters
@@ -34,31 +34,31 @@ class DQN(AgentConfig):
     """Deep Q-learning for discrete actions, with a replay buffer and a target network."""
 
     num_steps: int = 256
-    """Steps of each environment per iteration: one row of metrics."""
+    """Steps of each environment per iteration. Each iteration writes one row of metrics per seed."""
     learning_rate: float = 1e-3
     """Learning rate of Adam."""
     anneal_learning_rate: bool = False
     """Decay the learning rate linearly to 0 over the run."""
     max_grad_norm: float = 10.0
-    """Global norm to which each seed's gradient is clipped."""
+    """Clip each seed's gradient to this global norm."""
     activation: Literal["tanh", "relu"] = "relu"
     """Activation function of the hidden layers."""
     replay_capacity: int = 100_000
-    """Steps per seed that the replay buffer keeps."""
+    """Size of the replay buffer, in steps per seed. The oldest steps are overwritten."""
     learning_starts: int = 1_000
-    """Steps per seed that are collected before the first gradient step."""
+    """Steps per seed to collect before the first gradient step."""
     minibatch_size: int = 64
     """Samples per gradient step and seed, drawn from the replay buffer."""
     updates_per_step: float = 0.25
     """Gradient steps per environment step and seed."""
     target_every: int = 250
-    """Gradient steps after which the target network is replaced by the current one."""
+    """Copy the Q-network into the target network after every this many gradient steps."""
     double: bool = False
-    """Let the current network choose the action that the target network judges (van Hasselt et al. 2016)."""
+    """Double DQN: the Q-network chooses the next action, the target network evaluates it (van Hasselt et al. 2016)."""
     exploration_start: float = 1.0
     """ε, the probability of a random action, at the start of the run."""
     exploration_end: float = 0.05
-    """ε at the end of its decay, and from then on."""
+    """ε after its decay, and for stochastic evaluation."""
     exploration_fraction: float = 0.2
     """Share of the run over which ε decays linearly."""
     adam_eps: float = 1e-8
@@ -71,8 +71,8 @@ class DQN(AgentConfig):
         checks.in_unit_interval(self, "exploration_start", "exploration_end", "exploration_fraction")
         if self.replay_capacity < self.num_envs:
             raise ValueError(
-                f"replay_capacity is {self.replay_capacity}, less than one step of the {self.num_envs} environments of "
-                "a seed (num_envs); raise it"
+                f"replay_capacity is {self.replay_capacity}, but each step of a seed's environments adds num_envs "
+                f"{self.num_envs} samples; raise replay_capacity"
             )
 
     @property
@@ -96,7 +96,7 @@ class DQN(AgentConfig):
         return epsilon_greedy(int(action_space.n), self.exploration_end)
 
     def network(self, observation_size: int, action_space: gym.Space) -> Network:
-        """A perceptron for the Q-values of all actions."""
+        """A perceptron that returns Q-values of all actions."""
         outputs = self.head(action_space).outputs
         return q_network(observation_size, outputs, hidden=self.hidden, activation=self.activation)
 
@@ -113,14 +113,14 @@ CARTPOLE = DQN(
 
 
 def preset(env: str) -> DQN:
-    """The settings for an environment id: CartPole's, or the defaults."""
+    """The settings for an environment id: tuned ones for CartPole, the defaults for all others."""
     return dataclasses.replace(CARTPOLE if env.startswith("CartPole-v") else DQN(), env=env)
 
 
 class Learner(NamedTuple):
-    """What DQN changes: the Q-network, the older copy that targets are taken from, and Adam's state."""
+    """What learning changes: the Q-network, the target network (an older copy of it), and Adam's state."""
 
-    parameters: Tensor  # [P]; a population's have S in front
+    parameters: Tensor  # [P] of one agent; [S, P] of the population
     target: Tensor  # [P]
     adam: Adam
 
@@ -134,15 +134,15 @@ class Learner(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Steps drawn from the replay: [S, M, …] for the population, [M, …] for one agent."""
+    """Steps drawn from the replay buffer, of one agent; those of the population have S in front."""
 
-    observations: Tensor
-    actions: Tensor
-    rewards: Tensor
-    terminated: Tensor
-    live: Tensor
-    next_observations: Tensor
-    next_masks: Tensor | None
+    observations: Tensor  # [M, D] normalised
+    actions: Tensor  # [M]
+    rewards: Tensor  # [M]
+    terminated: Tensor  # [M] bool
+    live: Tensor  # [M] bool, False on the row that a NEXT_STEP autoreset inserts
+    next_observations: Tensor  # [M, D] of the state that the step led to
+    next_masks: Tensor | None  # [M, A] bool, actions allowed there
 
 
 STATISTICS = ("loss", "q_mean", "gradient_norm")
@@ -160,8 +160,8 @@ def train(
 ) -> Iterator[Iteration]:
     """Train and yield after every `num_steps` steps: `.rows` are its metrics, `.state` continues it bit for bit.
 
-    `network` maps observations to Q-values [N, A] and anything [N]; see `telescope.control.agents.networks`.
-    `start` and `allow_inexact` are those of `ppo.train`.
+    `network` maps observations to Q-values [N, A] and to [N] numbers that are not used; see
+    `telescope.control.agents.networks`. `start` and `allow_inexact` are those of `ppo.train`.
     """
     more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
     session = Session(config, resume, Learner, replay=config.replay_capacity, **more)
@@ -182,17 +182,17 @@ def train(
 
 
 def exploring(config: DQN, session: Session, iteration: int) -> np.ndarray:
-    """The randomness of an iteration's actions [T, S, B, 1 + A], its first number below 0 with probability ε."""
+    """Noise for an iteration's actions [T, S, B, 1 + A]. The first number is below 0 with probability ε."""
     draw, shape = session.agent.distribution.noise, (config.num_steps, config.num_envs)
     noise = np.stack([draw(generator(seed, ACTIONS, iteration), shape) for seed in config.seed_values], axis=1)
     steps = session.step + config.num_envs * np.arange(config.num_steps)
-    more = [config.exploration(int(step)) - config.exploration_end for step in steps]  # than the head's own ε
+    more = [config.exploration(int(step)) - config.exploration_end for step in steps]  # ε beyond that of the head
     noise[..., 0] -= np.array(more, np.float32)[:, None, None]
     return noise
 
 
 def samples(config: DQN, session: Session, number: int) -> Batch:
-    """The minibatch of the gradient step with this number, normalised as the policy would see it now."""
+    """The minibatch [S, M, …] of the gradient step with this number, normalised with the current statistics."""
     assert session.replay is not None
     generators = [generator(seed, REPLAY, number) for seed in config.seed_values]
     drawn, seen = session.replay.sample(generators, config.minibatch_size), session.rollouts.normaliser
@@ -210,7 +210,7 @@ def samples(config: DQN, session: Session, number: int) -> Batch:
 
 
 def update_agent(config: DQN, agent: ActorCritic) -> Callable[..., tuple[Learner, Tensor]]:
-    """One gradient step of one agent on one minibatch, as a pure function."""
+    """Return one gradient step of one agent on one minibatch, as a pure function."""
 
     def q_values(vector: Tensor, observations: Tensor) -> Tensor:
         return agent.policy(agent.layout.unflatten(vector), observations)  # type: ignore[return-value]
@@ -221,7 +221,7 @@ def update_agent(config: DQN, agent: ActorCritic) -> Callable[..., tuple[Learner
         if config.double:
             choosing = allowed(q_values(old.parameters, batch.next_observations), batch.next_masks)
         ahead = of_action(judging, choosing.argmax(-1))
-        # δ of a value of 0 is the target r + γ (1 − terminated) Q'
+        # δ with value 0 is the target r + γ (1 − terminated) Q' [M]
         return td_error(batch.rewards, torch.zeros_like(ahead), ahead, terminated=batch.terminated, gamma=config.gamma)
 
     def loss(vector: Tensor, batch: Batch, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,17 +241,17 @@ def update_agent(config: DQN, agent: ActorCritic) -> Callable[..., tuple[Learner
 
 
 def allowed(q: Tensor, masks: Tensor | None) -> Tensor:
-    """Q-values with those of masked actions far below all others."""
+    """Q-values [M, A], with those of forbidden actions far below all others."""
     return q if masks is None else torch.where(masks, q, FORBIDDEN)
 
 
 def of_action(q: Tensor, actions: Tensor) -> Tensor:
-    """Q(s, a) [M] from Q(s, ·) [M, A]: a select, since the gradient of a gather adds up in no fixed order."""
+    """Q(s, a) [M] from Q(s, ·) [M, A]. A select, because the gradient of a gather is summed in no fixed order."""
     return torch.where(actions[..., None] == torch.arange(q.shape[-1], device=q.device), q, 0.0).sum(-1)
 
 
 def summary(config: DQN, statistics: list[Tensor], step: int, learning_rate: float) -> dict[str, np.ndarray | None]:
-    """The iteration's metrics per seed, by name; None for those of gradient steps where there were none yet."""
+    """The iteration's metrics, name → [S]. None for metrics of gradient steps before the first one."""
     means: dict[str, Any] = mean_statistics(STATISTICS, statistics) if statistics else dict.fromkeys(STATISTICS)
     constants = {"exploration": config.exploration(step), "updates": len(statistics), "learning_rate": learning_rate}
     return {**means, **{name: np.full(config.seeds, float(value)) for name, value in constants.items()}}

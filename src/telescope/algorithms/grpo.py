@@ -1,7 +1,7 @@
 """Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300) and its family on language models.
 
-GSPO, Dr. GRPO, DAPO, CISPO, RLOO, REINFORCE are rows of `telescope.objectives.rows` over the same loop, which is
-`train`; every formula in it is imported.
+The loop is `train`; every formula in it is imported. GSPO, Dr. GRPO, DAPO, CISPO, RLOO and REINFORCE use the same loop;
+each is a row of `telescope.objectives.rows`.
 """
 
 # N prompts, G completions each, B = N · G completions of T tokens
@@ -32,7 +32,7 @@ from telescope.threads import own_settings
 
 @dataclasses.dataclass(frozen=True)
 class GRPO(RolloutConfig):
-    """A policy gradient whose baseline is the other completions of the same prompt."""
+    """Group-relative policy optimisation: the other completions of the same prompt are the baseline."""
 
     objective: str = "grpo"
     """Objective: a row of docs/objectives.md (grpo, dapo, gspo, rloo, …), or a framework's version: trl/grpo, …"""
@@ -55,14 +55,14 @@ class GRPO(RolloutConfig):
         self.require_company(row(self).whiten)
         if self.group < 2 and row(self).baseline != "none":
             raise ValueError(
-                f"group is {self.group}, but {self.objective} compares completions of one prompt; 2 or more"
+                f"group is {self.group}, but {self.objective} compares completions of one prompt; expected 2 or more"
             )
 
 
 PRESETS = ("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce")
-"""Objectives that have a name of their own on the command line."""
+"""Objectives with a name of their own on the command line."""
 ROUNDS = {"dapo": 4}
-"""Their `resample`, where the paper replaces groups of equal scores."""
+"""`resample` of the presets whose paper replaces groups of equal scores."""
 
 
 def preset(task: str, name: str = "grpo", model: str | None = None) -> GRPO:
@@ -71,12 +71,12 @@ def preset(task: str, name: str = "grpo", model: str | None = None) -> GRPO:
 
 
 def row(config: GRPO) -> Objective:
-    """The effective objective: the row that is named, with what the config puts in its place."""
+    """The effective objective: the named row, with the columns that the config replaces."""
     framework, _, name = config.objective.rpartition("/")
     table = AS_IN.get(framework, {}) if framework else ROWS
     if name not in table:
         known = ", ".join(f"{framework}/{one}" if framework else one for one in table)
-        frameworks = "" if framework in AS_IN else f"FRAMEWORK/ROW, with one of the frameworks {', '.join(AS_IN)}"
+        frameworks = "" if framework in AS_IN else f"FRAMEWORK/ROW, where FRAMEWORK is one of {', '.join(AS_IN)}"
         raise ValueError(
             f"objective is {config.objective!r}; expected {' or '.join(filter(None, (known, frameworks)))}"
         )
@@ -126,37 +126,37 @@ def train(config: GRPO, resume: dict[str, Any] | None = None) -> Iterator[Iterat
 
 def advantages_of(session: RolloutSession, rollout: Rollout) -> Tensor:
     """Advantages per token [B, T], from the scores of the whole rollout."""
-    objective, mask = session.objective, rollout.completions.mask
+    objective, mask = session.objective, rollout.completions.mask  # [B, T]
     kl = None
     if rollout.reference is not None and objective.kl_place == "reward":
         kl = kl_penalty(objective, rollout.completions.log_probs, rollout.reference, mask)
     scores = penalised_scores(objective, rollout.scores, kl, mask)
-    grouped = scores.view(-1, rollout.group)
-    advantages = sample_advantages(objective, grouped).view(-1)
+    grouped = scores.view(-1, rollout.group)  # [N, G]
+    advantages = sample_advantages(objective, grouped).view(-1)  # [B]
     return token_advantages(objective, advantages, mask, kl, usable=~scores.isnan())
 
 
 def update(
     session: RolloutSession, rollout: Rollout, advantages: Tensor, prompts: Tensor, *, first: bool
 ) -> dict[str, float]:
-    """One optimiser step on the groups of some prompts, piece by piece; weights are those of the whole minibatch."""
+    """One optimiser step on the groups of some prompts, in micro-batches. Weights are those of the whole minibatch."""
     config, objective = session.config, session.objective
     assert isinstance(config, GRPO)
     members = rollout.members(prompts)
-    some = advantages.view(-1, rollout.group, advantages.shape[1]).ne(0).any(2).any(1)
-    counted = rollout.completions.mask
-    if config.resample:  # what could not be replaced is as if it had not been sampled
+    some = advantages.view(-1, rollout.group, advantages.shape[1]).ne(0).any(2).any(1)  # [N] has an advantage
+    counted = rollout.completions.mask  # [B, T]
+    if config.resample:  # groups that could not be replaced count as not sampled
         some = some & ~all_equal(rollout)
         counted = counted & some.repeat_interleave(rollout.group)[:, None]
-    weights = torch.zeros_like(advantages)
+    weights = torch.zeros_like(advantages)  # [B, T]
     weights[members] = token_weights(objective, counted[members], max_tokens=session.max_tokens)
     learning = prompts
-    if config.resample or not (objective.beta and objective.kl_place == "loss"):  # else all have a gradient
+    if config.resample or not (objective.beta and objective.kl_place == "loss"):  # otherwise all groups have a gradient
         learning = prompts[some[prompts]]
     sums: dict[str, Tensor] = {}
     for here, batch in session.batches(rollout, learning) if len(learning) else ():
         mask, old = batch.completions.mask, batch.completions.log_probs
-        log_probs = session.log_probs(session.states(batch), batch).log_probs
+        log_probs = session.log_probs(session.states(batch), batch).log_probs  # [rows of the micro-batch, T]
         reference, correction = batch.reference, batch.correction
         result = policy_loss(
             objective, log_probs, old, advantages[here], mask, reference_log_probs=reference, correction=correction
@@ -165,7 +165,7 @@ def update(
         loss.backward()
         with torch.no_grad():
             found = {
-                "policy_loss": loss - objective.beta * (weights[here] * result.kl).sum(),  # the surrogate alone
+                "policy_loss": loss - objective.beta * (weights[here] * result.kl).sum(),  # without the KL
                 "tokens": mask.sum(),
                 "kl": (kl_k3(log_probs, old) * mask).sum(),
                 "clip_fraction": result.clipped.sum(),
@@ -185,7 +185,7 @@ def update(
 
 
 def summary(session: RolloutSession, seen: dict[str, float], statistics: list[dict[str, float]]) -> dict[str, float]:
-    """The step's metrics by name: what was seen of its rollout, and of its updates the mean, or the largest."""
+    """The step's metrics by name: those of the rollout, and the mean (of `ratio_max` the maximum) over its updates."""
     found = dict(seen)
     for name in STATISTICS:
         values = [one[name] for one in statistics if name in one]

@@ -1,10 +1,10 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) for a population of seeds.
 
-The loop is `train`; every formula in it is imported. The details that make PPO work in practice are fields of `PPO`,
-numbered as in "The 37 implementation details of PPO" (Huang et al. 2022): c1–c13 core, m1–m9 continuous control.
+The loop is `train`; every formula in it is imported. The details that make PPO work in practice are fields of `PPO`.
+docs/ppo.md lists them by their numbers in "The 37 implementation details of PPO" (Huang et al. 2022).
 """
 
-# T time, S seeds, B environments per seed, N = T·B samples per seed, M minibatch
+# T time, S seeds, B environments per seed, N = T·B samples per seed, M minibatch, D observation size, A actions
 from __future__ import annotations
 
 import dataclasses
@@ -33,30 +33,26 @@ from telescope.trees import where
 
 @dataclasses.dataclass(frozen=True)
 class PPO(OnPolicyConfig):
-    """Proximal policy optimisation: several epochs of a clipped surrogate on each rollout.
-
-    A code in brackets, such as (c5) or (m1), is the number of a detail in "The 37 implementation details of PPO" (Huang
-    et al. 2022): c is a core detail, m one of continuous control.
-    """
+    """Proximal policy optimisation: several epochs of a clipped surrogate on each rollout."""
 
     minibatch_size: int = 64
-    """Samples per gradient step, per seed. Each epoch shuffles the rollout again (c6)."""
+    """Samples per gradient step, per seed. Each epoch shuffles the rollout again."""
     epochs: int = 10
     """Number of passes over each rollout."""
     clip: float = 0.2
-    """Clip range ε of PPO's policy loss: the probability ratio counts within 1 − ε … 1 + ε (c8)."""
+    """Clip range ε of PPO's policy loss: the probability ratio counts within 1 − ε … 1 + ε."""
     anneal_clip: bool = False
     """Decay the clip range ε linearly to 0 over the run, as the PPO paper does on Atari."""
     adam_eps: float = 1e-5
-    """Adam's ε (c3). The default 1e-5 is that of OpenAI baselines; PyTorch's is 1e-8."""
+    """Adam's ε. The default 1e-5 is that of OpenAI baselines; PyTorch's is 1e-8."""
     normalise_advantages: bool = True
-    """Whiten advantages within each minibatch, per seed (c7). A minibatch of one uses the rollout's statistics."""
+    """Whiten advantages within each minibatch, per seed. A minibatch of one uses the rollout's statistics."""
     clip_value_loss: bool = False
-    """Clip the value loss around the old values, by value_clip (c9). Published ablations found no gain in it."""
+    """Clip the value loss around the old values, by value_clip. Published ablations found no gain in it."""
     value_clip: float = 0.2
     """Clip range of the value loss with clip_value_loss, in units of the (normalised) return."""
     target_kl: float | None = None
-    """Stop a seed's updates in this iteration once a minibatch's KL estimate (k3) exceeds this value (c12)."""
+    """Stop a seed's updates in this iteration once a minibatch's KL estimate (k3) exceeds this value."""
     recompute_advantages: bool = False
     """Recompute values and advantages before each epoch (Andrychowicz et al. 2021, section 3.5)."""
 
@@ -78,7 +74,7 @@ class PPO(OnPolicyConfig):
 
     @property
     def minibatches(self) -> int:
-        """Gradient steps per epoch; where N is no multiple of M the last minibatch is smaller."""
+        """Gradient steps per epoch. The last minibatch is smaller if N is not a multiple of M."""
         return -(-self.batch_size // self.minibatch_size)
 
     @property
@@ -87,9 +83,10 @@ class PPO(OnPolicyConfig):
         return self.iterations * self.epochs * self.minibatches
 
 
-# What the flags start from, by environment. CartPole's settings were chosen for the worst of 64 seeds: the zoo's left
-# three below 490, scaled rewards none (docs/results.md). The rest of classic control follows rl-baselines3-zoo (without
-# its state-dependent exploration, and with our ½ in the value loss), MuJoCo follows Tianshou: one set for all of them.
+# The settings that flags start from, by environment. CartPole's were chosen for the worst of 64 seeds: with those of
+# rl-baselines3-zoo three seeds stayed below 490, with scaled rewards none (docs/results.md). The rest of classic
+# control follows rl-baselines3-zoo, without state-dependent exploration and with our ½ in the value loss. MuJoCo
+# follows Tianshou, with one set for all environments.
 CARTPOLE = PPO(
     env="CartPole-v1",
     total_steps=100_000,
@@ -150,15 +147,15 @@ PRESETS = {
 
 
 def preset(env: str) -> PPO:
-    """The settings for an environment id: its family's preset, or the defaults where there is none."""
+    """The settings for an environment id: the preset of its family, or the defaults."""
     family = env.rpartition("/")[2].rpartition("-v")[0] or env
     return dataclasses.replace(PRESETS.get(family, PPO()), env=env)
 
 
 class Learner(NamedTuple):
-    """What PPO changes: all parameters of actor and critic as one vector, and Adam's state."""
+    """What learning changes: all parameters of actor and critic as one vector, and Adam's state."""
 
-    parameters: Tensor  # [P]; a population's have S in front
+    parameters: Tensor  # [P] of one agent; [S, P] of the population
     adam: Adam
 
     @classmethod
@@ -171,18 +168,17 @@ class Learner(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One rollout as samples: [S, N, …] for the population, [N, …] for one agent, [M, …] in a minibatch."""
+    """One rollout as samples: [S, N, …] of the population, [M, …] in a minibatch of one agent."""
 
-    observations: Tensor
-    actions: Tensor
-    log_probs: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-    live: Tensor
-    action_masks: Tensor | None
-    alone: Tensor | None = None
-    """Advantages whitened over the rollout, for minibatches with one live sample; None where there are none."""
+    observations: Tensor  # [S, N, D] as the policy saw them
+    actions: Tensor  # [S, N, …]
+    log_probs: Tensor  # [S, N] of the agents that acted
+    values: Tensor  # [S, N]
+    advantages: Tensor  # [S, N]
+    returns: Tensor  # [S, N] targets of the critic
+    live: Tensor  # [S, N] bool, False on rows that do not count
+    action_masks: Tensor | None  # [S, N, A] bool, True = allowed
+    alone: Tensor | None = None  # [S, N] advantages whitened over the rollout, for minibatches with one live sample
 
 
 STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gradient_norm", "updated")
@@ -200,9 +196,9 @@ def train(
 ) -> Iterator[Iteration]:
     """Train and yield after every iteration: `.rows` are its metrics, `.state` continues it bit for bit.
 
-    `network` replaces the built-in perceptrons by any pure (init, apply) pair, see `telescope.control.agents.networks`.
-    `start`, the state of another run, begins this one with that run's parameters and normalisation statistics.
-    `allow_inexact` lets `resume` start new episodes where environments do not come back to their state.
+    `network` replaces the built-in perceptrons by any pure (init, apply) pair; see `telescope.control.agents.networks`.
+    `start` is the state of another run; this run begins with its parameters and normalisation statistics.
+    `allow_inexact` lets `resume` start new episodes if environments cannot be restored exactly.
     """
     session = Session(config, resume, Learner, network=network, start=start, allow_inexact=allow_inexact)
     update = session.lift(update_agent(config, session.agent), (0, 0, 0, None, None))
@@ -210,7 +206,7 @@ def train(
         learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
         clip = config.clip * (session.remaining if config.anneal_clip else 1.0)
         schedule = torch.tensor([learning_rate, clip], device=config.device).unbind()
-        updating = torch.ones(config.seeds, dtype=torch.bool, device=config.device)
+        updating = torch.ones(config.seeds, dtype=torch.bool, device=config.device)  # [S] False after an early stop
         rollout, statistics = session.collect(), []
         batch = samples(session, rollout)
         for epoch, indices in enumerate(minibatch_indices(config, iteration)):
@@ -225,7 +221,8 @@ def train(
 
 
 def samples(session: Session, rollout: Rollout) -> Batch:
-    """A rollout as samples, with log-probabilities and values by the agents that acted; advantages are to come."""
+    """A rollout as samples, with log-probabilities and values by the agents that acted, but without advantages."""
+    # [T, S, B, …] → [S, N, …]
     observations, actions, live = map(per_seed, (rollout.observations, rollout.actions, rollout.mask))
     masks = None if rollout.action_masks is None else per_seed(rollout.action_masks)
     log_probs, values = session.evaluate(observations, actions, masks)
@@ -234,8 +231,8 @@ def samples(session: Session, rollout: Rollout) -> Batch:
 
 
 def with_advantages(config: PPO, session: Session, rollout: Rollout, batch: Batch) -> Batch:
-    """The same samples with the advantages and returns that follow from their values."""
-    values = time_major(batch.values.cpu(), config.num_envs)
+    """The same samples with advantages and returns, computed from their values."""
+    values = time_major(batch.values.cpu(), config.num_envs)  # [T, S, B]
     ends: dict[str, Any] = {
         "terminated": rollout.terminated,
         "truncated": rollout.truncated,
@@ -251,7 +248,7 @@ def with_advantages(config: PPO, session: Session, rollout: Rollout, batch: Batc
 
 
 def whitened_rollout(advantages: Tensor, live: Tensor) -> Tensor:
-    """Advantages [S, N] whitened per seed; as they are where just one sample is live."""
+    """Advantages [S, N] whitened per seed; unchanged where only one sample is live."""
     return torch.where(live.sum(1, keepdim=True) > 1, whiten(advantages, mask=live, axis=1), advantages)
 
 
@@ -262,7 +259,7 @@ def whitened_minibatch(batch: Batch) -> Tensor:
 
 
 def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner, Tensor, Tensor]]:
-    """One gradient step of one agent on one minibatch, as a pure function."""
+    """Return one gradient step of one agent on one minibatch, as a pure function."""
 
     def loss(vector: Tensor, batch: Batch, clip: Tensor) -> tuple[Tensor, Tensor]:
         log_probs, entropy, values = agent.evaluate(vector, batch.observations, batch.actions, batch.action_masks)
@@ -285,21 +282,21 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
         new = Learner(*adam(*old, gradient, learning_rate, eps=config.adam_eps))
         if config.target_kl is not None:
             updating = updating & (statistics[3] <= config.target_kl)
-        steps = updating & batch.live.any()  # a minibatch of nothing but reset rows has nothing to say
+        steps = updating & batch.live.any()  # no step without a live row
         return where(steps, new, old), updating, torch.cat([statistics, norm[None], steps[None]])
 
     return update
 
 
 def value_loss(config: PPO, values: Tensor, batch: Batch) -> Tensor:
-    """The squared error, or the clipped one where the config asks for it; per element."""
+    """The squared error, or with `clip_value_loss` the clipped one; per element."""
     if config.clip_value_loss:
         return clipped_value_loss(values, batch.values, batch.returns, config.value_clip)
     return squared_value_loss(values, batch.returns)
 
 
 def minibatch_indices(config: PPO, iteration: int) -> Iterator[Tensor]:
-    """For each epoch a shuffle of the N samples per seed, cut into minibatches [S, N/M, M]; −1 fills up the last."""
+    """For each epoch the N samples per seed, shuffled and cut into minibatches [S, N/M, M]. −1 pads the last one."""
     generators = [generator(seed, MINIBATCHES, iteration) for seed in config.seed_values]
     filled = config.minibatches * config.minibatch_size - config.batch_size
     for _ in range(config.epochs):
@@ -308,7 +305,7 @@ def minibatch_indices(config: PPO, iteration: int) -> Iterator[Tensor]:
 
 
 def minibatches(batch: Batch, indices: Tensor) -> Iterator[Batch]:
-    """The samples in the order of `indices` [S, N/M, M], minibatch by minibatch; where it says −1, none is live."""
+    """The minibatches [S, M, …] that `indices` [S, N/M, M] choose. Samples with index −1 are not live."""
     seeds, rows = torch.arange(len(indices), device=indices.device)[:, None, None], indices.clamp(min=0)
     shuffled = tree_map(lambda x: None if x is None else x[seeds, rows], batch)
     shuffled = shuffled._replace(live=shuffled.live & (indices >= 0))
@@ -317,7 +314,7 @@ def minibatches(batch: Batch, indices: Tensor) -> Iterator[Batch]:
 
 
 def summary(config: PPO, statistics: list[Tensor], batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:
-    """The iteration's metrics per seed, by name."""
+    """The iteration's metrics, name → [S]."""
     values, returns, live = (x.cpu().numpy() for x in (batch.values, batch.returns, batch.live))
     return {
         **mean_statistics(STATISTICS, statistics),

@@ -1,7 +1,7 @@
-"""The reward model of RLHF: a score learned from pairs of completions of which one was preferred.
+"""The reward model of RLHF: it learns a score from pairs of completions, of which a person preferred one.
 
-Bradley & Terry 1952, as in InstructGPT (Ouyang et al. 2022, arXiv 2203.02155, equation 1). The loop is `train`.
-Rows need `prompt`, `chosen` and `rejected`.
+The loss is that of Bradley & Terry 1952, as in InstructGPT (Ouyang et al. 2022, arXiv 2203.02155, equation 1). The
+loop is `train`. Rows need `prompt`, `chosen` and `rejected`.
 """
 
 # B pairs
@@ -26,7 +26,7 @@ from telescope.threads import own_settings
 
 @dataclasses.dataclass(frozen=True)
 class RewardModelling(LanguageConfig):
-    """Maximum likelihood of preferences."""
+    """A reward model, trained by maximum likelihood of preferences."""
 
     samples: ClassVar[bool] = False
     learned: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
@@ -44,7 +44,7 @@ class RewardModelling(LanguageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "batch_size")
-        unread(self, "max_tokens", "it is the length limit of completions", "a reward model makes none")
+        unread(self, "max_tokens", "it limits the length of completions", "a reward model makes none")
 
     @property
     def rows(self) -> int:
@@ -94,7 +94,7 @@ def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iter
 
 @torch.no_grad()
 def evaluate(model: RewardModel, rows: list[dict[str, Any]], at_once: int | None) -> dict[str, float]:
-    """The share of held-out pairs that the model orders as they are."""
+    """The share of held-out pairs in which the preferred completion gets the higher score."""
     pieces = parallel.pieces(len(rows), at_once or len(rows), even=True)
     margins = [model.pair_loss(rows[piece])[1] for piece in pieces]
     return {"accuracy": accuracy(parallel.rows(torch.cat(margins)))}

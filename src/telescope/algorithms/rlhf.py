@@ -1,7 +1,7 @@
-"""PPO on language models with its four models: policy, value, reward, reference (Ouyang et al. 2022, 2203.02155).
+"""PPO on language models, with a policy, a value, a reward and a reference model (Ouyang et al. 2022, 2203.02155).
 
-The loop is `train`; every formula in it is imported. A completion is an episode: its end terminates it, the length
-limit truncates it, and `truncation` says what that means.
+The loop is `train`; every formula in it is imported. A completion is an episode: its end token terminates it, and the
+length limit truncates it. The field `truncation` says what a truncated completion is worth.
 """
 
 # N prompts, G completions each, B = N · G completions of T tokens
@@ -30,12 +30,12 @@ from telescope.objectives.rows import PPO, Objective, describe
 from telescope.threads import own_settings
 
 KL_AIM = 0.8
-"""Of the KL that is allowed: the controller swings about what it aims at."""
+"""The controller aims at this share of `target_kl`, because the KL oscillates around its aim."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RLHF(RolloutConfig):
-    """Proximal policy optimisation on completions, with a critic and a penalty on the distance from the reference."""
+    """PPO on completions, with a critic and a penalty on the KL to the reference model."""
 
     built_in: ClassVar[dict[str, float]] = {"learning_rate": 1e-3, "value_learning_rate": 1e-3}
     given: ClassVar[dict[str, float]] = {"learning_rate": 1e-6, "value_learning_rate": 1e-5}
@@ -78,13 +78,13 @@ class RLHF(RolloutConfig):
             if getattr(self, name) is not None:
                 positive(self, name)
         if self.target_kl is None:
-            unread(self, "kl_horizon", "it belongs to the controller that holds target_kl", "target_kl is none")
+            unread(self, "kl_horizon", "only the controller of target_kl uses it", "target_kl is none")
         if self.value_model == "own":
-            unread(self, "value_coefficient", "a head on the policy's trunk has it", "value_model is 'own'")
+            unread(self, "value_coefficient", "only value_model head uses it", "value_model is 'own'")
         if self.truncation != "penalty":
             unread(self, "truncation_penalty", "take truncation penalty", f"truncation is {self.truncation!r}")
         if self.target_kl is not None and self.beta == 0:
-            raise ValueError("beta is 0, but target_kl is set; the controller multiplies beta, so begin above 0")
+            raise ValueError("beta is 0, but target_kl is set; its controller multiplies beta, so set beta above 0")
 
 
 def preset(task: str, model: str | None = None) -> RLHF:
@@ -92,7 +92,7 @@ def preset(task: str, model: str | None = None) -> RLHF:
     settings: dict[str, Any] = {}
     if task == "lm/taste":
         settings = {"total_steps": 80, "prompts": 128, "group": 4, "beta": 0.1, "target_kl": 6.0, "kl_horizon": 1000}
-    elif task.startswith("lm/"):  # a right answer cannot be overdone, so nothing has to hold the policy back
+    elif task.startswith("lm/"):  # correct answers cannot be exploited, so no KL is needed
         settings = {"beta": 0.0, "value_model": "head"}
     return RLHF.on(task, model, **settings)
 
@@ -112,14 +112,13 @@ def row(config: RLHF) -> Objective:
 
 
 class Batch(NamedTuple):
-    """What a rollout is learned from, [B, T]; where `live` is False nothing is."""
+    """What the update learns from."""
 
-    advantages: Tensor
-    returns: Tensor
-    values: Tensor
-    live: Tensor
-    bootstraps: Tensor
-    """The part of the returns that comes from the values of cut completions."""
+    advantages: Tensor  # [B, T]
+    returns: Tensor  # [B, T] targets of the critic
+    values: Tensor  # [B, T]
+    live: Tensor  # [B, T] bool, True on tokens that count
+    bootstraps: Tensor  # [B, T] the part of the returns that comes from the values of cut completions
 
 
 STATISTICS = (
@@ -145,9 +144,7 @@ def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iterat
     """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""
     session = RolloutSession(config, row(config), resume, STATISTICS)
     session.notes.append(describe(session.objective) + f"\n  cut off   {config.truncation}")
-    session.after = (
-        config.truncation == "bootstrap"
-    )  # nobody else asks what the states behind the last tokens are worth
+    session.after = config.truncation == "bootstrap"  # only then the states after the last tokens need a value
     critic = Critic(session)
     session.begin({"policy": session.policy, "value": critic.network}, resume)
     if resume is None:
@@ -167,14 +164,14 @@ def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iterat
             samples = config.prompts * config.group
             aim, horizon = KL_AIM * config.target_kl, config.kl_horizon
             beta = adaptive_kl(session.beta, found["kl_reference"], target=aim, samples=samples, horizon=horizon)
-            session.beta = max(beta, config.beta)  # a bound: where the KL is small there is nothing to make up for
+            session.beta = max(beta, config.beta)  # never below the config's
         session.iteration += 1
         evaluation = held_out(session) if session.due() else {}
         yield session.finish(found, evaluation, session.table(rollout))
 
 
 class Critic:
-    """V of the states before each token, by a network of its own or a head on the policy's trunk."""
+    """Values of the states before each token, from a network of its own or from a head on the policy's trunk."""
 
     def __init__(self, session: RolloutSession) -> None:
         self.session, self.shared = session, session.config.value_model == "head"  # type: ignore[attr-defined]
@@ -183,7 +180,7 @@ class Critic:
             self.network.trunk = None
 
     def values(self, rollout: Rollout, states: Tensor) -> Tensor:
-        """[B, T], or [B, T + 1] where the state behind the last token is asked for, with gradient."""
+        """Values [B, T] with gradient; [B, T + 1] if the session needs the state after the last token."""
         if self.shared:
             return self.network(states)  # type: ignore[no-any-return]
         completions = (rollout.completions.tokens, rollout.completions.mask)
@@ -191,7 +188,7 @@ class Critic:
 
     @torch.no_grad()
     def values_of(self, rollout: Rollout) -> Tensor:
-        """Those of a whole rollout, piece by piece."""
+        """The values of a whole rollout without gradient, computed in micro-batches."""
         parts = [part for _, part in self.session.batches(rollout)]
         found = [self.values(part, self.session.states(part) if self.shared else part.scores) for part in parts]
         width = rollout.completions.tokens.shape[1] + self.session.after
@@ -199,7 +196,7 @@ class Critic:
 
 
 def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
-    """Rewards per token, then `gae`; what becomes of cut completions is decided here."""
+    """Advantages and returns by `gae` on rewards per token. This applies `truncation` to cut completions."""
     config, objective = session.config, session.objective
     assert isinstance(config, RLHF)
     mask, terminated = rollout.completions.mask, rollout.completions.terminated
@@ -211,7 +208,7 @@ def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
         scores = torch.where(terminated, scores, scores - config.truncation_penalty)
     if config.truncation == "drop":
         usable = usable & terminated
-    rewards = token_rewards(objective, scores, mask, kl, session.beta)
+    rewards = token_rewards(objective, scores, mask, kl, session.beta)  # [B, T]
     ends, final = torch.ones_like(terminated), torch.zeros_like(scores)
     if config.truncation == "bootstrap":
         ends, final = terminated, grounded(values.gather(1, mask.sum(1, keepdim=True))[:, 0], scores, terminated)
@@ -228,10 +225,10 @@ def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
 
 
 def grounded(final: Tensor, scores: Tensor, terminated: Tensor) -> Tensor:
-    """Values of the states in which completions were cut, [B], never above the mean score of those that ended.
+    """Values of the states in which completions were cut [B], bounded by the mean score of completions that ended.
 
-    No regression target of its own holds such a value down: a policy that never ends its completions could live on a
-    critic's optimism. Where none ended the mean of all scores is the bound.
+    No regression target corrects such a value, so a policy that never ends its completions could exploit an optimistic
+    critic. If no completion ended, the mean of all scores is the bound.
     """
     ended = terminated & ~scores.isnan()
     known = scores[ended] if bool(ended.any()) else scores[~scores.isnan()]
@@ -239,7 +236,7 @@ def grounded(final: Tensor, scores: Tensor, terminated: Tensor) -> Tensor:
 
 
 def from_bootstraps(objective: Objective, mask: Tensor, ends: Tensor, final: Tensor) -> Credit:
-    """What cut completions take from the critic: `gae` is linear, so it is the `gae` of that alone."""
+    """The contribution of bootstraps to `gae`. It is linear, so this is `gae` with rewards and values of 0."""
     zeros = torch.zeros(mask.shape, dtype=final.dtype, device=final.device)
     return critic_advantages(objective, zeros, zeros, mask, terminated=ends, final_values=final)
 
@@ -247,11 +244,11 @@ def from_bootstraps(objective: Objective, mask: Tensor, ends: Tensor, final: Ten
 def update(
     session: RolloutSession, critic: Critic, rollout: Rollout, batch: Batch, prompts: Tensor
 ) -> dict[str, float]:
-    """One optimiser step of policy and critic on some prompts, piece by piece; weights are of the whole minibatch."""
+    """One optimiser step of policy and critic, in micro-batches. Weights are those of the whole minibatch."""
     config, objective = session.config, session.objective
     assert isinstance(config, RLHF)
     members = rollout.members(prompts)
-    weights = torch.zeros_like(batch.advantages)
+    weights = torch.zeros_like(batch.advantages)  # [B, T]
     weights[members] = token_weights(objective, batch.live[members], max_tokens=session.max_tokens)
     found = dict.fromkeys(("policy_loss", "value_loss", "kl", "clip_fraction", "ratio_max", "mismatch"), 0.0)
     for here, part in session.batches(rollout, prompts):
@@ -270,13 +267,13 @@ def update(
             found["clip_fraction"] += float((weights[here] * result.clipped).sum())
             found["ratio_max"] = max(found["ratio_max"], float(largest(result.ratio)))
             found["mismatch"] = max(found["mismatch"], float(mismatch(log_probs, old, live)["max_difference"]))
-    measured = found if bool(batch.live[members].any()) else {}  # of nothing there is no loss, not one of 0
+    measured = found if bool(batch.live[members].any()) else {}  # without a live token there is no loss
     found = parallel.combined(measured, largest=("ratio_max", "mismatch"))
     return found | {"gradient_norm": session.optimiser.step(session.progress)}
 
 
 def value_loss(config: RLHF, values: Tensor, batch: Batch, rows: Tensor) -> Tensor:
-    """The squared error, or the clipped one; per token."""
+    """The squared error, or with `value_clip` the clipped one; per token."""
     if config.value_clip is None:
         return squared_value_loss(values, batch.returns[rows])
     return clipped_value_loss(values, batch.values[rows], batch.returns[rows], config.value_clip)
@@ -285,7 +282,7 @@ def value_loss(config: RLHF, values: Tensor, batch: Batch, rows: Tensor) -> Tens
 def summary(
     session: RolloutSession, rollout: Rollout, batch: Batch, statistics: list[dict[str, float]]
 ) -> dict[str, float]:
-    """The step's metrics by name; of its updates the mean, or the largest."""
+    """The step's metrics by name: those of the rollout, and the mean (of `ratio_max` the maximum) over its updates."""
     found = rollout_statistics(rollout)
     for name in ("policy_loss", "value_loss", "kl", "clip_fraction", "gradient_norm"):
         if measured := [one[name] for one in statistics if name in one]:
@@ -299,7 +296,7 @@ def summary(
     own = torch.where(live, batch.bootstraps, 0.0).abs().sum()
     values, returns = (x.flatten().cpu().numpy() for x in (batch.values, batch.returns))
     explained = float(explained_variance(values, returns, live.flatten().cpu().numpy()))
-    if explained == explained:  # of returns that are all alike nothing is to be explained
+    if explained == explained:  # NaN if all returns are equal
         found["explained_variance"] = explained
     if rollout.reference is not None:
         distance = (rollout.completions.log_probs - rollout.reference) * rollout.completions.mask

@@ -1,6 +1,6 @@
-"""Supervised fine-tuning: the likelihood of right answers, the step before any reinforcement.
+"""Supervised fine-tuning: maximise the likelihood of correct answers, usually before reinforcement learning.
 
-The loop is `train`. Rows need a `prompt` and an `answer`; the built-in tasks have them.
+The loop is `train`. Rows need a `prompt` and an `answer`; the built-in tasks have both.
 """
 
 # B demonstrations of T tokens
@@ -41,7 +41,7 @@ class SFT(LanguageConfig):
             positive(self, "stop_at")
             in_unit_interval(self, "stop_at")
             if not self.eval_every:
-                raise ValueError(f"stop_at is {self.stop_at}, but eval_every is 0, so nothing is evaluated on the way")
+                raise ValueError(f"stop_at is {self.stop_at}, but eval_every is 0 (no evaluations); set eval_every")
 
     @property
     def rows(self) -> int:
@@ -51,7 +51,9 @@ class SFT(LanguageConfig):
         task = super().open_task()
         require_answers(task.rows)
         if self.stop_at is not None and task.metric != "exact_match":
-            raise ValueError(f"stop_at is {self.stop_at}, but no answer of {task.name} is right or wrong; leave it out")
+            raise ValueError(
+                f"stop_at is {self.stop_at}, but {task.name} has no correct answers to compare with; leave it out"
+            )
         return task
 
 
@@ -77,7 +79,7 @@ def train(config: SFT, resume: dict[str, Any] | None = None) -> Iterator[Iterati
         rows = session.task.draw(session.generator(DEMONSTRATIONS), config.batch_size)
         batch = demonstrations(session.tokenizer, rows, session.ends, config.device)
         with session.timed("update"):
-            weights, total = batch.mask / batch.mask.sum(), 0.0
+            weights, total = batch.mask / batch.mask.sum(), 0.0  # [B, T]
             for piece in session.pieces(len(rows)):
                 loss = (weights[piece] * cross_entropy(policy, batch.part(piece))).sum()
                 loss.backward()

@@ -100,23 +100,23 @@ class AgentConfig(ControlConfig):
     """The settings that all algorithms with networks share."""
 
     num_steps: int = 2048
-    """Steps of each environment per iteration (T; detail c1)."""
+    """Steps of each environment per iteration , written T in formulas."""
     gamma: float = 0.99
     """Discount factor γ per step, between 0 and 1."""
     learning_rate: float = 3e-4
     """Learning rate of Adam."""
     anneal_learning_rate: bool = True
-    """Decay the learning rate linearly to 0 over the run (c4)."""
+    """Decay the learning rate linearly to 0 over the run."""
     max_grad_norm: float = 0.5
-    """Clip each seed's gradient to this global norm (c11)."""
+    """Clip each seed's gradient to this global norm."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers. Initial weights are orthogonal, biases zero (c2)."""
+    """Widths of the hidden layers. Initial weights are orthogonal, biases zero."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Activation function of the hidden layers."""
     normalise_observations: bool = False
-    """Normalise observations with a running mean and standard deviation, per seed (m6)."""
+    """Normalise observations with a running mean and standard deviation, per seed."""
     clip_observations: float = 10.0
-    """Clip normalised observations to plus or minus this value (m7)."""
+    """Clip normalised observations to plus or minus this value."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,24 +162,24 @@ class AgentConfig(ControlConfig):
 
 @dataclasses.dataclass(frozen=True)
 class OnPolicyConfig(AgentConfig):
-    """The settings that actor–critic algorithms on fresh rollouts share; codes such as (c5) are explained at `PPO`."""
+    """The settings that actor–critic algorithms on fresh rollouts share."""
 
     lam: float = 0.95
-    """GAE's λ, between 0 and 1 (c5). 0 trusts one step and the value function; 1 trusts the whole episode."""
+    """GAE's λ, between 0 and 1. 0 trusts one step and the value function; 1 trusts the whole episode."""
     value_coefficient: float = 0.5
-    """Weight of the value loss ½(V − R̂)² in the total loss (c10)."""
+    """Weight of the value loss ½(V − R̂)² in the total loss."""
     entropy_coefficient: float = 0.0
-    """Weight of the entropy bonus in the total loss (c10). Larger values keep the policy random for longer."""
+    """Weight of the entropy bonus in the total loss. Larger values keep the policy random for longer."""
     shared_network: bool = False
-    """Share the hidden layers between policy and value function, instead of one network for each (c13, m4)."""
+    """Share the hidden layers between policy and value function, instead of one network for each."""
     log_std: float = 0.0
-    """Initial log standard deviation of a Gaussian policy; one learned number per action component (m1–m3)."""
+    """Initial log standard deviation of a Gaussian policy; one learned number per action component."""
     action_bounds: Literal["clip", "rescale", "squash"] = "clip"
-    """How to keep actions within a Box's bounds: clip (m5), rescale from -1 … 1 and clip, or squash with tanh."""
+    """How to keep actions within a Box's bounds: clip, rescale from -1 … 1 and clip, or squash with tanh."""
     normalise_rewards: bool = False
-    """Divide rewards by the running standard deviation of the discounted return, per seed (m8)."""
+    """Divide rewards by the running standard deviation of the discounted return, per seed."""
     clip_rewards: float = 10.0
-    """Clip normalised rewards to plus or minus this value (m9)."""
+    """Clip normalised rewards to plus or minus this value."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

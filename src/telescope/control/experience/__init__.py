@@ -1,1 +1,1 @@
-"""What agents learn from: steps of the environments, normalised and kept as rollouts or in a replay buffer."""
+"""Experience that agents learn from: environment steps, as rollouts or in a replay buffer, and their normalisation."""

@@ -1,7 +1,7 @@
-"""Loops of a rollout that numba compiles: one pass over small arrays, without NumPy's microsecond per operation.
+"""Loops of a rollout, compiled by numba: one pass over small arrays, without NumPy's microsecond per operation.
 
-Imported when first needed, as numba takes 0.3 s. What the numbers are for is up to `normalisation.py` and
-`environments/cartpole.py`.
+`normalisation.py` and `environments/cartpole.py` use them. They import this module when they first need it, because
+numba takes 0.3 s to load.
 """
 
 # S seeds, B environments per seed, K numbers per environment, N = S·B
@@ -44,10 +44,10 @@ def _absorb(  # type: ignore[no-untyped-def]
 def _move_carts(  # type: ignore[no-untyped-def]
     state: np.ndarray, action: np.ndarray, cosine: np.ndarray, sine: np.ndarray, physics, outside: np.ndarray
 ):
-    """One Euler step of the carts in state [4, N], in place; `outside` [N] is set where one has left its bounds.
+    """One Euler step of the carts in state [4, N], in place. Sets `outside` [N] where a cart has left its bounds.
 
-    The operations of Gymnasium's CartPoleVectorEnv in their order, so that every bit is the same; sines and cosines
-    are NumPy's for that reason.
+    It does the operations of Gymnasium's CartPoleVectorEnv in the same order, so the result is equal bit for bit. The
+    caller computes sines and cosines with NumPy for the same reason.
     """
     gravity, pole_mass, total_mass, length, pole_mass_length, strength, tau, farthest, widest = physics
     for n in range(state.shape[1]):

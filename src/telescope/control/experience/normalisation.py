@@ -1,7 +1,7 @@
 """Running mean and variance of observations and rewards, one set of statistics per seed.
 
-Welford's update in float64 over all environments of a seed at once; masked entries do not count. What is normalised,
-and when, is the rollout's decision.
+The update is Welford's, in float64, over all environments of a seed at once. Masked entries do not count. `rollout.py`
+decides what to normalise, and when.
 """
 
 # S seeds, B environments per seed, D observation size
@@ -17,15 +17,15 @@ EPSILON = 1e-8
 
 
 class RunningMoments:
-    """Mean and biased variance per seed of what `update` has seen: arrays [S, *shape]."""
+    """Mean and biased variance per seed [S, *shape] of all batches given to `update`."""
 
     def __init__(self, seeds: int, shape: tuple[int, ...] = ()) -> None:
-        from telescope.control.experience.loops import absorb  # numba, for those who normalise anything
+        from telescope.control.experience.loops import absorb  # loads numba only where something is normalised
 
         self._absorb = absorb
         self.mean = np.zeros((seeds, *shape))
         self.variance = np.ones((seeds, *shape))
-        # a pseudo-count that a single batch outweighs, as in OpenAI baselines: the first division is not by zero
+        # a small pseudo-count, as in OpenAI baselines, so that the first division is not by zero
         self.count = np.full((seeds, *(1 for _ in shape)), 1e-4)
         self._refresh()
 
@@ -33,7 +33,7 @@ class RunningMoments:
         self.scale = 1 / np.sqrt(self.variance + EPSILON)
 
     def update(self, x: np.ndarray, mask: np.ndarray | None = None) -> None:
-        """Take in a batch x [S, B, *shape]; mask [S, B], True counts."""
+        """Update the statistics with a batch x [S, B, *shape]. mask [S, B] is True where an entry counts."""
         live = np.ones(x.shape[:2], bool) if mask is None else mask
         rows = [array.reshape(len(x), -1) for array in (self.mean, self.variance, self.scale)]
         self._absorb(x.reshape(*x.shape[:2], -1), live, EPSILON, *rows, self.count.reshape(-1))
@@ -55,12 +55,12 @@ class ObservationNormaliser:
         self.moments = RunningMoments(seeds, (size,))
 
     def update(self, observations: np.ndarray, mask: np.ndarray | None = None) -> None:
-        """Take in observations [S, B, D]; mask [S, B] is True where the policy acts on them."""
+        """Update the statistics with observations [S, B, D]. mask [S, B] is True where the policy acts on them."""
         if self.enabled:
             self.moments.update(observations, mask)
 
     def __call__(self, observations: np.ndarray) -> np.ndarray:
-        """[S, N, D] → float32 [S, N, D]."""
+        """Normalise observations [S, N, D] → float32 [S, N, D]."""
         if not self.enabled:
             return observations.astype(np.float32, copy=False)
         scaled = (observations - self.moments.mean[:, None]) * self.moments.scale[:, None]
@@ -76,8 +76,7 @@ class ObservationNormaliser:
 class RewardScaler:
     """r / √(variance of the running discounted return + ε), clipped to ±`clip`; the mean is not subtracted.
 
-    Engstrom et al. 2020, section 3, item 2. The running return R ← γR + r starts anew when an episode ends, whichever
-    way it ends.
+    See Engstrom et al. 2020, section 3, item 2. The running return R ← γR + r restarts at 0 whenever an episode ends.
     """
 
     def __init__(self, seeds: int, num_envs: int, *, gamma: float, enabled: bool, clip: float) -> None:
@@ -86,7 +85,7 @@ class RewardScaler:
         self.returns = np.zeros((seeds, num_envs))
 
     def __call__(self, rewards: np.ndarray, ended: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """Take in rewards [S, B] with the flags of episodes that end here, and scale them."""
+        """Scale rewards [S, B], after updating the statistics. `ended` [S, B] marks steps that end an episode."""
         if not self.enabled:
             return rewards
         self.returns = self.gamma * self.returns + rewards
@@ -104,6 +103,6 @@ class RewardScaler:
 
 
 def _clipped(x: np.ndarray, bound: float) -> np.ndarray:
-    """x within ±bound, in place; a third of the time of np.clip on small arrays."""
+    """Clip x to ±bound, in place. Takes a third of the time of np.clip on small arrays."""
     np.minimum(x, bound, out=x)
     return np.maximum(x, -bound, out=x)

@@ -1,7 +1,7 @@
-"""Experience kept and drawn again: one buffer for all seeds, a ring of the latest steps of each.
+"""Replay buffer: one ring buffer with the latest steps of each seed.
 
-What is kept is as it came (encoded, neither normalised nor scaled), with true successors and both flags. What is drawn
-is keyed by whoever draws. Leaves out priorities, n-step returns and frames that are stored once.
+It stores steps encoded, but neither normalised nor scaled, with true successors and both flags. The caller passes the
+random generators to draw with. Leaves out priorities, n-step returns and shared frames.
 """
 
 # S seeds, B environments per seed, C capacity, M samples
@@ -17,22 +17,24 @@ from telescope.control.experience.rollout import Transition
 
 
 class Replay:
-    """The latest steps of each seed, at most `capacity`, rounded down to whole steps of its `num_envs` environments."""
+    """The latest `capacity` steps of each seed, rounded down to a multiple of `num_envs`."""
 
     def __init__(self, capacity: int, seeds: int, num_envs: int) -> None:
         if capacity < num_envs:
-            raise ValueError(f"replay capacity is {capacity}, less than one step of {num_envs} environments")
+            raise ValueError(
+                f"capacity is {capacity}, but one step of {num_envs} environments adds {num_envs}; raise it"
+            )
         self.capacity, self.seeds, self.num_envs = capacity // num_envs * num_envs, seeds, num_envs
         self.added = 0
-        """Steps per seed that were ever added."""
+        """Steps per seed added so far, including overwritten ones."""
         self._arrays: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
-        """Steps per seed that can be drawn."""
+        """Steps per seed in the buffer."""
         return min(self.added, self.capacity)
 
     def add(self, transition: Transition) -> None:
-        """Keep one step of all environments in the place of the oldest."""
+        """Store one step of all environments. It overwrites the oldest one when the buffer is full."""
         parts = {name: array for name, array in transition._asdict().items() if array is not None}
         if not self._arrays:
             self._arrays = self._allocated(parts)
@@ -47,7 +49,7 @@ class Replay:
         return {name: np.zeros((self.seeds, self.capacity, *x.shape[2:]), x.dtype) for name, x in parts.items()}
 
     def sample(self, generators: Sequence[np.random.Generator], count: int) -> Transition:
-        """`count` steps of each seed [S, M, …], drawn with replacement by the seed's own generator."""
+        """Draw `count` steps of each seed [S, M, …], with replacement, by the seed's own generator."""
         rows = np.stack([rng.integers(len(self), size=count) for rng in generators])  # [S, M]
         drawn: dict[str, Any] = {
             name: array[np.arange(self.seeds)[:, None], rows] for name, array in self._arrays.items()
@@ -55,7 +57,7 @@ class Replay:
         return Transition(**{"next_masks": None, **drawn})
 
     def state(self) -> dict[str, Any]:
-        """What was added, and a copy of what is kept."""
+        """The number of added steps, and a copy of the buffer."""
         return {"added": self.added, "kept": {name: x[:, : len(self)].copy() for name, x in self._arrays.items()}}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Collecting experience: one policy call per time step for all seeds and environments, into preallocated buffers.
 
-Stores what an update needs and what an estimator needs, `terminated`, `truncated` and final values side by side.
-Advantages are not computed here.
+A rollout stores what an update and an estimator need: observations, actions, rewards, `terminated`, `truncated`, and
+the final observations of truncated episodes. Leaves out advantages.
 """
 
 # T time, S seeds, B environments per seed, D observation size
@@ -26,15 +26,15 @@ from telescope.control.experience.normalisation import ObservationNormaliser, Re
 from telescope.randomness import ACTIONS, generator
 
 Value = Callable[[Tensor], Tensor]
-"""value(observations [S,N,D]) → [S,N], without gradient, where the networks live"""
+"""value(observations [S, N, D]) → [S, N], without gradient, on the networks' device"""
 
 
 class Rollout(NamedTuple):
-    """T steps of S·B environments. Tensors on the CPU; rewards are scaled where the run scales them."""
+    """T steps of S·B environments, as tensors on the CPU."""
 
     observations: Tensor  # [T, S, B, D] as the policy saw them: encoded and normalised
     actions: Tensor  # [T, S, B, …] as the policy chose them, before any bound
-    rewards: Tensor  # [T, S, B]
+    rewards: Tensor  # [T, S, B] scaled if the run scales rewards
     terminated: Tensor  # [T, S, B] bool
     truncated: Tensor  # [T, S, B] bool
     mask: Tensor  # [T, S, B] bool, False on the row a NEXT_STEP autoreset inserts
@@ -44,7 +44,7 @@ class Rollout(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """One step of S·B environments, as it came: encoded, but neither normalised nor scaled."""
+    """One step of S·B environments: encoded, but neither normalised nor scaled."""
 
     observations: np.ndarray  # [S, B, D]
     actions: np.ndarray  # [S, B, …]
@@ -52,14 +52,14 @@ class Transition(NamedTuple):
     terminated: np.ndarray  # [S, B] bool
     truncated: np.ndarray  # [S, B] bool
     mask: np.ndarray  # [S, B] bool, False on the row a NEXT_STEP autoreset inserts
-    next_observations: np.ndarray  # [S, B, D] the state the step led to, never the reset state
-    next_masks: np.ndarray | None  # [S, B, A] bool, the actions allowed there; all where the episode ended
+    next_observations: np.ndarray  # [S, B, D] the state that the step led to, never the reset state
+    next_masks: np.ndarray | None  # [S, B, A] bool, actions allowed there; all True where the episode ended
 
 
 class Finals(NamedTuple):
-    """The states that truncated steps really led to, K of them: place (time, seed, environment) and observation."""
+    """The K states that truncated steps really led to."""
 
-    places: np.ndarray  # [3, K]
+    places: np.ndarray  # [3, K] time, seed and environment
     observations: np.ndarray  # [K, D]
 
 
@@ -86,7 +86,7 @@ def encoder(space: gym.Space) -> Encoder:
         table = np.eye(int(space.n), dtype=np.float32)
         return Encoder(int(space.n), lambda observations: table[observations])
     size = math.prod(space.shape or ())
-    # whatever the observations' kind, what follows gets native floats: float32 where these hold every value
+    # native floats for every kind of observation: float32 if it holds every value of the dtype, else float64
     dtype = np.result_type(space.dtype or np.float32, np.float32)
     dtype = dtype if dtype.itemsize <= 8 else np.dtype(np.float64)
     return Encoder(
@@ -95,7 +95,7 @@ def encoder(space: gym.Space) -> Encoder:
 
 
 class Rollouts:
-    """The environments of a population, what normalises them, and the episodes under way."""
+    """The environments of a population, their normalisation, and the current episodes."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Rollouts:
         self.time = {"env": 0.0, "policy": 0.0}
 
     def may_be_alone(self, minibatch_size: int) -> bool:
-        """Can a minibatch of this size have just one live sample, by size, as the last one, or beside reset rows?"""
+        """Whether a minibatch may have only one live sample: by its size, as the last one, or beside reset rows."""
         left_over = self.num_steps * self.shape[1] % minibatch_size
         return 1 in (minibatch_size, left_over) or self.environments.autoreset == "next_step"
 
@@ -137,7 +137,7 @@ class Rollouts:
         self._encoded, self._observations, self._action_masks = encoded, self.normaliser(encoded), masks
 
     def play(self, act: Act, noise: np.ndarray, row: int, episodes: Episodes) -> Transition:
-        """One step of every environment, the `row`-th of the run; episodes that end are added to `episodes`."""
+        """Step every environment once, as step `row` of the run. Adds episodes that end to `episodes`."""
         started, observations = time.perf_counter(), self._encoded.copy()  # environments may write into their buffers
         actions = act(self._observations, noise, self._action_masks)
         acted = time.perf_counter()
@@ -146,17 +146,17 @@ class Rollouts:
         self.time["env"] += time.perf_counter() - acted
         require_finite(step, self.seeds, f"at step {(row + 1) * self.shape[1]} (time step {row} of each environment)")
         ended = step.terminated | step.truncated
-        reached = self.encoder.encode(step.next_observations).copy()
+        reached = self.encoder.encode(step.next_observations).copy()  # [S, B, D]
         self._advance(step, ended, _FinalsList(), episodes, 0)
         masks = None if step.action_masks is None else step.action_masks | ended[..., None]
         flags = step.terminated, step.truncated, step.mask
         return Transition(observations, actions, step.rewards, *flags, reached, masks)
 
     def collect(self, act: Act, iteration: int) -> tuple[Rollout, Episodes]:
-        """Run the policy for `num_steps`. A reward or observation that is not finite raises FloatingPointError."""
+        """Run the policy for `num_steps`. A reward or observation that is not finite raises a FloatingPointError."""
         rollout, finals, noise = self._allocate(), _FinalsList(), self._noise(iteration)
         episodes = no_episodes(len(self.seeds))
-        # everything in this loop is NumPy on arrays of a few numbers: each operation counts, at about a microsecond
+        # this loop is NumPy on small arrays, so each operation costs about a microsecond
         seen, chosen, rewards, terminated, truncated, live = (x.numpy() for x in rollout[:6])
         masks = None if rollout.action_masks is None else rollout.action_masks.numpy()
         policy, environment, clock = 0.0, 0.0, time.perf_counter
@@ -173,7 +173,7 @@ class Rollouts:
             require_finite(
                 step, self.seeds, f"at step {(row + 1) * self.shape[1]} (time step {row} of each environment)"
             )
-            ended = step.terminated | step.truncated
+            ended = step.terminated | step.truncated  # [S, B]
             terminated[t], truncated[t], live[t] = step.terminated, step.truncated, step.mask
             rewards[t] = self.scaler(step.rewards, ended, step.mask)
             self._advance(step, ended, finals, episodes, t)
@@ -188,7 +188,7 @@ class Rollouts:
         if some:
             self._count(ended, episodes)
         encoded = self.encoder.encode(step.observations)
-        # what the policy will not act on (a final state under NEXT_STEP) does not enter the statistics, in any mode
+        # the statistics only see states that the policy acts on; under NEXT_STEP a final state is not one
         acting = ~ended if some and self.environments.autoreset == "next_step" else None
         self.normaliser.update(encoded, acting)
         self._begin(encoded, step.action_masks)
@@ -205,13 +205,13 @@ class Rollouts:
         self.episode_length[ended] = 0
 
     def _noise(self, iteration: int) -> np.ndarray:
-        """All the randomness of a rollout, drawn at once: [T, S, B, …]."""
+        """All random numbers of a rollout [T, S, B, …], drawn at once."""
         shape = (self.num_steps, self.shape[1])
         draws = [self.distribution.noise(generator(s, ACTIONS, iteration), shape) for s in self.seeds]
         return np.stack(draws, axis=1)
 
     def _allocate(self) -> Rollout:
-        # torch's allocator aligns to 64 bytes, NumPy's does not: vectorised sums then round alike in every process
+        # torch's allocator aligns to 64 bytes, NumPy's does not; so vectorised sums round the same in every process
         rows = (self.num_steps, *self.shape)
         masks = None
         if self._action_masks is not None:
@@ -237,10 +237,9 @@ class Rollouts:
         }
 
     def restore(self, state: dict[str, Any], *, allow_inexact: bool = False) -> None:
-        """Continue where `state()` was taken; environments that cannot be restored start new episodes.
+        """Continue from `state()`. Environments that cannot be restored start new episodes.
 
-        `allow_inexact` is for `Environments.restore`. The normaliser must already be as it was: it is part of the
-        policy, not of this.
+        `Environments.restore` takes `allow_inexact`. Restore the normaliser first: it belongs to the policy.
         """
         self.scaler.restore(state["scaler"])
         own = {"episode_return": self.episode_return, "episode_length": self.episode_length}
@@ -259,7 +258,7 @@ class Rollouts:
 
 
 class _FinalsList:
-    """Finals while they are being gathered."""
+    """Collects the finals of a rollout."""
 
     def __init__(self) -> None:
         self.places: list[np.ndarray] = []
@@ -277,12 +276,12 @@ class _FinalsList:
 
 
 def final_values(rollout: Rollout, value: Value) -> Tensor | None:
-    """V of the states that truncated steps led to, NaN elsewhere [T, S, B], by one call; None when there are none."""
+    """Values [T, S, B] of the states that truncated steps led to, NaN elsewhere, by one call; None without any."""
     places, observations = rollout.finals
     if not places.shape[1]:
         return None
     seeds = rollout.rewards.shape[1]
-    position = np.zeros(places.shape[1], dtype=np.int64)  # of each final among those of its seed
+    position = np.zeros(places.shape[1], dtype=np.int64)  # [K] index of each final within its seed
     counts = np.zeros(seeds, dtype=np.int64)
     for k, s in enumerate(places[1]):
         position[k], counts[s] = counts[s], counts[s] + 1
@@ -295,15 +294,15 @@ def final_values(rollout: Rollout, value: Value) -> Tensor | None:
 
 
 def live_mask(rollout: Rollout) -> Tensor | None:
-    """The rollout's mask, or None where every row is a real transition (then no estimator needs to look)."""
+    """The rollout's mask, or None if every row is a real transition."""
     return None if bool(rollout.mask.all()) else rollout.mask
 
 
 def per_seed(x: Tensor) -> Tensor:
-    """[T, S, B, …] → [S, T·B, …], what an update draws minibatches from."""
+    """[T, S, B, …] → [S, T·B, …], from which an update draws minibatches."""
     return x.transpose(0, 1).reshape(x.shape[1], x.shape[0] * x.shape[2], *x.shape[3:])
 
 
 def time_major(x: Tensor, num_envs: int) -> Tensor:
-    """[S, T·B] → [T, S, B], the way back."""
+    """[S, T·B] → [T, S, B], the inverse of `per_seed`."""
     return x.unflatten(1, (-1, num_envs)).transpose(0, 1).contiguous()

@@ -67,7 +67,6 @@ PENDULUM = ppo.PPO(
     hidden=(8,),
     normalise_observations=True,
     normalise_rewards=True,
-    clip_value_loss=True,
     value_clip=1e-3,
     clip=0.01,
     learning_rate=1e-2,
@@ -184,7 +183,7 @@ ROSTER = {
         ppo,
         PENDULUM,
         {"env": Masked, "env_kwargs": {}, "total_steps": 1600, "num_steps": 32, "clip": 0.2, "epochs": 4}
-        | {"minibatch_size": 64, "clip_value_loss": False, "eval_every": 0},
+        | {"minibatch_size": 64, "value_clip": None, "eval_every": 0},
         "return_mean",
         9.0,
         other=CONTROL
@@ -197,7 +196,6 @@ ROSTER = {
             "anneal_clip": True,
             "adam_eps": 0.1,
             "normalise_advantages": False,
-            "clip_value_loss": False,
             "value_clip": 0.5,
             "target_kl": 1e-9,
             "recompute_advantages": True,

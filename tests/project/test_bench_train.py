@@ -64,7 +64,7 @@ def test_a_rival_holds_the_settings_that_ours_has(task: Task, name: str) -> None
         assert theirs.lr_schedule(remaining) == ours.learning_rate
     assert not ours.anneal_learning_rate
     assert not ours.anneal_clip
-    assert not ours.clip_value_loss
+    assert ours.value_clip is None
     assert (theirs.get_vec_normalize_env() is not None) == ours.normalise_observations == ours.normalise_rewards
 
 

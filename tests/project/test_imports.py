@@ -26,6 +26,7 @@ MATH = CORE | {
     "optimisers",
     "processors",
     "randomness",
+    "renamed",
     "threads",
     "trees",
 }
@@ -33,6 +34,7 @@ DATA = {"control", "language", "runs"}
 MAY_IMPORT = {  # a new part of the package gets its line here and its box in the picture
     "arrays": set(),
     "checks": set(),
+    "renamed": set(),
     "processors": set(),
     "quiet": set(),
     "recurrence": {"arrays", "processors"},
@@ -47,7 +49,7 @@ MAY_IMPORT = {  # a new part of the package gets its line here and its box in th
     "objectives": CORE | {"checks", "losses"},
     "control": MATH,
     "language": MATH,
-    "runs": {"arrays", "checks", "metrics"},
+    "runs": {"arrays", "checks", "metrics", "renamed"},
     "algorithms": MATH | DATA,
     "policy": MATH | DATA | {"algorithms"},
     "answers": MATH | DATA | {"algorithms"},

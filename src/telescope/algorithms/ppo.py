@@ -27,10 +27,12 @@ from telescope.losses import clipped_value_loss, importance_ratio, kl_k3, ppo_cl
 from telescope.metrics import explained_variance
 from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
 from telescope.randomness import MINIBATCHES, generator
+from telescope.renamed import takes_former_names
 from telescope.threads import own_settings
 from telescope.trees import where
 
 
+@takes_former_names
 @dataclasses.dataclass(frozen=True)
 class PPO(OnPolicyConfig):
     """Proximal policy optimisation: several epochs of a clipped surrogate on each rollout."""
@@ -47,10 +49,9 @@ class PPO(OnPolicyConfig):
     """Adam's ε. The default 1e-5 is that of OpenAI baselines; PyTorch's is 1e-8."""
     normalise_advantages: bool = True
     """Whiten advantages within each minibatch, per seed. A minibatch of one uses the rollout's statistics."""
-    clip_value_loss: bool = False
-    """Clip the value loss around the old values, by value_clip. Published ablations found no gain in it."""
-    value_clip: float = 0.2
-    """Clip range of the value loss with clip_value_loss, in units of the (normalised) return."""
+    value_clip: float | None = None
+    """Clip range of the value loss around the old values, in units of the (normalised) return. none: no clipping;
+    published ablations found no gain in it."""
     target_kl: float | None = None
     """Stop a seed's updates in this iteration once a minibatch's KL estimate (k3) exceeds this value."""
     recompute_advantages: bool = False
@@ -58,9 +59,10 @@ class PPO(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.positive(self, "minibatch_size", "epochs", "clip", "adam_eps", "value_clip")
-        if self.target_kl is not None:
-            checks.positive(self, "target_kl")
+        checks.positive(self, "minibatch_size", "epochs", "clip", "adam_eps")
+        for name in ("value_clip", "target_kl"):
+            if getattr(self, name) is not None:
+                checks.positive(self, name)
         if self.minibatch_size > self.batch_size:
             raise ValueError(
                 f"minibatch_size is {self.minibatch_size}, more than the {self.batch_size} samples of a rollout "
@@ -289,10 +291,10 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
 
 
 def value_loss(config: PPO, values: Tensor, batch: Batch) -> Tensor:
-    """The squared error, or with `clip_value_loss` the clipped one; per element."""
-    if config.clip_value_loss:
-        return clipped_value_loss(values, batch.values, batch.returns, config.value_clip)
-    return squared_value_loss(values, batch.returns)
+    """The squared error, or the clipped one; per element."""
+    if config.value_clip is None:
+        return squared_value_loss(values, batch.returns)
+    return clipped_value_loss(values, batch.values, batch.returns, config.value_clip)
 
 
 def minibatch_indices(config: PPO, iteration: int) -> Iterator[Tensor]:

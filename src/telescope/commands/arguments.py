@@ -6,9 +6,12 @@ neither `1e5` for a whole number, nor `none`, nor what other libraries call a fl
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+import sys
 import typing
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal
@@ -16,6 +19,7 @@ from typing import Any, Literal
 from telescope.checks import hints
 from telescope.commands import keywords
 from telescope.commands.flags import unknown_flag
+from telescope.renamed import current
 
 HELP = {"-h", "--help"}
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE)
@@ -88,6 +92,37 @@ def values(words: Sequence[str], known: Mapping[str, Any], title: str) -> dict[s
             raise ValueError(f"--{flag} is given twice; give all its values behind one --{flag}")
         found[name] = _joined(told, flag, hint)
     return found
+
+
+def under_current_names(flags: list[str], cls: type[Any]) -> list[str]:
+    """The flags of a configuration with those by former names as they are today, which a DeprecationWarning says."""
+    given: dict[str, Any] = {}
+    for flag, values in _grouped(flags):
+        name = (flag or "").replace("-", "_")
+        given[name if values else name.removeprefix("no_")] = values or not name.startswith("no_")
+    now = current(cls, given)
+    if now == given or HELP & set(flags):
+        return flags
+    return [word for name, value in now.items() for word in _words(name.replace("_", "-"), value)]
+
+
+def _words(flag: str, value: Any) -> list[str]:
+    """A flag with its value as they are typed; the words in front of all flags have none."""
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    values = [str(one) for one in (value if isinstance(value, list) else ["none" if value is None else value])]
+    return [f"--{flag}", *values] if flag else values
+
+
+@contextlib.contextmanager
+def notes(category: type[Warning] = UserWarning) -> Iterator[None]:
+    """Warnings of the block as plain lines on standard error."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", category)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, category):
+            print(f"note: {warning.message}", file=sys.stderr)
 
 
 def positionals(arguments: Sequence[str], *options: type[Any]) -> tuple[list[str], list[str]]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import json
 import os
 import sys
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
-from telescope.commands.arguments import HELP, parse, positionals
+from telescope.commands.arguments import HELP, notes, parse, positionals
 from telescope.failures import is_users
 from telescope.runner import wait_asleep
 
@@ -114,17 +111,6 @@ def _answers(run: str, options: AnswerOptions) -> int:
     lines = [f"{name:12} {'-' if value is None else f'{value:,.4g}'}" for name, value in found.items()]
     print(json.dumps(found) if options.json else "\n".join(lines))
     return 0
-
-
-@contextlib.contextmanager
-def notes() -> Iterator[None]:
-    """Warnings of the block as plain lines on standard error."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            print(f"note: {warning.message}", file=sys.stderr)
 
 
 def _film(policy: Any, folder: str, max_steps: int | None) -> Any:

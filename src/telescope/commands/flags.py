@@ -34,7 +34,6 @@ ALIASES = {
     "lam": "gae-lambda lambda gae-lam",
     "clip": "clip-range clip-coef epsilon eps",
     "adam-eps": "eps",
-    "clip-value-loss": "clip-vloss",
     "value-clip": "clip-range-vf clip-vloss",
     "entropy-coefficient": "ent-coef entropy-coef",
     "value-coefficient": "vf-coef value-coef",

@@ -11,7 +11,8 @@ import sys
 from typing import Any
 
 from telescope.checks import at_least_zero
-from telescope.commands.arguments import HELP, parse, value_of
+from telescope.commands.arguments import HELP, notes, parse, under_current_names, value_of
+from telescope.renamed import current
 from telescope.runner import begin, draw_curve, follow, follows, run, wait_asleep
 
 
@@ -100,6 +101,8 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
             raise ValueError("--reward is given twice, but a run has one reward; add them up in a function of your own")
         preset["model"] = value_of("model", flags) or settings.get("model") or "tiny"
     cls = config_class(algorithm)
+    with notes(DeprecationWarning):
+        settings, flags = current(cls, settings), under_current_names(flags, cls)
     what, field = ("task", "task") if subject_field(cls) == "task" else ("environment", "env")
     subject = _one_subject(what, positional, value_of(field, flags)) or settings.get(field)
     if subject is None and not any(flag in flags for flag in ("-h", "--help")):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from telescope.runs.files import RunError, explained, held, join, remove, remove_leftovers, replace_folder, shown
 from telescope.runs.formats import checkpoint
-from telescope.runs.formats.config import from_mapping, to_mapping, write_config
+from telescope.runs.formats.config import from_mapping, to_mapping, write_config, write_mapping
 from telescope.runs.formats.log import METRICS
 from telescope.runs.identity import record, seal, verify
 from telescope.runs.layout import CHECKPOINT, Layout
@@ -217,20 +217,26 @@ class RunFolder(Layout):
                 raise
         if runs_code:
             self.require_trust(trusted)
-        return from_mapping(cls, verify.on_disk(self.config_path, self._record), source=str(self.path / "config.toml"))
+        settings, source = verify.on_disk(self.config_path, self._record), str(self.path / "config.toml")
+        return from_mapping(cls, settings, source=source, told=True)
 
     def load_config(self, cls: type[Any], *but: str) -> Any:
         """The configuration as the dataclass `cls`; RunError where config.toml says something else, but of fields."""
         self.require_unedited(*but)
-        return from_mapping(cls, self.config_mapping(), source=str(self.path / record.NAME))
+        return from_mapping(cls, self.config_mapping(), source=str(self.path / record.NAME), told=True)
 
     def save_config(self, config: Any) -> None:
-        """Replace the configuration, as for a run that is resumed with another number of steps."""
-        mapping = to_mapping(config)
-        if mapping != self._record["config"]:
-            self._record |= {"config": mapping, "before": self._record["config"]}
+        """Replace the configuration, as for a run that is resumed with another number of steps.
+
+        A run that began with other fields, or other names for them, keeps those: its checkpoint is tied to them.
+        """
+        mapping, known = to_mapping(config), self._record["config"]
+        if mapping.keys() != known.keys():
+            mapping = known | {name: mapping[name] for name in mapping.keys() & record.MAY_CHANGE}
+        if mapping != known:
+            self._record |= {"config": mapping, "before": known}
             self._write_record()
-        write_config(self.config_path, config)
+        write_mapping(self.config_path, mapping)
 
     def save_checkpoint(self, state: dict[str, Any], marks: Mapping[str, Any] | None = None) -> None:
         """Replace the checkpoint that the run resumes from; call `MetricsLog.sync` first.

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from telescope.checks import fitted, import_path, options
+from telescope.renamed import current
 from telescope.runs.files import join, read, require, shown, write_atomic
 
 NONE = "none"
@@ -30,7 +31,12 @@ def write_config(path: str | os.PathLike[str], config: Any) -> None:
     A function or class is written as module:name. `read_config` with the same class gives back an equal config.
     ValueError for a value TOML cannot express; RunError if the file cannot be written.
     """
-    write_atomic(path, require("tomli_w").dumps(to_mapping(config)).encode())
+    write_mapping(path, to_mapping(config))
+
+
+def write_mapping(path: str | os.PathLike[str], mapping: Mapping[str, Any]) -> None:
+    """Write what `to_mapping` gave as TOML, atomically. RunError if the file cannot be written."""
+    write_atomic(path, require("tomli_w").dumps(mapping).encode())
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -65,13 +71,14 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{shown(path)} is not a TOML file: {error}") from error
 
 
-def from_mapping(cls: type[Any], mapping: Mapping[str, Any], *, source: str) -> Any:
+def from_mapping(cls: type[Any], mapping: Mapping[str, Any], *, source: str, told: bool = False) -> Any:
     """Build the dataclass `cls` from names and values, checked against its annotations.
 
     An int is taken where a float is expected, an array where a tuple is, `"none"` where None is. source:
-    where the mapping came from, for the message. ValueError naming the key, its value, the expected type, and
-    for an unknown key the closest known one.
+    where the mapping came from, for the message. told: former names of fields give no DeprecationWarning. ValueError
+    naming the key, its value, the expected type, and for an unknown key the closest known one.
     """
+    mapping = current(cls, mapping, told=told, stacklevel=3)
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in mapping:

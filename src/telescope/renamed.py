@@ -1,0 +1,58 @@
+"""Settings and columns that had other names: the former ones go on working, with a DeprecationWarning, until 1.0.
+
+The names of today are the table "One vocabulary" in docs/design.md. Leaves out modules that have moved (`moved.py`) and
+what other libraries call our flags (`commands/flags.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+Config = TypeVar("Config")
+
+
+class Former(NamedTuple):
+    """Whose setting it was, what it is called now, its value by the former one and all others, a remark."""
+
+    owner: str
+    now: str
+    value: Callable[[Any, Mapping[str, Any]], Any]
+    remark: str = ""
+
+
+FIELDS = {
+    "clip_value_loss": Former(
+        "PPO", "value_clip", lambda on, others: others.get("value_clip") or 0.2 if on else None, ", a number or none"
+    ),
+}
+"""By former name; the owner is a class of configurations, or one that others extend."""
+
+
+def current(cls: type[Any], settings: Mapping[str, Any], *, told: bool = False, stacklevel: int = 2) -> dict[str, Any]:
+    """The settings of a configuration under the names that its fields have now.
+
+    told: without a DeprecationWarning, as for a run folder, which keeps the names that it began with.
+    """
+    kinds, found = {kind.__name__ for kind in cls.__mro__}, dict(settings)
+    for former, (owner, now, value, remark) in FIELDS.items():
+        if former in found and owner in kinds:
+            found[now] = value(found.pop(former), found)
+            if not told:
+                sentence = f"{former} is called {now} now{remark}"
+                warnings.warn(sentence, DeprecationWarning, stacklevel=stacklevel + 1)
+    return found
+
+
+def takes_former_names(cls: type[Config]) -> type[Config]:
+    """A dataclass whose constructor, and so `dataclasses.replace`, takes fields under their former names too."""
+    made = cls.__init__
+
+    @functools.wraps(made)
+    def init(self: Any, *values: Any, **settings: Any) -> None:
+        made(self, *values, **current(cls, settings))
+
+    cls.__init__ = init  # type: ignore[method-assign,assignment]
+    return cls

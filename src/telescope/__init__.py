@@ -3,6 +3,7 @@
 Importing it costs next to nothing: NumPy, numba, torch and the rest are loaded where first used.
 """
 
+# ruff: noqa: F403, F405 - the names are those of __all__
 import importlib
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,27 +11,7 @@ from typing import TYPE_CHECKING, Any
 from telescope.moved import Former
 
 if TYPE_CHECKING:
-    from telescope.estimators import (
-        conventions,
-        discounted_return,
-        distributional_gae,
-        dutch_trace,
-        eligibility_trace,
-        gae,
-        group_relative,
-        k_step_advantage,
-        lambda_return,
-        leave_one_out,
-        n_step_return,
-        next_values,
-        response_function,
-        retrace,
-        shaped_rewards,
-        td_error,
-        true_online_td,
-        vtrace,
-        whiten,
-    )
+    from telescope.estimators import *
 
 __version__ = "0.1.0"
 __all__ = [

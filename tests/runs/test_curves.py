@@ -20,6 +20,10 @@ class Config:
     reward: str | None = None
 
 
+SIZES = {"grpo": "prompts", "sft": "batch_size", "reward_model": "batch_size"}
+"""The setting by which the kind of a language run is known."""
+
+
 def make_run(
     path: Path,
     returns: list[list[float | None]],
@@ -30,7 +34,11 @@ def make_run(
     **metrics: Any,
 ) -> RunFolder:
     """A run whose seed s has return `returns[s][i]` at iteration i."""
-    config = Config(env, len(returns), reward)
+    config: Any = Config(env, len(returns), reward)
+    if size := SIZES.get(algorithm):
+        config = dataclasses.make_dataclass("Language", [(size, int, 1)], bases=(Config,), frozen=True)(
+            env, len(returns), reward
+        )
     run = RunFolder.create(path, config, algorithm=algorithm, execution={}, command=[])
     with MetricsLog(run, columns=["return_mean", *metrics], tensorboard=False) as log:
         for i, column in enumerate(zip(*returns, strict=True)):

@@ -45,9 +45,7 @@ class GRPO(RolloutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_zero(self, "resample")
-        if self.beta is not None:
-            at_least_zero(self, "beta")
+        at_least_zero(self, "resample", "beta")
         if self.clip is not None and row(self).surrogate == "reinforce":
             raise ValueError(f"clip is {self.clip}, but {self.objective} has no ratio to clip; leave it out")
         if row(self).critic:
@@ -59,8 +57,6 @@ class GRPO(RolloutConfig):
             )
 
 
-PRESETS = ("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce")
-"""Objectives with a name of their own on the command line."""
 ROUNDS = {"dapo": 4}
 """`resample` of the presets whose paper replaces groups of equal scores."""
 

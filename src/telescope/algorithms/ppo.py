@@ -59,10 +59,7 @@ class PPO(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.positive(self, "minibatch_size", "epochs", "clip", "adam_eps")
-        for name in ("value_clip", "target_kl"):
-            if getattr(self, name) is not None:
-                checks.positive(self, name)
+        checks.positive(self, "minibatch_size", "epochs", "clip", "adam_eps", "value_clip", "target_kl")
         if self.minibatch_size > self.batch_size:
             raise ValueError(
                 f"minibatch_size is {self.minibatch_size}, more than the {self.batch_size} samples of a rollout "

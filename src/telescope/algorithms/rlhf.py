@@ -70,13 +70,10 @@ class RLHF(RolloutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "clip", "value_learning_rate", "kl_horizon")
+        positive(self, "clip", "value_clip", "value_learning_rate", "target_kl", "kl_horizon")
         in_unit_interval(self, "gamma", "lam")
         at_least_zero(self, "value_coefficient", "beta", "truncation_penalty")
         self.require_company(row(self).whiten)
-        for name in ("value_clip", "target_kl"):
-            if getattr(self, name) is not None:
-                positive(self, name)
         if self.target_kl is None:
             unread(self, "kl_horizon", "only the controller of target_kl uses it", "target_kl is none")
         if self.value_model == "own":

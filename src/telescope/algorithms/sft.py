@@ -36,12 +36,10 @@ class SFT(LanguageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "batch_size")
-        if self.stop_at is not None:
-            positive(self, "stop_at")
-            in_unit_interval(self, "stop_at")
-            if not self.eval_every:
-                raise ValueError(f"stop_at is {self.stop_at}, but eval_every is 0 (no evaluations); set eval_every")
+        positive(self, "batch_size", "stop_at")
+        in_unit_interval(self, "stop_at")
+        if self.stop_at is not None and not self.eval_every:
+            raise ValueError(f"stop_at is {self.stop_at}, but eval_every is 0 (no evaluations); set eval_every")
 
     @property
     def rows(self) -> int:

@@ -82,11 +82,8 @@ class LanguageConfig:
         for name in usual:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, usual[name])
-        positive(self, "total_steps", "learning_rate", "max_grad_norm", "eval_prompts")
+        positive(self, "total_steps", "learning_rate", "max_grad_norm", "eval_prompts", "digits", "max_tokens")
         at_least_zero(self, "seed", "lr_warmup", "weight_decay", "lora_rank", "micro_batch", "eval_every", "threads")
-        for name in ("digits", "max_tokens"):
-            if getattr(self, name) is not None:
-                positive(self, name)
         if self.sharding == "fsdp" and self.lora_rank:
             raise ValueError(f"sharding is 'fsdp', but lora_rank is {self.lora_rank}; an adapter trains with ddp alone")
 
@@ -151,17 +148,9 @@ class RolloutConfig(LanguageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(
-            self,
-            "prompts",
-            "group",
-            "minibatches",
-            "epochs",
-            "temperature",
-            "warm_start_steps",
-            "warm_start_learning_rate",
-        )
-        in_unit_interval(self, "warm_start")
+        positive(self, "prompts", "group", "minibatches", "epochs", "temperature", "top_k", "top_p")
+        positive(self, "warm_start_steps", "warm_start_learning_rate")
+        in_unit_interval(self, "warm_start", "top_p")
         at_least_zero(self, "overlong_cache")
         if self.off_policy == "none":
             unread(
@@ -171,11 +160,6 @@ class RolloutConfig(LanguageConfig):
             raise ValueError(
                 f"off_policy_cap is {self.off_policy_cap}; expected more than 1, the weight where all is well"
             )
-        if self.top_k is not None:
-            positive(self, "top_k")
-        if self.top_p is not None:
-            positive(self, "top_p")
-            in_unit_interval(self, "top_p")
         if self.prompts % self.minibatches:
             raise ValueError(
                 f"prompts is {self.prompts}, which {self.minibatches} minibatches do not divide; groups stay whole"

@@ -1,7 +1,9 @@
 """The rows of the table as other frameworks compute them: `AS_IN["verl"]["grpo"]`.
 
-Each is a row of `objectives.py` with what differs put in; docs/objectives.md has the differences side by side. Settings
-are defaults. It leaves out what is no part of the objective: step sizes, batch sizes.
+Each is a row of `rows.py` with what differs put in; docs/objectives.md has the differences side by side, and what each
+framework was compared with. Settings are defaults. `--objective verl/grpo` trains by one of them; those called `ppo`
+need a critic, and are for loops of your own (`critic_advantages`). It leaves out what is no part of the objective:
+learning rates, batch sizes.
 """
 
 from __future__ import annotations
@@ -27,19 +29,6 @@ from telescope.objectives.rows import (
 )
 
 REINFORCE_PP_BASELINE = replace(REINFORCE_PP, name="reinforce++_baseline", baseline="group")
-
-
-SOURCES = {
-    "paper": "the papers' formulas",
-    "trl": "1.16.0, run in tests/language/test_trl_presets.py; ppo: before 1.0, from its formulas",
-    "verl": "volcengine/verl, core_algos.py read at 012be9d9 (advantages); losses from its formulas",
-    "openrlhf": "OpenRLHF/OpenRLHF, experience_maker.py read at 89308a0b, loss.py at f5b3f08a",
-    "nemo": "NVIDIA-NeMo/RL, advantage_estimator.py read at 00925dd1, loss_functions.py at 006907a9",
-    "slime": "not verified: from its formulas",
-    "areal": "inclusionAI/AReaL, trainer/ppo/actor.py read at 00ed9244",
-    "open_instruct": "not verified: from its formulas",
-}
-"""What each framework's presets were held against. Only TRL installs here, so only TRL is run."""
 
 
 def _all(rows: list[Objective], **shared: Any) -> dict[str, Objective]:

@@ -1,17 +1,19 @@
-"""Where the files of a run lie in its folder. Leaves out what stands in them, and who may write (`folder.py`).
-
-run.json config.toml metrics.csv checkpoint.safetensors best.safetensors curves.png tensorboard/ .lock
-of a language model: model/ adapter/ samples.csv health.csv
-"""
+"""Where the files of a run lie in its folder. Leaves out what stands in them, and who may write (`folder.py`)."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 from telescope.runs.formats.log import METRICS, TENSORBOARD
 
 CHECKPOINT = "checkpoint.safetensors"
+
+
+def _at(name: str, what: str) -> Any:
+    """The path of a file or folder within the run's."""
+    return property(lambda run: run.place / name, doc=what)
 
 
 class Layout(ABC):
@@ -22,52 +24,14 @@ class Layout(ABC):
     def place(self) -> Path:
         """The folder."""
 
-    @property
-    def config_path(self) -> Path:
-        """config.toml."""
-        return self.place / "config.toml"
-
-    @property
-    def checkpoint_path(self) -> Path:
-        """checkpoint.safetensors, the state to resume from."""
-        return self.place / CHECKPOINT
-
-    @property
-    def best_path(self) -> Path:
-        """best.safetensors, the state that evaluated best."""
-        return self.place / "best.safetensors"
-
-    @property
-    def metrics_path(self) -> Path:
-        """metrics.csv, one row per iteration and seed."""
-        return self.place / METRICS
-
-    @property
-    def samples_path(self) -> Path:
-        """samples.csv, some completions of a language model with their scores."""
-        return self.place / "samples.csv"
-
-    @property
-    def health_path(self) -> Path:
-        """health.csv, what looked wrong in the training of a language model."""
-        return self.place / "health.csv"
-
-    @property
-    def model_path(self) -> Path:
-        """The folder of a language model as `from_pretrained` loads it."""
-        return self.place / "model"
-
-    @property
-    def adapter_path(self) -> Path:
-        """The folder of its LoRA adapter as peft loads it."""
-        return self.place / "adapter"
-
-    @property
-    def curves_path(self) -> Path:
-        """curves.png, the learning curve."""
-        return self.place / "curves.png"
-
-    @property
-    def tensorboard_path(self) -> Path:
-        """The folder of TensorBoard event files."""
-        return self.place / TENSORBOARD
+    config_path = _at("config.toml", "The settings, for the reader; run.json has them too.")
+    checkpoint_path = _at(CHECKPOINT, "The state to resume from.")
+    best_path = _at("best.safetensors", "The state that evaluated best.")
+    metrics_path = _at(METRICS, "One row per iteration and seed.")
+    curves_path = _at("curves.png", "The learning curve.")
+    tensorboard_path = _at(TENSORBOARD, "The folder of TensorBoard event files.")
+    # of a language model
+    samples_path = _at("samples.csv", "Some completions with their scores.")
+    health_path = _at("health.csv", "What looked wrong in the training.")
+    model_path = _at("model", "The folder of the model as `from_pretrained` loads it.")
+    adapter_path = _at("adapter", "The folder of its LoRA adapter as peft loads it.")

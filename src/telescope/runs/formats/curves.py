@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,13 +50,6 @@ UNITS = {  # by name, or by how a name begins
     "updated": "share",
     "kept": "share",
     "explained_variance": "share of variance",
-}
-
-STEPS = {
-    "grpo": "training steps of one rollout each",
-    "rlhf": "training steps of one rollout each",
-    "sft": "optimiser steps",
-    "reward_model": "optimiser steps",
 }
 
 Array = npt.NDArray[Any]
@@ -199,8 +192,15 @@ def _quantity(name: str) -> str:
 
 def _steps(folders: Sequence[RunFolder]) -> str:
     """What is counted on the x axis."""
-    kinds = {STEPS.get(folder.algorithm, "environment steps per seed") for folder in folders}
+    kinds = {_step(folder.config_mapping()) for folder in folders}
     return kinds.pop() if len(kinds) == 1 else "steps"
+
+
+def _step(settings: Mapping[str, Any]) -> str:
+    """What a step of a run is, by a setting that only its kind has."""
+    if "prompts" in settings:
+        return "training steps of one rollout each"
+    return "optimiser steps" if "batch_size" in settings else "environment steps per seed"
 
 
 def _chosen(folders: Sequence[RunFolder], tables: Sequence[dict[str, Array]]) -> str:

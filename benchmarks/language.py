@@ -112,7 +112,7 @@ def start(size: Size, chosen: argparse.Namespace, room: Path) -> dict[str, Any]:
     out = room / f"{size.task}-{size.digits}".replace("/", "-")
     words = [sys.executable, "-m", "telescope.cli", "train", "sft", size.task, "--digits", str(size.digits)]
     words += ["--stop-at", str(STOP_AT), "--total-steps", str(2 if chosen.quick else MOST), "--out", str(out)]
-    words += ["--threads", str(chosen.threads), "--no-anneal-learning-rate"]
+    words += ["--threads", str(chosen.threads), "--min-lr-ratio", "1"]
     subprocess.run(words, cwd=room, env=environment(chosen.threads), stdout=subprocess.DEVNULL, check=True)
     with (out / "metrics.csv").open(newline="") as file:
         measured = [row for row in csv.DictReader(file) if row["exact_match"]]

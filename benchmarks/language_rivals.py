@@ -130,7 +130,7 @@ def config_of(job: Job) -> Any:
         epochs=size.epochs,
         learning_rate=size.learning_rate,
         lr_warmup=size.warmup,
-        anneal_learning_rate=False,
+        min_lr_ratio=1.0,
         clip=(size.clip, size.clip),
         beta=0.0,
         max_grad_norm=size.max_grad_norm,

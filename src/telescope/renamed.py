@@ -27,8 +27,14 @@ FIELDS = {
     "clip_value_loss": Former(
         "PPO", "value_clip", lambda on, others: others.get("value_clip") or 0.2 if on else None, ", a number or none"
     ),
+    "target_kl": Former("RLHF", "kl_limit", lambda limit, _: limit),
+    "anneal_learning_rate": Former(
+        "LanguageConfig", "min_lr_ratio", lambda on, _: 0.1 if on else 1.0, ", the share of it that is left at the end"
+    ),
 }
 """By former name; the owner is a class of configurations, or one that others extend."""
+PAIRS = {"clip": ("GRPO", "clip_high")}
+"""Settings that held two numbers, of which the second has a name of its own now."""
 
 
 def current(cls: type[Any], settings: Mapping[str, Any], *, told: bool = False, stacklevel: int = 2) -> dict[str, Any]:
@@ -36,13 +42,17 @@ def current(cls: type[Any], settings: Mapping[str, Any], *, told: bool = False, 
 
     told: without a DeprecationWarning, as for a run folder, which keeps the names that it began with.
     """
-    kinds, found = {kind.__name__ for kind in cls.__mro__}, dict(settings)
+    kinds, found, said = {kind.__name__ for kind in cls.__mro__}, dict(settings), list[str]()
     for former, (owner, now, value, remark) in FIELDS.items():
         if former in found and owner in kinds:
             found[now] = value(found.pop(former), found)
-            if not told:
-                sentence = f"{former} is called {now} now{remark}"
-                warnings.warn(sentence, DeprecationWarning, stacklevel=stacklevel + 1)
+            said.append(f"{former} is called {now} now{remark}")
+    for name, (owner, second) in PAIRS.items():
+        if owner in kinds and isinstance(pair := found.get(name), list | tuple) and len(pair) == 2:
+            found[name], found[second] = pair
+            said.append(f"{name} is one number now, and the second is called {second}")
+    for sentence in () if told else said:
+        warnings.warn(sentence, DeprecationWarning, stacklevel=stacklevel + 1)
     return found
 
 

@@ -19,7 +19,6 @@ from worlds import Forced, Masked
 CONTROL = [name for name in ROSTER if name not in LANGUAGE]
 STOCHASTIC = [name for name in CONTROL if hasattr(ROSTER[name].small, "entropy_coefficient")]
 SAMPLED = [(name, i) for name, row in ROSTER.items() for i in range(len(row.samplers))]
-ANNEALED = [name for name, row in ROSTER.items() if hasattr(row.small, "anneal_learning_rate")]
 EPOCHS = [name for name, row in ROSTER.items() if hasattr(row.small, "epochs")]
 
 
@@ -159,12 +158,13 @@ def test_epochs_have_minibatches_of_their_own(name):
     assert (twice - once).norm() > 1e-2 * once.norm(), "there is no second epoch"
 
 
-@pytest.mark.parametrize("name", ANNEALED)
+@pytest.mark.parametrize("name", ROSTER)
 def test_annealing_acts_and_rests(name):
     longer = 5 if name in LANGUAGE else 5 * 32
     rates = {}
     for anneal in (True, False):
-        config = with_settings(name, anneal_learning_rate=anneal, total_steps=longer, eval_every=0)
+        how = {"min_lr_ratio": 0.1 if anneal else 1.0} if name in LANGUAGE else {"anneal_learning_rate": anneal}
+        config = with_settings(name, **how, total_steps=longer, eval_every=0)
         rows = [row for step in ROSTER[name].module.train(config) for row in step.rows]
         rates[anneal] = [row["learning_rate"] for row in rows if row["learning_rate"] is not None]
     assert rates[True][0] == max(rates[True]) == rates[False][0]

@@ -36,7 +36,7 @@ OTHER = {
     "total_steps": 1,
     "learning_rate": 1e-2,
     "lr_warmup": 0,
-    "anneal_learning_rate": False,
+    "min_lr_ratio": 0.5,
     "weight_decay": 0.1,
     "max_grad_norm": 1e-3,
     "lora_rank": 2,
@@ -63,7 +63,8 @@ OTHER = {
     "warm_start_steps": 3,
     "warm_start_learning_rate": 1e-2,
     "objective": "gspo",
-    "clip": (1e-6, 1e-6),
+    "clip": 1e-6,
+    "clip_high": 1e-6,
     "beta": 0.5,
     "resample": 2,
     "gamma": 0.5,
@@ -73,7 +74,7 @@ OTHER = {
     "value_learning_rate": 1e-2,
     "value_coefficient": 0.5,
     "whiten": False,
-    "target_kl": 1e-9,
+    "kl_limit": 1e-9,
     "kl_horizon": 10,
     "truncation": "drop",
     "truncation_penalty": 0.5,
@@ -83,7 +84,7 @@ OTHER = {
 """Another value for each field."""
 TELLING = {
     "grpo": set(OTHER),
-    "rloo": {"clip", "beta"},
+    "rloo": {"clip", "clip_high", "beta"},
     "ppo": {field.name for field in dataclasses.fields(rlhf.RLHF)}
     - {field.name for field in dataclasses.fields(grpo.GRPO)},
     "ppo, head": {"value_coefficient", "lora_rank", "micro_batch"},
@@ -188,8 +189,8 @@ def test_a_warm_start_that_there_is_not_is_told(field, folder):
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: grpo.GRPO(objective="rloo", clip=(0.2, 0.2)), "clip is .* rloo"),
-        (lambda: rlhf.RLHF(kl_horizon=10), "kl_horizon is 10, but target_kl is none"),
+        (lambda: grpo.GRPO(objective="rloo", clip=0.2), "clip is .* rloo"),
+        (lambda: rlhf.RLHF(kl_horizon=10), "kl_horizon is 10, but kl_limit is none"),
         (lambda: rlhf.RLHF(value_coefficient=0.5), "value_coefficient is 0.5, but value_model is 'own'"),
         (lambda: rlhf.RLHF(truncation_penalty=0.5), "truncation_penalty is 0.5, but truncation is 'terminal'"),
         (lambda: grpo.GRPO(off_policy_cap=4.0), "off_policy_cap is 4.0, but off_policy is 'none'"),

@@ -497,7 +497,7 @@ def test_steps_that_bfloat16_cannot_hold_add_up():
     """Adam moves a weight by its step size when the gradient is constant; 1 − 1e-5 is 1 in bfloat16."""
     layer = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
     torch.nn.init.ones_(layer.weight)
-    config = sft.SFT(task="lm/sort", learning_rate=1e-5, lr_warmup=0, anneal_learning_rate=False)
+    config = sft.SFT(task="lm/sort", learning_rate=1e-5, lr_warmup=0, min_lr_ratio=1.0)
     optimiser = Optimiser(config, {"policy": layer})
     for _ in range(2000):
         layer.weight.grad = torch.ones_like(layer.weight)
@@ -582,7 +582,7 @@ def test_the_controller_aims_below_the_kl_that_is_allowed_and_never_below_beta(m
     asked = []
     monkeypatch.setattr(rlhf, "adaptive_kl", lambda beta, kl, **more: asked.append((beta, kl, more)) or factor * beta)
     small = {"total_steps": 2, "warm_start_steps": 1, "eval_prompts": 5}
-    config = dataclasses.replace(CONFIGS["rlhf"][1], target_kl=2.5, beta=0.2, **small)
+    config = dataclasses.replace(CONFIGS["rlhf"][1], kl_limit=2.5, beta=0.2, **small)
     rows = [iteration.rows[0] for iteration in rlhf.train(config)][1:]
     told = {"target": 2.0, "samples": 16, "horizon": config.kl_horizon}
     assert asked == [(beta, row["kl_reference"], told) for beta, row in zip(betas, rows, strict=True)]

@@ -58,7 +58,7 @@ def test_trl_holds_the_settings_that_ours_has(folder: str, tmp_path: Path, monke
     assert (args.loss_type, row.weight, row.ratio) == ("grpo", "sequence_mean", "token")
     assert (args.learning_rate, args.weight_decay) == (ours.learning_rate, ours.weight_decay)
     assert (args.lr_scheduler_type, args.warmup_steps) == ("constant_with_warmup", ours.lr_warmup)
-    assert not ours.anneal_learning_rate
+    assert ours.min_lr_ratio == 1
     assert args.max_grad_norm == ours.max_grad_norm
     assert not args.bf16
     assert not args.gradient_checkpointing

@@ -14,7 +14,7 @@ from telescope.commands.train import _train_arguments
 from telescope.renamed import FIELDS, current
 from telescope.runs import read_config
 
-SUBJECTS = {"ppo": "CartPole-v1", "dqn": "CartPole-v1", "reward_model": "lm/taste"}
+SUBJECTS = {"ppo": "CartPole-v1", "rlhf": "lm/taste", "reward_model": "lm/taste"}
 CASES = [  # algorithm, former settings, the same as flags, the settings of today
     ("ppo", {"clip_value_loss": True}, ["--clip-value-loss"], {"value_clip": 0.2}),
     (
@@ -24,6 +24,13 @@ CASES = [  # algorithm, former settings, the same as flags, the settings of toda
         {"value_clip": 0.5},
     ),
     ("ppo", {"clip_value_loss": False, "value_clip": 0.5}, ["--no-clip-value-loss"], {"value_clip": None}),
+    ("rlhf", {"target_kl": 6.0}, ["--target-kl", "6"], {"kl_limit": 6.0}),
+    ("grpo", {"clip": [0.2, 0.28]}, ["--clip", "0.2", "0.28"], {"clip": 0.2, "clip_high": 0.28}),
+    *[
+        (name, {"anneal_learning_rate": on}, [f"--{'' if on else 'no-'}anneal-learning-rate"], {"min_lr_ratio": ratio})
+        for name in ("grpo", "rlhf", "sft", "reward_model")
+        for on, ratio in ((True, 0.1), (False, 1.0))
+    ],
 ]
 
 
@@ -37,18 +44,18 @@ def test_every_former_name_is_tried_with_every_algorithm_that_had_it():
 def test_former_names_of_settings_mean_what_they_meant(name, former, flags, now, tmp_path, capsys):
     cls, subject = config_class(name), SUBJECTS.get(name, "lm/addition")
     wanted = cls(**now)
-    with pytest.warns(DeprecationWarning, match=f"is called {next(iter(now))} now") as told:
+    with pytest.warns(DeprecationWarning, match=list(now)[-1]) as told:
         assert cls(**former) == wanted
     assert told[0].filename == __file__
-    with pytest.warns(DeprecationWarning, match=next(iter(now))):
+    with pytest.warns(DeprecationWarning, match=list(now)[-1]):
         assert dataclasses.replace(cls(), **former) == wanted
     (tmp_path / "settings.toml").write_text(tomli_w.dumps(former))
-    with pytest.warns(DeprecationWarning, match=next(iter(now))):
+    with pytest.warns(DeprecationWarning, match=list(now)[-1]):
         assert read_config(tmp_path / "settings.toml", cls) == wanted
     usual = _train_arguments(name, subject, [])[0]
     for words in (flags, ["--config", str(tmp_path / "settings.toml")]):
         assert _train_arguments(name, subject, [*words, "--seed", "3"])[0] == dataclasses.replace(usual, **now, seed=3)
-        assert f"is called {next(iter(now))} now" in capsys.readouterr().err
+        assert f"note: {next(iter(former))} is" in capsys.readouterr().err
 
 
 def test_names_of_today_warn_of_nothing():

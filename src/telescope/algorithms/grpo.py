@@ -27,17 +27,21 @@ from telescope.objectives.advantages import penalised_scores, sample_advantages,
 from telescope.objectives.frameworks import AS_IN
 from telescope.objectives.loss import kl_penalty, largest, mismatch, policy_loss, token_weights
 from telescope.objectives.rows import ROWS, Objective, cautions, describe
+from telescope.renamed import takes_former_names
 from telescope.threads import own_settings
 
 
+@takes_former_names
 @dataclasses.dataclass(frozen=True)
 class GRPO(RolloutConfig):
     """Group-relative policy optimisation: the other completions of the same prompt are the baseline."""
 
     objective: str = "grpo"
     """Objective: a row of docs/objectives.md (grpo, dapo, gspo, rloo, …), or a framework's version: trl/grpo, …"""
-    clip: tuple[float, float] | None = None
-    """Clip range of the probability ratio: how far it may fall below 1 and rise above 1. none: the objective's own."""
+    clip: float | None = None
+    """Clip range ε of the policy loss: the probability ratio counts within 1 − ε … 1 + ε. none: the objective's own."""
+    clip_high: float | None = None
+    """Upper clip range where it differs: the ratio counts within 1 − clip … 1 + clip_high (DAPO). none: as clip."""
     beta: float | None = None
     """Coefficient of the KL to the reference model; 0 needs no reference model. none: the objective's own."""
     resample: int = 0
@@ -45,9 +49,11 @@ class GRPO(RolloutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_zero(self, "resample", "beta")
-        if self.clip is not None and row(self).surrogate == "reinforce":
-            raise ValueError(f"clip is {self.clip}, but {self.objective} has no ratio to clip; leave it out")
+        at_least_zero(self, "resample", "clip", "clip_high", "beta")
+        if named(self).surrogate == "reinforce" and (self.clip, self.clip_high) != (None, None):
+            name = "clip" if self.clip_high is None else "clip_high"
+            value = getattr(self, name)
+            raise ValueError(f"{name} is {value}, but {self.objective} has no ratio to clip; leave it out")
         if row(self).critic:
             raise ValueError(f"objective is {self.objective!r}, which needs a critic: telescope train ppo {self.task}")
         self.require_company(row(self).whiten)
@@ -66,8 +72,8 @@ def preset(task: str, name: str = "grpo", model: str | None = None) -> GRPO:
     return GRPO.on(task, model, objective=name, resample=ROUNDS.get(name, 0))
 
 
-def row(config: GRPO) -> Objective:
-    """The effective objective: the named row, with the columns that the config replaces."""
+def named(config: GRPO) -> Objective:
+    """The row that the config names, as it stands in the table."""
     framework, _, name = config.objective.rpartition("/")
     table = AS_IN.get(framework, {}) if framework else ROWS
     if name not in table:
@@ -76,8 +82,16 @@ def row(config: GRPO) -> Objective:
         raise ValueError(
             f"objective is {config.objective!r}; expected {' or '.join(filter(None, (known, frameworks)))}"
         )
-    changes = {key: getattr(config, key) for key in ("clip", "beta") if getattr(config, key) is not None}
-    return with_correction(dataclasses.replace(table[name], **changes), config)
+    return table[name]
+
+
+def row(config: GRPO) -> Objective:
+    """The effective objective: the named row, with the columns that the config replaces."""
+    objective = named(config)
+    low, high = objective.clip if config.clip is None else (config.clip, config.clip)
+    clip = (low, high if config.clip_high is None else config.clip_high)
+    beta = objective.beta if config.beta is None else config.beta
+    return with_correction(dataclasses.replace(objective, clip=clip, beta=beta), config)
 
 
 STATISTICS = (

@@ -21,9 +21,11 @@ from telescope.language.experience.preferences import RewardModel, accuracy
 from telescope.language.models.causal import with_lora
 from telescope.language.randomness import PAIRS, generator
 from telescope.language.run import Iteration, Session
+from telescope.renamed import takes_former_names
 from telescope.threads import own_settings
 
 
+@takes_former_names
 @dataclasses.dataclass(frozen=True)
 class RewardModelling(LanguageConfig):
     """A reward model, trained by maximum likelihood of preferences."""

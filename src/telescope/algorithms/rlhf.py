@@ -27,12 +27,14 @@ from telescope.metrics import explained_variance
 from telescope.objectives.advantages import Credit, critic_advantages, token_rewards, whitened
 from telescope.objectives.loss import adaptive_kl, kl_penalty, largest, mismatch, policy_loss, token_weights
 from telescope.objectives.rows import PPO, Objective, describe
+from telescope.renamed import takes_former_names
 from telescope.threads import own_settings
 
 KL_AIM = 0.8
-"""The controller aims at this share of `target_kl`, because the KL oscillates around its aim."""
+"""The controller aims at this share of `kl_limit`, because the KL oscillates around its aim."""
 
 
+@takes_former_names
 @dataclasses.dataclass(frozen=True)
 class RLHF(RolloutConfig):
     """PPO on completions, with a critic and a penalty on the KL to the reference model."""
@@ -57,11 +59,11 @@ class RLHF(RolloutConfig):
     whiten: bool = True
     """Whiten advantages over all tokens of the rollout: subtract the mean, divide by the standard deviation."""
     beta: float = 0.01
-    """Coefficient of the KL to the reference model in the reward (k1 per token). With target_kl, the smallest one."""
-    target_kl: float | None = None
+    """Coefficient of the KL to the reference model in the reward (k1 per token). With kl_limit, the smallest one."""
+    kl_limit: float | None = None
     """Upper limit of a completion's KL to the reference model, in nats. A controller raises beta from 0.8 of it on."""
     kl_horizon: int = 10_000
-    """Number of completions in which the controller of target_kl can change beta by a fifth."""
+    """Number of completions in which the controller of kl_limit can change beta by a fifth."""
     truncation: Literal["bootstrap", "terminal", "drop", "penalty"] = "terminal"
     """What a completion cut at max_tokens is worth: its score (terminal), its score minus a penalty (penalty),
     its score plus the critic's value of what follows (bootstrap), or nothing (drop)."""
@@ -70,25 +72,25 @@ class RLHF(RolloutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "clip", "value_clip", "value_learning_rate", "target_kl", "kl_horizon")
+        positive(self, "clip", "value_clip", "value_learning_rate", "kl_limit", "kl_horizon")
         in_unit_interval(self, "gamma", "lam")
         at_least_zero(self, "value_coefficient", "beta", "truncation_penalty")
         self.require_company(row(self).whiten)
-        if self.target_kl is None:
-            unread(self, "kl_horizon", "only the controller of target_kl uses it", "target_kl is none")
+        if self.kl_limit is None:
+            unread(self, "kl_horizon", "only the controller of kl_limit uses it", "kl_limit is none")
         if self.value_model == "own":
             unread(self, "value_coefficient", "only value_model head uses it", "value_model is 'own'")
         if self.truncation != "penalty":
             unread(self, "truncation_penalty", "take truncation penalty", f"truncation is {self.truncation!r}")
-        if self.target_kl is not None and self.beta == 0:
-            raise ValueError("beta is 0, but target_kl is set; its controller multiplies beta, so set beta above 0")
+        if self.kl_limit is not None and self.beta == 0:
+            raise ValueError("beta is 0, but kl_limit is set; its controller multiplies beta, so set beta above 0")
 
 
 def preset(task: str, model: str | None = None) -> RLHF:
     """The settings for a task and a model."""
     settings: dict[str, Any] = {}
     if task == "lm/taste":
-        settings = {"total_steps": 80, "prompts": 128, "group": 4, "beta": 0.1, "target_kl": 6.0, "kl_horizon": 1000}
+        settings = {"total_steps": 80, "prompts": 128, "group": 4, "beta": 0.1, "kl_limit": 6.0, "kl_horizon": 1000}
     elif task.startswith("lm/"):  # correct answers cannot be exploited, so no KL is needed
         settings = {"beta": 0.0, "value_model": "head"}
     return RLHF.on(task, model, **settings)
@@ -157,9 +159,9 @@ def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iterat
                 for prompts in session.minibatches(epoch)
             ]
         found = summary(session, rollout, batch, statistics) | apart
-        if config.target_kl is not None:
+        if config.kl_limit is not None:
             samples = config.prompts * config.group
-            aim, horizon = KL_AIM * config.target_kl, config.kl_horizon
+            aim, horizon = KL_AIM * config.kl_limit, config.kl_horizon
             beta = adaptive_kl(session.beta, found["kl_reference"], target=aim, samples=samples, horizon=horizon)
             session.beta = max(beta, config.beta)  # never below the config's
         session.iteration += 1

@@ -19,9 +19,11 @@ from telescope.language.experience.supervised import cross_entropy, demonstratio
 from telescope.language.models.causal import with_lora
 from telescope.language.randomness import DEMONSTRATIONS
 from telescope.language.run import Iteration, Session
+from telescope.renamed import takes_former_names
 from telescope.threads import own_settings
 
 
+@takes_former_names
 @dataclasses.dataclass(frozen=True)
 class SFT(LanguageConfig):
     """Maximum likelihood on demonstrations."""

@@ -50,8 +50,8 @@ class LanguageConfig:
     """AdamW's learning rate. none: 1e-3 for the built-in model, 1e-6 for others (SFT 2e-5, reward model 1e-5)."""
     lr_warmup: int = 10
     """Number of optimiser steps over which the learning rate rises from 0 to its full value."""
-    anneal_learning_rate: bool = True
-    """Decay the learning rate linearly to a tenth over the run."""
+    min_lr_ratio: float = 0.1
+    """Decay the learning rate linearly, to this share of it at the end of the run. 1 keeps it constant."""
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW."""
     max_grad_norm: float = 1.0
@@ -83,6 +83,7 @@ class LanguageConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, usual[name])
         positive(self, "total_steps", "learning_rate", "max_grad_norm", "eval_prompts", "digits", "max_tokens")
+        in_unit_interval(self, "min_lr_ratio")
         at_least_zero(self, "seed", "lr_warmup", "weight_decay", "lora_rank", "micro_batch", "eval_every", "threads")
         if self.sharding == "fsdp" and self.lora_rank:
             raise ValueError(f"sharding is 'fsdp', but lora_rank is {self.lora_rank}; an adapter trains with ddp alone")

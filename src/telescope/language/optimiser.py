@@ -45,7 +45,7 @@ class Optimiser:
             parameter.grad = None if weight.grad is None else weight.grad.float()
         parallel.sum_gradients(self.parameters)
         factor = min(1.0, (self.updates + 1) / max(1, self.config.lr_warmup))
-        factor *= 1 - 0.9 * progress if self.config.anneal_learning_rate else 1.0
+        factor *= 1 - (1 - self.config.min_lr_ratio) * progress
         for group in self.adam.param_groups:
             norms.append(parallel.clip_gradients(group["params"], self.config.max_grad_norm))
             group["lr"] = group["rate"] * factor

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from telescope.algorithms import grpo, reward_model, rlhf, sft
 from telescope.language import parallel
 from telescope.language.experience.off_policy import corrected
-from telescope.language.experience.rollouts import Rollout, RolloutSession
+from telescope.language.experience.rollout import Rollout, RolloutSession
 
 SHARDINGS = ("ddp", "fsdp")
 QUICK = {"threads": 1, "eval_prompts": 3, "eval_every": 0, "max_grad_norm": 1e9, "total_steps": 1}

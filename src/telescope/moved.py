@@ -20,7 +20,7 @@ MOVED = {
     "control.rollout": "control.experience.rollout",
     "control.normalisation": "control.experience.normalisation",
     "language.sampling": "language.experience.sampling",
-    "language.rollouts": "language.experience.rollouts",
+    "language.rollouts": "language.experience.rollout",
     "language.supervised": "language.experience.supervised",
     "language.preferences": "language.experience.preferences",
     "language.tasks": "language.data.tasks",

@@ -11,9 +11,8 @@ import torch
 from telescope.algorithms import grpo
 from telescope.language.data.rewards import overlong
 from telescope.language.data.tasks import is_held_out, open_task
-from telescope.language.experience import rollouts
 from telescope.language.experience.dynamic import collect, joined
-from telescope.language.experience.rollouts import RolloutSession, all_equal
+from telescope.language.experience.rollout import ROLLOUT_STATISTICS, RolloutSession, all_equal
 from telescope.objectives.advantages import sample_advantages
 
 REWARDS = """
@@ -96,7 +95,7 @@ def test_without_rounds_nothing_is_replaced(rewards):
     rollout, seen = collect(session, 0)
     assert torch.equal(rollout.completions.tokens, session.collect().completions.tokens)
     assert all_equal(rollout).any()
-    assert seen.keys() == set(rollouts.ROLLOUT_STATISTICS)
+    assert seen.keys() == set(ROLLOUT_STATISTICS)
 
 
 def test_where_the_rounds_are_used_up_the_step_goes_on_and_says_so(rewards):

@@ -18,7 +18,7 @@ from telescope.algorithms import grpo, rlhf
 from telescope.cli import main
 from telescope.language import health
 from telescope.language.experience.preferences import RewardModel
-from telescope.language.experience.rollouts import RolloutSession
+from telescope.language.experience.rollout import RolloutSession
 from telescope.language.models import causal as models
 from telescope.language.models.tokenizer import EOS, characters
 

@@ -14,7 +14,7 @@ import torch
 
 from telescope.algorithms import grpo, rlhf
 from telescope.language import health
-from telescope.language.experience import rollouts
+from telescope.language.experience.rollout import Completions, Prompts, Rollout, RolloutSession, rollout_statistics
 from telescope.losses import kl_k3
 from telescope.runs.formats.tables import GrowingTable
 
@@ -51,13 +51,13 @@ def test_the_distance_to_the_reference_is_that_of_the_rollout_whatever_the_place
     objective, rewards, monkeypatch
 ):
     seen = []
-    made = rollouts.RolloutSession.collect
+    made = RolloutSession.collect
 
     def remember(self, *arguments, **settings):
         seen.append(made(self, *arguments, **settings))
         return seen[-1]
 
-    monkeypatch.setattr(rollouts.RolloutSession, "collect", remember)
+    monkeypatch.setattr(RolloutSession, "collect", remember)
     found = rows(grpo, objective=objective, reward=rewards("length"), beta=0.01, learning_rate=0.01)
     for row, rollout in zip(found, seen, strict=True):
         mask = rollout.completions.mask
@@ -109,11 +109,9 @@ def test_a_rollout_is_measured_where_there_is_something_to_measure():
     scores = torch.tensor([1.0, 3.0, torch.nan, torch.nan])
     mask = torch.tensor([[True, True], [True, False], [True, False], [True, False]])
     zeros = torch.zeros(4, 2)
-    completions = rollouts.Completions(zeros.long(), mask, zeros, zeros, mask[:, 0], None)
-    prompts = rollouts.Prompts(zeros.long()[:2], mask[:2])
-    found = rollouts.rollout_statistics(
-        rollouts.Rollout([], [], prompts, completions, scores, torch.where(mask, -1.0, -5.0), 2)
-    )
+    completions = Completions(zeros.long(), mask, zeros, zeros, mask[:, 0], None)
+    prompts = Prompts(zeros.long()[:2], mask[:2])
+    found = rollout_statistics(Rollout([], [], prompts, completions, scores, torch.where(mask, -1.0, -5.0), 2))
     assert found["score_std"] == 1.0
     assert found["kl_reference"] == pytest.approx(math.exp(-1))  # k3 of −1 at each live token
 

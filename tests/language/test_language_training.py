@@ -23,7 +23,7 @@ from telescope.cli import main
 from telescope.language.data.rewards import load_function
 from telescope.language.data.tasks import open_task
 from telescope.language.execution import execution
-from telescope.language.experience.rollouts import Rollout
+from telescope.language.experience.rollout import Rollout
 from telescope.language.experience.sampling import Completions, Prompts
 from telescope.language.models import causal as models
 from telescope.language.models.states import alike, completion_states, trunk_of

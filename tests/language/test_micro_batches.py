@@ -11,7 +11,7 @@ import torch
 from telescope.algorithms import grpo, reward_model, rlhf
 from telescope.language.config import LIGHTER
 from telescope.language.experience import sampling
-from telescope.language.experience.rollouts import RolloutSession
+from telescope.language.experience.rollout import RolloutSession
 from telescope.language.experience.sampling import encode, sample
 from telescope.language.models import causal as models
 from telescope.language.models.tokenizer import EOS, characters

@@ -12,7 +12,7 @@ import torch
 
 from telescope.algorithms import grpo, rlhf
 from telescope.language.experience.off_policy import corrected
-from telescope.language.experience.rollouts import RolloutSession
+from telescope.language.experience.rollout import RolloutSession
 from telescope.language.experience.sampling import Completions
 from telescope.language.models.tokenizer import VOCABULARY
 

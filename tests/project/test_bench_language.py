@@ -17,7 +17,7 @@ from benchmarks.language_rivals import Job, Size, Step, Watch
 from telescope.algorithms import grpo, sft
 from telescope.algorithms.sft import SFT
 from telescope.language.data import tasks
-from telescope.language.experience.rollouts import RolloutSession
+from telescope.language.experience.rollout import RolloutSession
 
 SMALL = Size("lm/addition", 1, 4, 4, 3, minibatches=2, epochs=2)
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed")

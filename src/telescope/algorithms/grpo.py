@@ -20,7 +20,7 @@ from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
 from telescope.language.experience.dynamic import collect
 from telescope.language.experience.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
-from telescope.language.experience.rollouts import ROLLOUT_STATISTICS, Rollout, RolloutSession, all_equal
+from telescope.language.experience.rollout import ROLLOUT_STATISTICS, Rollout, RolloutSession, all_equal
 from telescope.language.run import Iteration
 from telescope.losses import kl_k3
 from telescope.objectives.advantages import penalised_scores, sample_advantages, token_advantages

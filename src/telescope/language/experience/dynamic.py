@@ -1,6 +1,6 @@
 """Dynamic sampling (DAPO, Yu et al. 2025, arXiv 2503.14476, section 3.2): fresh prompts for groups without signal.
 
-It leaves out how a rollout is made (`rollouts.py`) and what is learned from it.
+It leaves out how a rollout is made (`rollout.py`) and what is learned from it.
 """
 
 # N prompts, G completions each, B = N · G completions of T tokens
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from telescope.language.experience import sampling
-from telescope.language.experience.rollouts import Rollout, RolloutSession, all_equal, rollout_statistics
+from telescope.language.experience.rollout import Rollout, RolloutSession, all_equal, rollout_statistics
 from telescope.language.experience.sampling import Prompts, stacked
 
 

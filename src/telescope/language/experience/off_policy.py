@@ -13,7 +13,7 @@ import math
 from torch import Tensor
 
 from telescope.language.config import RolloutConfig
-from telescope.language.experience.rollouts import Rollout, RolloutSession
+from telescope.language.experience.rollout import Rollout, RolloutSession
 from telescope.objectives.loss import mismatch, off_policy_weights
 from telescope.objectives.rows import Correction, Objective
 

@@ -1,6 +1,6 @@
 """The warm start: the built-in model learns from right answers first, as rewards teach nothing that never happens.
 
-It leaves out what comes after it (`rollouts.py`), which begins with the weights that it returns.
+It leaves out what comes after it (`rollout.py`), which begins with the weights that it returns.
 """
 
 from __future__ import annotations

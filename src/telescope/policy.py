@@ -35,7 +35,7 @@ class Policy:
 
     def __init__(self, config: AgentConfig, state: dict[str, Any], *, network: Network | None = None) -> None:
         self.config, self.seeds = config, config.seed_values
-        environments = self._environments(1)
+        environments = Environments.of(config, seeds=self.seeds[:1], num_envs=1)
         self.observation_space, self.action_space = environments.observation_space, environments.action_space
         environments.close()
         self._encoder = encoder(self.observation_space)
@@ -117,7 +117,7 @@ class Policy:
         """
         episodes = whole_number("episodes", episodes)
         most = self.config.eval_max_steps if max_steps is None else whole_number("max_steps", max_steps)
-        environments = evaluation_environments(episodes=episodes, max_steps=most, **self._source())
+        environments = evaluation_environments(self.config, episodes=episodes, max_steps=most)
         try:
             result = evaluate(
                 Agents(self.agent),
@@ -135,19 +135,6 @@ class Policy:
         if note := cut_note(result, self.seeds, most):
             warnings.warn(note, stacklevel=2)
         return result
-
-    def _source(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "env": config.env,
-            "seeds": self.seeds,
-            "env_kwargs": config.env_kwargs,
-            "backend": config.backend,
-            "vectorization": config.vectorization,
-        }
-
-    def _environments(self, num_envs: int) -> Environments:
-        return Environments(num_envs=num_envs, **(self._source() | {"seeds": self.seeds[:1]}))
 
     def _position(self, seed: int | None) -> int:
         if seed is None:

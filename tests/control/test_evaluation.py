@@ -102,7 +102,7 @@ def test_policy_calls_have_one_size_whatever_the_number_of_environments(monkeypa
 @pytest.mark.parametrize(("cores", "seeds", "most"), [(1, 2, 2), (4, 2, 4), (64, 2, 16), (4, 1, 4)])
 def test_no_more_environments_than_cores_or_seeds(monkeypatch, cores, seeds, most):
     on_cores(monkeypatch, cores)
-    environments = evaluation.evaluation_environments(Drawn, seeds=range(seeds), episodes=100, max_steps=9)
+    environments = evaluation.evaluation_environments(PPO(env=Drawn, seeds=seeds), episodes=100, max_steps=9)
     assert environments.num_envs * seeds == most
     environments.close()
     before = Drawn.made

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from telescope.control.agents.actions import Bound
 from telescope.control.agents.actor import Agents
+from telescope.control.config import AgentConfig
 from telescope.control.environments.checks import require_finite
 from telescope.control.environments.factory import find_source
 from telescope.control.environments.population import Environments, choose_vectorization, environment_seed
@@ -75,29 +76,16 @@ class OwnEpisodes(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
-def evaluation_environments(
-    env: Any,
-    *,
-    seeds: Sequence[int],
-    episodes: int,
-    max_steps: int,
-    backend: str = "gymnasium",
-    vectorization: str = "auto",
-    env_kwargs: Any = None,
-) -> Environments:
-    """Environments for so many episodes of at most so many steps: for each seed as many as there are cores for it."""
-    settings = {"backend": backend, "vectorization": vectorization, "env_kwargs": env_kwargs}
-    make = functools.partial(Environments, env, seeds=seeds, stream=EVALUATION_ENVIRONMENTS, **settings)
-    source = env if backend == "envpool" else find_source(env)
-    if choose_vectorization(source, backend, vectorization) not in ("sync", "async"):
+def evaluation_environments(config: AgentConfig, *, episodes: int, max_steps: int) -> Environments:
+    """Environments for `episodes` episodes of at most `max_steps` steps; each seed has as many as it has cores."""
+    make = functools.partial(Environments.of, config, stream=EVALUATION_ENVIRONMENTS, autoreset="same_step")
+    source = config.env if config.backend == "envpool" else find_source(config.env)
+    if choose_vectorization(source, config.backend, config.vectorization) not in ("sync", "async"):
         return make(num_envs=min(episodes, MOST_ROWS))
-    count = min(episodes, POLICY_ROWS, max(1, (os.cpu_count() or 1) // len(seeds)))
-    numbers = [_seeds_of(seed, range(b, episodes, count)) for seed in seeds for b in range(count)]
-    return make(num_envs=count, wraps=[functools.partial(OwnEpisodes, seeds=own, most=max_steps) for own in numbers])
-
-
-def _seeds_of(seed: int, episodes: range) -> list[int]:
-    return [environment_seed(seed, EVALUATION_ENVIRONMENTS, episode) for episode in episodes]
+    count = min(episodes, POLICY_ROWS, max(1, (os.cpu_count() or 1) // config.seeds))
+    places = [(seed, range(b, episodes, count)) for seed in config.seed_values for b in range(count)]
+    starts = [[environment_seed(seed, EVALUATION_ENVIRONMENTS, e) for e in own] for seed, own in places]
+    return make(num_envs=count, wraps=[functools.partial(OwnEpisodes, seeds=own, most=max_steps) for own in starts])
 
 
 def evaluate(

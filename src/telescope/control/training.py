@@ -136,11 +136,13 @@ class Session:
             try_network(self.agent, self.parameters, size)
             self.notes += filter(None, [without_effect(config)])
         if config.eval_every:  # here, so that what cannot be evaluated does not train until the first evaluation
-            self._evaluation = self._evaluation_environments()
+            self._evaluation = evaluation_environments(
+                config, episodes=config.eval_episodes, max_steps=config.eval_max_steps
+            )
         if resume:
             self._restore(resume, allow_inexact)
             return
-        self.notes += rehearse(environments, lambda: _environments(config, config.seed_values[:1], 1, spare=True))
+        self.notes += rehearse(environments, lambda: _spare(config))
         if start:
             self._start_from(start)
         self.rollouts.reset()
@@ -264,17 +266,6 @@ class Session:
         self.warnings += filter(None, [cut_note(result, self.config.seed_values, self.config.eval_max_steps)])
         return result.returns.mean(axis=1)
 
-    def _evaluation_environments(self) -> Environments:
-        return evaluation_environments(
-            self.config.env,
-            seeds=self.config.seed_values,
-            episodes=self.config.eval_episodes,
-            max_steps=self.config.eval_max_steps,
-            env_kwargs=self.config.env_kwargs,
-            backend=self.config.backend,
-            vectorization=self.config.vectorization,
-        )
-
     def _require_finite(self) -> None:
         broken = ~torch.isfinite(self.parameters).all(dim=1)
         if broken.any():
@@ -351,7 +342,7 @@ class Session:
 def try_out(config: AgentConfig, start: dict[str, Any] | None = None) -> None:
     """ValueError if there is no such device or environment, or one whose spaces (or those of `start`) do not fit."""
     require_device(config)
-    environments = _environments(config, [config.seed], 1)
+    environments = Environments.of(config, seeds=[config.seed], num_envs=1)
     environments.close()
     config.bound(environments.action_space)
     config.head(environments.action_space)
@@ -359,23 +350,15 @@ def try_out(config: AgentConfig, start: dict[str, Any] | None = None) -> None:
         require_fit(start, config, environments)
 
 
-def _environments(config: AgentConfig, seeds: list[int], num_envs: int, *, spare: bool = False) -> Environments:
-    """Environments of a run; a spare one needs no process of its own."""
-    vectorization = "sync" if spare and config.vectorization == "async" else config.vectorization
-    return Environments(
-        config.env,
-        seeds=seeds,
-        num_envs=num_envs,
-        backend=config.backend,
-        vectorization=vectorization,
-        autoreset=config.autoreset,
-        env_kwargs=config.env_kwargs,
-        stream=TRAINING_ENVIRONMENTS,
-    )
+def _spare(config: AgentConfig) -> Environments:
+    """One more environment of the first seed, in this process."""
+    vectorization = "sync" if config.vectorization == "async" else config.vectorization
+    first = {"seeds": config.seed_values[:1], "num_envs": 1, "vectorization": vectorization}
+    return Environments.of(config, stream=TRAINING_ENVIRONMENTS, **first)
 
 
 def _rollouts(config: AgentConfig) -> Rollouts:
-    environments = _environments(config, config.seed_values, config.num_envs)
+    environments = Environments.of(config, stream=TRAINING_ENVIRONMENTS)
     return Rollouts(
         environments,
         seeds=config.seed_values,

@@ -6,6 +6,8 @@ Normalisation, episode statistics and what to do with the steps belong to others
 
 # S seeds, B environments per seed, N = S·B, A entries of an action mask
 
+from __future__ import annotations
+
 import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -104,6 +106,13 @@ class Environments:
         self._wanted_autoreset, self._wraps = autoreset, wraps
         self.own_episodes = wraps is not None
         self._open()
+
+    @classmethod
+    def of(cls, config: Any, **more: Any) -> Environments:
+        """The environments that a configuration describes, with `more` in the place of its settings."""
+        names = ("num_envs", "backend", "vectorization", "autoreset", "env_kwargs")
+        settings = {name: getattr(config, name) for name in names} | {"seeds": config.seed_values}
+        return cls(config.env, **(settings | more))
 
     def _open(self) -> None:
         self._lanes = self._build_lanes()

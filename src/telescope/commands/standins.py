@@ -1,7 +1,8 @@
 """Help without the libraries that take seconds to load: stand-ins take their place while a config class is read.
 
 As documentation tools do it. For a process that prints help and ends; where a stand-in is not enough, the libraries
-themselves are loaded after all.
+themselves are loaded after all. The bar: `telescope train ALGORITHM ENV --help` within 1.5 s. An algorithm's file has
+its config beside its loop, and so imports torch, which alone takes longer.
 """
 
 from __future__ import annotations

@@ -67,15 +67,9 @@ def distributional_gae(
     dtype = arrays.working_dtype(quantiles)
     levels = [arrays.to_dtype(name, array, dtype, differentiable) for name, array in _named(quantiles, next_quantiles)]
     means = (_mean(array, weights) for array in levels)
-    steps = enter(
-        {"rewards": rewards, **dict(zip(("quantiles", "next_quantiles"), means, strict=True))},
-        {"terminated": terminated, "truncated": truncated},
-        mask,
-        {"gamma": gamma, "lam": lam},
-        dtype_of="quantiles",
-        axis=axis,
-        differentiable=differentiable,
-    )
+    floats = {"rewards": rewards, **dict(zip(("quantiles", "next_quantiles"), means, strict=True))}
+    flags = {"terminated": terminated, "truncated": truncated}
+    steps = enter(floats, flags, mask, {"gamma": gamma, "lam": lam}, axis, differentiable)
     a = trace(steps, steps.discounts["lam"])
     advantages = steps.live(linear_recurrence(residual(steps), a, differentiable=differentiable))
     return DistributionalAdvantages(steps.deliver(advantages), steps.deliver(_targets(steps, steps.inside(levels[1]))))

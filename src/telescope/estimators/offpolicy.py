@@ -61,15 +61,9 @@ def vtrace(
     Returns:
         (targets, advantages), like `values`.
     """
-    steps = enter(
-        {"rewards": rewards, "values": values, "next_values": next_values, "log_ratios": log_ratios},
-        {"terminated": terminated, "truncated": truncated},
-        mask,
-        {"gamma": gamma, "lam": lam},
-        dtype_of="values",
-        axis=axis,
-        differentiable=differentiable,
-    )
+    floats = {"rewards": rewards, "values": values, "next_values": next_values, "log_ratios": log_ratios}
+    flags = {"terminated": terminated, "truncated": truncated}
+    steps = enter(floats, flags, mask, {"gamma": gamma, "lam": lam}, axis, differentiable)
     targets, advantages = _targets_and_advantages(steps, rho_clip, c_clip, pg_rho_clip)
     return VTrace(steps.deliver(targets), steps.deliver(advantages))
 
@@ -110,15 +104,9 @@ def retrace(
     Returns:
         [T, *batch] like `q_values`.
     """
-    steps = enter(
-        {"rewards": rewards, "q_values": q_values, "next_values": next_values, "log_ratios": log_ratios},
-        {"terminated": terminated, "truncated": truncated},
-        mask,
-        {"gamma": gamma, "lam": lam},
-        dtype_of="q_values",
-        axis=axis,
-        differentiable=differentiable,
-    )
+    floats = {"rewards": rewards, "q_values": q_values, "next_values": next_values, "log_ratios": log_ratios}
+    flags = {"terminated": terminated, "truncated": truncated}
+    steps = enter(floats, flags, mask, {"gamma": gamma, "lam": lam}, axis, differentiable)
     x, a = _retrace_pair(steps, c_clip)
     return steps.deliver(steps.live(linear_recurrence(x, a, differentiable=differentiable)))
 

@@ -1,7 +1,9 @@
 """The short way into GAE: what is plainly in order need not wait for questions that take longer than a small kernel.
 
 It knows no rule of its own and refuses nothing: its answer is a result, or None for "ask the door" (`steps.py`),
-where all rules are. So whatever is unusual, and whatever is wrong, goes through there.
+where all rules are. So whatever is unusual, and whatever is wrong, goes through there. It serves the bars of
+docs/benchmarks for small arrays and the cost of a call, which the door misses: for 2 × 2 NumPy arrays 15 µs, not 5;
+with `out=` 26, not 7; for tensors 42, not 13.
 """
 
 import sys

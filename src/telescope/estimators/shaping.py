@@ -35,14 +35,9 @@ def shaped_rewards(
         potentials: Φ of the state each step was taken in; the result has its dtype.
         next_potentials: Φ of the state it really led to; not read where terminated. All else is as in `td_error`.
     """
-    steps = enter(
-        {"rewards": rewards, "potentials": potentials, "next_potentials": next_potentials},
-        {"terminated": terminated},
-        mask,
-        {"gamma": gamma},
-        dtype_of="potentials",
-        differentiable=differentiable,
-    )
+    floats = {"rewards": rewards, "potentials": potentials, "next_potentials": next_potentials}
+    flags = {"terminated": terminated}
+    steps = enter(floats, flags, mask, {"gamma": gamma}, differentiable=differentiable)
     return steps.deliver(residual(steps))
 
 

@@ -71,17 +71,19 @@ def enter(
     flags: dict[str, Array | None],
     mask: Array | None,
     discounts: dict[str, Array] | None = None,
-    *,
-    dtype_of: str,
     axis: int = 0,
     differentiable: bool = False,
 ) -> Steps:
-    """The public door: everything is checked here, together, before anything is computed."""
+    """The public door: everything is checked here, together, before anything is computed.
+
+    The result has the dtype of the first of the floats that are not rewards.
+    """
     if differentiable is not False:
         arrays.check_switch("differentiable", differentiable)
     caller = arrays.check_alike(**floats, **flags, mask=mask)
-    reference = floats[dtype_of]
-    _check_dtypes(floats, dtype_of)
+    like, *_ = [name for name in floats if name != "rewards"]
+    reference = floats[like]
+    _check_dtypes(floats, like)
     axis = arrays.checked_axis(axis, reference.ndim)
     if differentiable and caller is np:
         raise ValueError(
@@ -108,7 +110,7 @@ def enter(
         {name: None if flag is None else inside(flag) for name, flag in masks.items()},
         spread,
         None if live is None else inside(live),
-        numbers[dtype_of],
+        numbers[like],
         reference,
         differentiable,
     )
@@ -119,18 +121,18 @@ def _followed(caller: ModuleType) -> bool:
     return caller.__name__ == "torch" and (caller.compiler.is_compiling() or arrays.transforming())
 
 
-def _check_dtypes(floats: dict[str, Array], dtype_of: str) -> None:
+def _check_dtypes(floats: dict[str, Array], like: str) -> None:
     """Rewards may have any real dtype, values one of ours, and all values the same; none may be missing."""
-    reference = floats[dtype_of]
+    reference = floats[like]
     for name, array in floats.items():
         if array is None:
             arrays.library(name, array)
-    arrays.check_float(dtype_of, reference)
+    arrays.check_float(like, reference)
     if reference.ndim == 0:
         raise ValueError(f"{', '.join(floats)} have shape (); expected at least a time axis")
     for name, array in floats.items():
         if name != "rewards" and array.dtype != reference.dtype:
-            arrays.refuse_dtype(name, array, dtype_of, reference)
+            arrays.refuse_dtype(name, array, like, reference)
 
 
 def _discount(name: str, value: Array, reference: Array, live: Array | None) -> Array:

@@ -49,14 +49,9 @@ def td_error(
     It is GAE at λ = 0; with values 0 it is the one-step target. Arrays are [T, *batch] in any layout; see
     `gae` for the rules that all estimators share. `next_values` is not read where terminated.
     """
-    steps = enter(
-        {"rewards": rewards, "values": values, "next_values": next_values},
-        {"terminated": terminated},
-        mask,
-        {"gamma": gamma},
-        dtype_of="values",
-        differentiable=differentiable,
-    )
+    floats = {"rewards": rewards, "values": values, "next_values": next_values}
+    flags = {"terminated": terminated}
+    steps = enter(floats, flags, mask, {"gamma": gamma}, differentiable=differentiable)
     return steps.deliver(residual(steps))
 
 
@@ -134,7 +129,7 @@ def _through_the_door(
     time_group: Any,
 ) -> Advantages:
     """GAE of whatever is not plainly in order."""
-    steps = enter(floats, flags, mask, discounts, dtype_of="values", axis=axis, differentiable=differentiable)
+    steps = enter(floats, flags, mask, discounts, axis, differentiable)
     inside = None if out is None else check_out(steps, out, differentiable)
     fused = _fused(steps, inside) if time_group is None else None
     advantages, returns = fused or _paired(steps, inside, time_group)
@@ -164,15 +159,9 @@ def lambda_return(
     one-step target r + γ'v', λ = 1 is `discounted_return`. The result has the dtype of `next_values`; all
     else is as in `gae`.
     """
-    steps = enter(
-        {"rewards": rewards, "next_values": next_values},
-        {"terminated": terminated, "truncated": truncated},
-        mask,
-        {"gamma": gamma, "lam": lam},
-        dtype_of="next_values",
-        axis=axis,
-        differentiable=differentiable,
-    )
+    floats = {"rewards": rewards, "next_values": next_values}
+    flags = {"terminated": terminated, "truncated": truncated}
+    steps = enter(floats, flags, mask, {"gamma": gamma, "lam": lam}, axis, differentiable)
     x, a = _lambda_return_pair(steps)
     return steps.deliver(steps.live(linear_recurrence(x, a, differentiable=differentiable)))
 
@@ -244,7 +233,7 @@ def next_values(
     if final_values is not None:
         floats["final_values"] = final_values
     flags = {"terminated": terminated, "truncated": truncated}
-    steps = enter(floats, flags, mask, dtype_of="values", axis=axis)
+    steps = enter(floats, flags, mask, axis=axis)
     last = steps.last()
     successors = steps.where(last, steps.floats["last_values"], following(steps, steps.floats["values"]))
     missing = steps.flag("truncated") & ~steps.flag("terminated")

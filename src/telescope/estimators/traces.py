@@ -208,9 +208,8 @@ def _enter(
         {name: wide(name, flag) for name, flag in flags.items()},
         wide("mask", mask),
         {name: wide_discount(name, value) for name, value in discounts.items()},
-        dtype_of="features",
-        axis=arrays.checked_axis(axis, len(shape) - 1),
-        differentiable=differentiable,
+        arrays.checked_axis(axis, len(shape) - 1),
+        differentiable,
     )
 
 

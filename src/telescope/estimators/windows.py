@@ -38,15 +38,9 @@ def k_step_advantage(
     Args:
         k: the number of residuals, an integer from 1 on; only live steps count. All else is as in `gae`.
     """
-    steps = enter(
-        {"rewards": rewards, "values": values, "next_values": next_values},
-        {"terminated": terminated, "truncated": truncated},
-        mask,
-        {"gamma": gamma},
-        dtype_of="values",
-        axis=axis,
-        differentiable=differentiable,
-    )
+    floats = {"rewards": rewards, "values": values, "next_values": next_values}
+    flags = {"terminated": terminated, "truncated": truncated}
+    steps = enter(floats, flags, mask, {"gamma": gamma}, axis, differentiable)
     x = residual(steps)
     return steps.deliver(_window(steps, x, steps.xp.zeros_like(x), _length("k", k)))
 
@@ -75,15 +69,9 @@ def n_step_return(
         n: the number of rewards, an integer from 1 on; only live steps count. All else, the dtype of the result
             too, is as in `lambda_return`.
     """
-    steps = enter(
-        {"rewards": rewards, "next_values": next_values},
-        {"terminated": terminated, "truncated": truncated},
-        mask,
-        {"gamma": gamma},
-        dtype_of="next_values",
-        axis=axis,
-        differentiable=differentiable,
-    )
+    floats = {"rewards": rewards, "next_values": next_values}
+    flags = {"terminated": terminated, "truncated": truncated}
+    steps = enter(floats, flags, mask, {"gamma": gamma}, axis, differentiable)
     inside, outermost = _n_step_pair(steps)
     return steps.deliver(_window(steps, inside, outermost, _length("n", n) - 1))
 

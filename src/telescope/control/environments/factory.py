@@ -211,28 +211,17 @@ def quiet_mujoco() -> Iterator[None]:
     nobody who trains on it can do anything about. All other messages pass.
     """
     try:
-        import mujoco
-    except ImportError:  # gym.make says what to install, if this environment needs it
+        from mujoco import get_mju_user_warning, set_mju_user_warning
+    except ImportError:  # before 4.0, or none: gym.make says what to install, if this environment needs it
         yield
         return
-    if not hasattr(mujoco, "get_mju_user_warning"):
-        yield
-        return
-    previous = mujoco.get_mju_user_warning()
-
-    def handler(message: str) -> None:
-        if "settotalmass" in message:
-            return
-        if previous is None:
-            print(f"MuJoCo: {message}", file=sys.stderr)
-        else:
-            previous(message)
-
-    mujoco.set_mju_user_warning(handler)
+    before = get_mju_user_warning()
+    show = before or (lambda message: print(f"MuJoCo: {message}", file=sys.stderr))
+    set_mju_user_warning(lambda message: None if "settotalmass" in message else show(message))
     try:
         yield
     finally:
-        mujoco.set_mju_user_warning(previous)
+        set_mju_user_warning(before)
 
 
 def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:

@@ -190,7 +190,10 @@ def _text(value: int | float | None) -> str:
 
 
 class _Events:
-    """A TensorBoard event file, written in this thread, so that a full disk is an error here."""
+    """A TensorBoard event file, written in this thread, so that a full disk is an error here.
+
+    torch's SummaryWriter and TensorBoard's EventFileWriter write in a thread of their own.
+    """
 
     def __init__(self, folder: Path, first_step: int) -> None:
         """Open a new file in the folder that makes readers forget all events from `first_step` on."""

@@ -97,3 +97,50 @@ class Spaces(gym.Env):
         self.steps += 1
         closeness = -float(np.abs(np.asarray(action, dtype=float) - 1).sum())
         return self.observation_space.sample(), closeness, False, self.steps >= 7, {}
+
+
+class Recall(gym.Env):
+    """A cue at the first step, then nothing to see; the last action is right if it says what the cue was.
+
+    Who remembers earns 1 an episode, everybody else ½ on average. `truncated` says in which way an episode ends.
+    """
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, steps: int = 3, *, truncated: bool = False) -> None:
+        self.length, self.truncated = steps, truncated
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.cue = 0, int(self.np_random.integers(2))
+        return np.full(1, 2 * self.cue - 1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        over = self.steps == self.length
+        right = float(over and action == self.cue)
+        return np.zeros(1, np.float32), right, over and not self.truncated, over and self.truncated, {}
+
+
+class Pixels(gym.Env):
+    """Images of bytes [2, 3, 4] whose first byte says which action pays: 255 the second, 0 the first."""
+
+    observation_space = gym.spaces.Box(0, 255, (2, 3, 4), np.uint8)
+    action_space = gym.spaces.Discrete(2)
+
+    def _view(self):
+        self.right = int(self.np_random.integers(2))
+        image = self.np_random.integers(0, 256, (2, 3, 4)).astype(np.uint8)
+        image[0] = 255 * self.right
+        return image
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._view(), {}
+
+    def step(self, action):
+        self.steps += 1
+        reward = float(action == self.right)
+        return self._view(), reward, False, self.steps >= 4, {}

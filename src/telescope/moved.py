@@ -17,7 +17,6 @@ MOVED = {
     "control.env_lanes": "control.environments.lanes",
     "control.networks": "control.agents.networks",
     "control.distributions": "control.agents.distributions",
-    "control.rollout": "control.experience.rollout",
     "control.normalisation": "control.experience.normalisation",
     "language.sampling": "language.experience.sampling",
     "language.rollouts": "language.experience.rollout",
@@ -41,6 +40,7 @@ MOVED = {
 """Former name → name, below `telescope`."""
 
 SPLIT = {
+    "control.rollout": ("experience.rollout", "experience.samples", "experience.encoding"),
     "language.training": ("run", "execution", "checks", "optimiser", "randomness"),
 }
 """Former name → the modules beside it that have its content now."""

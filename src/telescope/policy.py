@@ -24,8 +24,8 @@ from telescope.control.config import AgentConfig
 from telescope.control.environments.checks import mask_fit, observation_fit, real_array
 from telescope.control.environments.population import Environments
 from telescope.control.evaluate import Evaluation, cut_note, evaluate, evaluation_environments
-from telescope.control.experience.rollout import encoder
-from telescope.control.training import normaliser
+from telescope.control.experience.encoding import encoder
+from telescope.control.experience.worlds import normaliser
 from telescope.runs.files import RunError
 from telescope.runs.folder import RunFolder
 
@@ -38,11 +38,11 @@ class Policy:
         environments = Environments.of(config, seeds=self.seeds[:1], num_envs=1)
         self.observation_space, self.action_space = environments.observation_space, environments.action_space
         environments.close()
-        self._encoder = encoder(self.observation_space)
         self._bound = config.bound(self.action_space)
         if network is not None:
             require_network(network)
-        network = network or config.network(self._encoder.size, self.action_space)
+        network = network or config.network(encoder(self.observation_space).size, self.action_space)
+        self._encoder = encoder(self.observation_space, shaped=network.shaped)
         layout = create(network, self.seeds[:1])[1]
         self.agent = ActorCritic(network, config.head(self.action_space), layout)
         with fitting():
@@ -55,7 +55,7 @@ class Policy:
                 f"the run has {self.parameters.shape[1]} parameters per agent, but the network that its config "
                 f"describes has {sum(layout.sizes)}; if it was trained with a network of your own, pass network="
             )
-        self.normaliser = normaliser(config, self._encoder.size)
+        self.normaliser = normaliser(config, self._encoder.shape)
         self.normaliser.restore(statistics)
 
     def act(
@@ -71,7 +71,15 @@ class Policy:
         The mode of the policy; with `rng` a sample instead. `action_mask` ([A], or [N, A] for a batch; True = allowed)
         as the environment gives it in `info`. `seed` chooses the agent by its seed's value (the run's first by
         default). Actions lie in the environment's action space; observations and masks are checked as in training.
+        A policy that remembers needs a `player`, which keeps what it remembers.
         """
+        self._require_no_memory("act")
+        return self._act(observation, None, action_mask, seed, rng)[0]
+
+    def _act(
+        self, observation: Any, memory: Tensor | None, action_mask: Any, seed: int | None, rng: Any
+    ) -> tuple[np.ndarray, Tensor | None]:
+        """Actions and the memory after them; `memory` [N, H] is that before, None for zeros."""
         vector, inputs, single = self._inputs(observation, seed)
         mask = None
         if action_mask is not None:
@@ -80,14 +88,29 @@ class Policy:
         noise = None
         if rng is not None:
             noise = torch.tensor(self.agent.distribution.noise(rng, (len(inputs),))).to(inputs.device)
+        if (width := self.agent.network.memory) and memory is None:
+            memory = torch.zeros((len(inputs), width), device=inputs.device)
         with torch.no_grad():
-            actions = self.agent.act(vector, inputs, noise, mask)
+            seen = self.agent.see(vector, inputs, memory)
+            actions = self.agent.act(vector, seen, noise, mask)
         chosen = self._bound(actions.cpu().numpy()) + _start(self.action_space)
         chosen = chosen.astype(self.action_space.dtype)
-        return chosen[0] if single else chosen
+        return chosen[0] if single else chosen, seen if width else None
+
+    def player(self, *, seed: int | None = None, rng: np.random.Generator | None = None) -> Player:
+        """One agent that plays through episodes and keeps what it remembers of them; see `Player`."""
+        return Player(self, seed, rng)
+
+    def _require_no_memory(self, what: str) -> None:
+        if self.agent.network.memory:
+            raise ValueError(
+                f"{what} takes one observation, but this policy remembers its episode; use player = policy.player(), "
+                "then player(observation), which keeps what it remembers"
+            )
 
     def value(self, observation: Any, *, seed: int | None = None) -> np.ndarray:
         """V(s) by an agent's critic, for one observation [*obs] or a batch; in units of the (scaled) return."""
+        self._require_no_memory("value")
         vector, inputs, single = self._inputs(observation, seed)
         with torch.no_grad():
             values = self.agent.value(vector, inputs).cpu().numpy()
@@ -142,6 +165,29 @@ class Policy:
         if seed not in self.seeds:
             raise ValueError(f"seed is {seed}; this run has the seeds {self.seeds[0]} to {self.seeds[-1]}")
         return self.seeds.index(seed)
+
+
+class Player:
+    """An agent in the course of its episodes: `player(observation)` is the action, and what it needs is remembered.
+
+    For every policy; without a memory it acts as `Policy.act` does. An episode begins with the first call, and wherever
+    `begins` is True.
+    """
+
+    def __init__(self, policy: Policy, seed: int | None, rng: np.random.Generator | None) -> None:
+        self._policy, self._seed, self._rng = policy, seed, rng
+        self._memory: Tensor | None = None  # [N, H]
+
+    def __call__(self, observation: Any, *, action_mask: Any = None, begins: Any = False) -> np.ndarray:
+        """The action for one observation [*obs], or the actions for a batch [N, *obs], always of the same N.
+
+        begins: True where the observation is the first of an episode; a bool, or [N] for a batch.
+        """
+        if self._memory is not None:
+            flags = torch.as_tensor(np.asarray(begins, dtype=bool)).to(self._memory.device)
+            self._memory = torch.where(flags.reshape(-1, 1), 0.0, self._memory)
+        action, self._memory = self._policy._act(observation, self._memory, action_mask, self._seed, self._rng)
+        return action
 
 
 def load(

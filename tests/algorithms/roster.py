@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from telescope.algorithms import dqn, grpo, ppo, reward_model, rlhf, sft
 from telescope.language.models import causal as models
 from telescope.language.models.tokenizer import EOS, PAD, VOCABULARY
-from worlds import Masked
+from worlds import Masked, Recall
 
 
 class Row(NamedTuple):
@@ -136,6 +136,7 @@ ON_POLICY = {
     "value_coefficient": 0.1,
     "entropy_coefficient": 0.1,
     "shared_network": True,
+    "gru": 5,
     "log_std": -1.0,
     "action_bounds": "squash",
     "normalise_rewards": False,
@@ -178,6 +179,23 @@ def varied(completions: list[str], **_: Any) -> list[float]:
     return [sum(map(ord, completion)) % 7 / 7 for completion in completions]
 
 
+PPO_FIELDS = (
+    CONTROL
+    | AGENT
+    | ON_POLICY
+    | {
+        "minibatch_size": 16,
+        "epochs": 1,
+        "clip": 1e-3,
+        "anneal_clip": True,
+        "adam_eps": 0.1,
+        "normalise_advantages": False,
+        "value_clip": 0.5,
+        "target_kl": 1e-9,
+        "recompute_advantages": True,
+    }
+)
+
 ROSTER = {
     "ppo": Row(
         ppo,
@@ -186,20 +204,7 @@ ROSTER = {
         | {"minibatch_size": 64, "value_clip": None, "eval_every": 0},
         "return_mean",
         9.0,
-        other=CONTROL
-        | AGENT
-        | ON_POLICY
-        | {
-            "minibatch_size": 16,
-            "epochs": 1,
-            "clip": 1e-3,
-            "anneal_clip": True,
-            "adam_eps": 0.1,
-            "normalise_advantages": False,
-            "value_clip": 0.5,
-            "target_kl": 1e-9,
-            "recompute_advantages": True,
-        },
+        other=PPO_FIELDS,
         inert=UNSEEN,
         samplers=(
             {},
@@ -207,6 +212,18 @@ ROSTER = {
             {"action_bounds": "rescale", "log_std": -1.0},
             {"env": "CartPole-v1", "autoreset": "next_step"},
         ),
+    ),
+    "ppo with a memory": Row(
+        ppo,
+        dataclasses.replace(PENDULUM, gru=4, minibatch_size=16),
+        {"env": Recall, "env_kwargs": {}, "total_steps": 2400, "num_envs": 8, "num_steps": 15, "gru": 8}
+        | {"minibatch_size": 60, "epochs": 4, "clip": 0.2, "value_clip": None, "eval_every": 0}
+        | {"learning_rate": 2e-2, "normalise_observations": False, "normalise_rewards": False},
+        "return_mean",
+        0.95,
+        other=PPO_FIELDS | {"minibatch_size": 32},
+        inert=UNSEEN,
+        samplers=({}, {"env": "CartPole-v1", "autoreset": "next_step"}),
     ),
     "dqn": Row(
         dqn,

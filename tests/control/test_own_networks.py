@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from telescope.algorithms.ppo import PPO, train
+from telescope.algorithms.ppo import PPO, Learner, train
 from telescope.control.agents.networks import Network, from_module
-from worlds import Forever
+from telescope.control.training import Session
+from telescope.policy import Policy
+from worlds import Forever, Pixels
 
 CONFIG = PPO(
     env=Forever, seeds=2, num_steps=8, minibatch_size=8, epochs=2, total_steps=24, learning_rate=0.1, compile="off"
@@ -211,3 +213,32 @@ def test_settings_of_the_built_in_networks_are_told_to_have_no_effect():
     assert "hidden, activation have no effect: network= replaces the built-in networks" in notes
     assert not any("no effect" in note for note in after(from_module(Net))[0])
     assert not any("no effect" in note for note in after(None, config)[0])
+
+
+def test_a_network_may_see_images_as_they_are():
+    """Bytes [2, 3, 4], as the environment's Box has them: while acting, in updates, and at the end of a rollout."""
+
+    class Conv(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.out = nn.Conv2d(2, 4, 2), nn.Linear(4 * 2 * 3, 3)
+
+        def forward(self, images):
+            assert images.dtype == torch.uint8
+            assert images.shape[1:] == (2, 3, 4)
+            found = self.out(torch.relu(self.first(images.float() / 255)).flatten(1))
+            return found[:, :2], found[:, 2]
+
+    config = dataclasses.replace(CONFIG, env=Pixels, total_steps=6400, num_steps=32, num_envs=4, learning_rate=1e-2)
+    network = from_module(Conv, shaped=True)
+    *_, last = train(config, network=network)
+    assert min(row["return_mean"] for row in last.rows) > 3.5, "of 4; chance is 2"
+    policy = Policy(config, last.policy, network=network)
+    assert policy.evaluate(5).returns.mean() == 4
+    image = np.zeros((2, 3, 4), np.uint8)
+    assert policy.act(image) == 0
+    image[0] = 255
+    assert policy.act(image) == 1
+    rollout = Session(config, None, Learner, network=network).collect()
+    assert rollout.observations.dtype == torch.uint8
+    assert rollout.finals.observations.dtype == np.uint8

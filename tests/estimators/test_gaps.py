@@ -24,7 +24,7 @@ from telescope.algorithms.ppo import (
 )
 from telescope.control.agents.lifting import lift
 from telescope.control.experience.normalisation import ObservationNormaliser
-from telescope.control.experience.rollout import per_seed
+from telescope.control.experience.samples import per_seed
 from telescope.control.training import Session
 from telescope.randomness import generator
 from telescope.recurrence import linear_recurrence, naive

@@ -20,6 +20,7 @@ CORE = {"arrays", "quiet", "recurrence", "estimators"}
 MATH = CORE | {
     "checks",
     "failures",
+    "iteration",
     "losses",
     "metrics",
     "objectives",
@@ -42,6 +43,7 @@ MAY_IMPORT = {  # a new part of the package gets its line here and its box in th
     "threads": set(),
     "trees": set(),
     "optimisers": set(),
+    "iteration": set(),
     "randomness": set(),
     "failures": set(),
     "losses": {"arrays"},

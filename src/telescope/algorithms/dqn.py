@@ -21,8 +21,9 @@ from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.distributions import FORBIDDEN, Distribution, epsilon_greedy
 from telescope.control.agents.networks import Network, q_network
 from telescope.control.config import AgentConfig
-from telescope.control.training import Iteration, Session, mean_statistics
+from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
+from telescope.iteration import Iteration
 from telescope.losses import huber_loss
 from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
 from telescope.randomness import ACTIONS, REPLAY, generator

@@ -14,19 +14,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from telescope import checks, gae, next_values, whiten
 from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.networks import Network
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig
-from telescope.control.experience.rollout import Rollout, final_values, live_mask, per_seed, time_major
-from telescope.control.training import Iteration, Session, mean_statistics
+from telescope.control.experience.minibatches import minibatch_indices, minibatches, require_sequences, sequence_indices
+from telescope.control.experience.rollout import Rollout
+from telescope.control.experience.samples import episode_begins, final_values, live_mask, per_seed, time_major
+from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
+from telescope.iteration import Iteration
 from telescope.losses import clipped_value_loss, importance_ratio, kl_k3, ppo_clip, squared_value_loss
 from telescope.metrics import explained_variance
 from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
-from telescope.randomness import MINIBATCHES, generator
 from telescope.renamed import takes_former_names
 from telescope.threads import own_settings
 from telescope.trees import where
@@ -70,6 +71,8 @@ class PPO(OnPolicyConfig):
                 "normalise_advantages is True, but a rollout has one sample (num_steps 1 × num_envs 1), and the "
                 "whitened advantage of one sample is 0; collect more, or set normalise_advantages to False"
             )
+        if self.gru:
+            require_sequences(self)
 
     @property
     def minibatches(self) -> int:
@@ -177,6 +180,8 @@ class Batch(NamedTuple):
     returns: Tensor  # [S, N] targets of the critic
     live: Tensor  # [S, N] bool, False on rows that do not count
     action_masks: Tensor | None  # [S, N, A] bool, True = allowed
+    memory: Tensor | None = None  # [S, N, H] before each step, of policies that remember
+    begins: Tensor | None = None  # [S, N] bool, True where an episode begins within the rollout, likewise
     alone: Tensor | None = None  # [S, N] advantages whitened over the rollout, for minibatches with one live sample
 
 
@@ -199,7 +204,9 @@ def train(
     `start` is the state of another run; this run begins with its parameters and normalisation statistics.
     `allow_inexact` lets `resume` start new episodes if environments cannot be restored exactly.
     """
-    session = Session(config, resume, Learner, network=network, start=start, allow_inexact=allow_inexact)
+    more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
+    session = Session(config, resume, Learner, recurrent=True, **more)
+    shuffled = sequence_indices if session.agent.network.memory else minibatch_indices
     update = session.lift(update_agent(config, session.agent), (0, 0, 0, None, None))
     for iteration in session.iterations():
         learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
@@ -208,9 +215,9 @@ def train(
         updating = torch.ones(config.seeds, dtype=torch.bool, device=config.device)  # [S] False after an early stop
         rollout, statistics = session.collect(), []
         batch = samples(session, rollout)
-        for epoch, indices in enumerate(minibatch_indices(config, iteration)):
+        for epoch, indices in enumerate(shuffled(config, iteration)):
             if epoch > 0 and config.recompute_advantages:
-                batch = batch._replace(values=session.value(batch.observations))
+                batch = batch._replace(values=session.value(batch.observations, batch.memory))
             if epoch == 0 or config.recompute_advantages:
                 batch = with_advantages(config, session, rollout, batch)
             for minibatch in minibatches(batch, indices.to(config.device)):
@@ -224,9 +231,13 @@ def samples(session: Session, rollout: Rollout) -> Batch:
     # [T, S, B, …] → [S, N, …]
     observations, actions, live = map(per_seed, (rollout.observations, rollout.actions, rollout.mask))
     masks = None if rollout.action_masks is None else per_seed(rollout.action_masks)
-    log_probs, values = session.evaluate(observations, actions, masks)
-    empty = torch.zeros_like(values)
-    return session.to_device(Batch(observations, actions, log_probs, values, empty, empty, live, masks))  # type: ignore[no-any-return]
+    memory, begins = None, None
+    if rollout.memory is not None:
+        memory, begins = per_seed(rollout.memory), per_seed(episode_begins(rollout))
+    log_probs, values = session.evaluate(observations, actions, masks, memory)
+    empty = torch.zeros_like(values)  # [S, N]
+    batch = Batch(observations, actions, log_probs, values, empty, empty, live, masks, memory, begins)
+    return session.to_device(batch)  # type: ignore[no-any-return]
 
 
 def with_advantages(config: PPO, session: Session, rollout: Rollout, batch: Batch) -> Batch:
@@ -237,7 +248,8 @@ def with_advantages(config: PPO, session: Session, rollout: Rollout, batch: Batc
         "truncated": rollout.truncated,
         "mask": live_mask(rollout),
     }
-    last, finals = session.value(rollout.last_observations).cpu(), final_values(rollout, session.value)
+    last = session.value(rollout.last_observations, rollout.last_memory).cpu()  # [S, B]
+    finals = final_values(rollout, session.value)  # [T, S, B]
     successors = next_values(values, last, final_values=finals, **ends)
     advantages, returns = gae(rollout.rewards, values, successors, gamma=config.gamma, lam=config.lam, **ends)
     found = {"advantages": per_seed(advantages), "returns": per_seed(returns)}
@@ -261,7 +273,8 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
     """Return one gradient step of one agent on one minibatch, as a pure function."""
 
     def loss(vector: Tensor, batch: Batch, clip: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs, entropy, values = agent.evaluate(vector, batch.observations, batch.actions, batch.action_masks)
+        seen = remembered(config, agent, vector, batch)
+        log_probs, entropy, values = agent.evaluate(vector, seen, batch.actions, batch.action_masks)
         ratio = importance_ratio(log_probs, batch.log_probs)
         advantages = whitened_minibatch(batch) if config.normalise_advantages else batch.advantages
         weights = batch.live / batch.live.sum().clamp(min=1)
@@ -287,29 +300,25 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
     return update
 
 
+def remembered(config: PPO, agent: ActorCritic, vector: Tensor, batch: Batch) -> Tensor:
+    """What one agent's heads read, for its samples: the observations [M, D], or its memory after them [M, H].
+
+    A minibatch of a policy that remembers is M / T whole sequences, time first. Each is played again from the memory
+    that it began with, so that the gradient flows through all its steps.
+    """
+    if batch.memory is None or batch.begins is None:
+        return batch.observations
+    observations, memory, begins = (
+        x.unflatten(0, (config.num_steps, -1)) for x in (batch.observations, batch.memory, batch.begins)
+    )  # [T, M / T, …]
+    return agent.unroll(vector, observations, memory[0], begins).flatten(0, 1)
+
+
 def value_loss(config: PPO, values: Tensor, batch: Batch) -> Tensor:
     """The squared error, or the clipped one; per element."""
     if config.value_clip is None:
         return squared_value_loss(values, batch.returns)
     return clipped_value_loss(values, batch.values, batch.returns, config.value_clip)
-
-
-def minibatch_indices(config: PPO, iteration: int) -> Iterator[Tensor]:
-    """For each epoch the N samples per seed, shuffled and cut into minibatches [S, N/M, M]. −1 pads the last one."""
-    generators = [generator(seed, MINIBATCHES, iteration) for seed in config.seed_values]
-    filled = config.minibatches * config.minibatch_size - config.batch_size
-    for _ in range(config.epochs):
-        shuffled = [np.pad(rng.permutation(config.batch_size), (0, filled), constant_values=-1) for rng in generators]
-        yield torch.tensor(np.stack(shuffled)).unflatten(1, (config.minibatches, config.minibatch_size))
-
-
-def minibatches(batch: Batch, indices: Tensor) -> Iterator[Batch]:
-    """The minibatches [S, M, …] that `indices` [S, N/M, M] choose. Samples with index −1 are not live."""
-    seeds, rows = torch.arange(len(indices), device=indices.device)[:, None, None], indices.clamp(min=0)
-    shuffled = tree_map(lambda x: None if x is None else x[seeds, rows], batch)
-    shuffled = shuffled._replace(live=shuffled.live & (indices >= 0))
-    for k in range(indices.shape[1]):
-        yield tree_map(lambda x, k=k: None if x is None else x[:, k], shuffled)
 
 
 def summary(config: PPO, statistics: list[Tensor], batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:

@@ -124,7 +124,7 @@ def _film(policy: Any, folder: str, max_steps: int | None) -> Any:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # otherwise SDL looks for a display, and complains
     sys.unraisablehook = lambda _: None  # a renderer that was half made complains once more when it is freed
     try:
-        return record(config.env, policy.act, folder, env_kwargs=config.env_kwargs, seed=config.seed, **bound)
+        return record(config.env, policy.player(), folder, env_kwargs=config.env_kwargs, seed=config.seed, **bound)
     except Exception as error:
         if is_users(error):
             raise

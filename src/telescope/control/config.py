@@ -172,6 +172,9 @@ class OnPolicyConfig(AgentConfig):
     """Weight of the entropy bonus in the total loss. Larger values keep the policy random for longer."""
     shared_network: bool = False
     """Share the hidden layers between policy and value function, instead of one network for each."""
+    gru: int = 0
+    """Units of a GRU in front of the networks, which remembers the episode so far. 0 has none. Needs minibatches of
+    whole sequences: a minibatch_size that is a multiple of num_steps."""
     log_std: float = 0.0
     """Initial log standard deviation of a Gaussian policy; one learned number per action component."""
     action_bounds: Literal["clip", "rescale", "squash"] = "clip"
@@ -185,7 +188,7 @@ class OnPolicyConfig(AgentConfig):
         super().__post_init__()
         positive(self, "clip_rewards")
         in_unit_interval(self, "lam")
-        at_least_zero(self, "value_coefficient", "entropy_coefficient")
+        at_least_zero(self, "value_coefficient", "entropy_coefficient", "gru")
         finite(self, "log_std")
 
     def head(self, action_space: Any) -> Distribution:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -17,21 +17,19 @@ import numpy as np
 from torch import Tensor
 
 from telescope.control.agents.actions import Bound
-from telescope.control.agents.actor import Agents
+from telescope.control.agents.actor import Act, Agents
 from telescope.control.config import AgentConfig
 from telescope.control.environments.checks import require_finite
 from telescope.control.environments.factory import find_source
 from telescope.control.environments.population import Environments, choose_vectorization, environment_seed
+from telescope.control.experience.encoding import encoder
 from telescope.control.experience.normalisation import ObservationNormaliser
-from telescope.control.experience.rollout import encoder
 from telescope.randomness import EVALUATION_ACTIONS, EVALUATION_ENVIRONMENTS, generator
 
 MOST_ROWS = 32
 """Rows per seed of a vector environment of an id's own; they begin together and wait for the last."""
 POLICY_ROWS = 8
 """Observations per seed of a policy call, whatever B is: products of another size may round otherwise."""
-
-Actions = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
 
 class Evaluation(NamedTuple):
@@ -109,14 +107,18 @@ def evaluate(
     number = np.broadcast_to(rows, shape).copy()  # [S, B] the episode that runs in each environment; from E on none
     returns, lengths = np.zeros(shape), np.zeros(shape, dtype=np.int64)  # [S, B] of that episode so far
     observations, masks = environments.reset()
+    width = agents.agent.network.memory
+    memory = np.zeros((*shape, width), np.float32) if width else None  # [S, B, H]
     begun = shape[1]
     while (number < episodes).any():
-        actions = act(observations, None if noise is None else noise.draw(number), masks)
+        actions, memory = act(observations, memory, None if noise is None else noise.draw(number), masks)
         step = environments.step(bound(actions))
         require_finite(step, seeds, "in an evaluation")
         observations, masks = step.observations, step.action_masks
         before, returns, lengths = returns, returns + step.rewards, lengths + step.mask
         finished = step.terminated | step.truncated | (lengths > max_steps)
+        if memory is not None:
+            memory[finished | ~step.mask] = 0.0
         if not finished.any():
             continue
         _keep(result, number, finished, np.where(lengths > max_steps, before, returns), lengths, max_steps)
@@ -128,6 +130,7 @@ def evaluate(
         if begun < episodes and (number >= episodes).all():
             observations, masks = environments.reset(first=begun)
             returns, lengths = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+            memory = None if memory is None else np.zeros_like(memory)
             number[:] = begun + rows
             begun += shape[1]
     return result
@@ -177,11 +180,10 @@ class _Noise:
         return known[1]
 
 
-def _policy(
-    agents: Agents, parameters: Tensor, normaliser: ObservationNormaliser, environments: Environments
-) -> Callable[..., np.ndarray]:
-    """act(observations [S, B, …], noise, masks) → actions [S, B, …], by policy calls of one size."""
-    act, encode = agents.actor(parameters), encoder(environments.observation_space).encode
+def _policy(agents: Agents, parameters: Tensor, normaliser: ObservationNormaliser, environments: Environments) -> Act:
+    """act(observations [S, B, …], memory, noise, masks) → actions [S, B, …] and memory, by policy calls of one size."""
+    shaped = agents.agent.network.shaped
+    act, encode = agents.actor(parameters), encoder(environments.observation_space, shaped=shaped).encode
     count = environments.num_envs
     rows = max(count, POLICY_ROWS)
 
@@ -191,8 +193,11 @@ def _policy(
         missing = np.full((len(x), rows - count, *x.shape[2:]), value, x.dtype)
         return np.concatenate([x, missing], axis=1)
 
-    def choose(observations: np.ndarray, noise: np.ndarray | None, masks: np.ndarray | None) -> np.ndarray:
+    def choose(
+        observations: np.ndarray, memory: np.ndarray | None, noise: np.ndarray | None, masks: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         seen = normaliser(encode(observations))
-        return act(filled(seen, 0), filled(noise, 0), filled(masks, True))[:, :count]
+        actions, memory = act(filled(seen, 0), filled(memory, 0), filled(noise, 0), filled(masks, True))
+        return actions[:, :count], None if memory is None else memory[:, :count]
 
     return choose

@@ -7,6 +7,7 @@ that.
 # S seeds of the new run, Z of the old one, P parameters of one agent
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from telescope.control.agents.layout import create
 from telescope.control.config import AgentConfig
 from telescope.control.environments.population import Environments
-from telescope.control.experience.rollout import encoder
+from telescope.control.experience.encoding import encoder
 
 
 class Start(NamedTuple):
@@ -59,22 +60,23 @@ def rows_of(start: Start, first: int, count: int) -> Start:
     return Start(start.parameters[rows], observations, rewards, start.step)
 
 
-def require_same_shape(start: Start, parameters: Tensor, observation_size: int) -> None:
+def require_same_shape(start: Start, parameters: Tensor, observation_shape: tuple[int, ...]) -> None:
     """ValueError where agents of other spaces or another network are to begin this run."""
     there, here = start.parameters.shape[1], parameters.shape[1]
-    size = start.observations["mean"].shape[1]
-    if there != here or size != observation_size:
+    shape = start.observations["mean"].shape[1:]
+    if there != here or shape != observation_shape:
         raise ValueError(
-            f"start holds agents of {there} parameters for observations of {size} numbers, but this run's have {here} "
-            f"for {observation_size}; the spaces and the network (hidden, shared_network, network=) must be the same"
+            f"start holds agents of {there} parameters for observations of {math.prod(shape)} numbers, but this run's "
+            f"have {here} for {math.prod(observation_shape)}; the spaces and the network (hidden, shared_network, gru, "
+            "network=) must be the same"
         )
 
 
 def require_fit(state: dict[str, Any], config: AgentConfig, environments: Environments) -> None:
     """The same before anything is begun, for the network that the config describes."""
-    size = encoder(environments.observation_space).size
-    network = config.network(size, environments.action_space)
-    require_same_shape(start_from(state, 1), create(network, [config.seed])[0], size)
+    shape = encoder(environments.observation_space).shape
+    network = config.network(math.prod(shape), environments.action_space)
+    require_same_shape(start_from(state, 1), create(network, [config.seed])[0], shape)
 
 
 def new_episodes(state: dict[str, Any]) -> str:

@@ -27,52 +27,15 @@ from telescope.control.environments.population import Environments
 from telescope.control.environments.rehearsal import rehearse
 from telescope.control.evaluate import cut_note, evaluate, evaluation_environments
 from telescope.control.execution import execution, in_words
-from telescope.control.experience.normalisation import ObservationNormaliser
+from telescope.control.experience.encoding import encoder
 from telescope.control.experience.replay import Replay
-from telescope.control.experience.rollout import Episodes, Rollout, Rollouts, Transition, encoder, no_episodes
+from telescope.control.experience.rollout import Episodes, Rollout, Transition, no_episodes
+from telescope.control.experience.worlds import rollouts
 from telescope.control.starting import require_fit, require_same_shape, start_from
+from telescope.iteration import Iteration
 from telescope.randomness import TRAINING_ENVIRONMENTS
 from telescope.threads import settle
 from telescope.trees import from_dict, to_dict
-
-
-class Iteration:
-    """What `train` yields: metrics of the iteration just finished, and everything needed to continue from here."""
-
-    def __init__(self, session: Session, rows: list[dict[str, Any]]) -> None:
-        self._session, self._iteration = session, session.iteration
-        self.rows = rows
-        """One dictionary per seed; the keys are the columns of metrics.csv."""
-        self.step = session.step
-        """Environment steps per seed so far."""
-        self.total_steps = session.config.total_steps
-        self.finished = session.iteration == session.config.iterations
-        self.warnings = session.warnings
-        """Sentences about this iteration (which episodes of its evaluation never ended, say)."""
-        self.notes = session.notes
-        """Sentences about this run that its user should see (what cannot be resumed exactly, say)."""
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """A nested dictionary of arrays and plain values; `train(config, resume=state)` continues bit for bit.
-
-        Taken when asked for, so ask before the loop goes on.
-        """
-        self._require_current()
-        return self._session.state()
-
-    @property
-    def policy(self) -> dict[str, Any]:
-        """The part of the state that acting needs."""
-        self._require_current()
-        return self._session.policy()
-
-    def _require_current(self) -> None:
-        if self._session.iteration != self._iteration:
-            raise RuntimeError(
-                f"the state after iteration {self._iteration} is gone: training has reached iteration "
-                f"{self._session.iteration}; read `.state` before asking for the next metrics"
-            )
 
 
 class Session:
@@ -80,7 +43,8 @@ class Session:
 
     `kind` is the algorithm's class of learners, a NamedTuple of tensors: `kind.begin(parameters)` makes the first from
     the parameters [S, P] of new agents, `learner.acting` are those that act. The loop replaces `learner` as it learns.
-    With `replay`, a number of steps per seed, what `play` gives is kept in a buffer, which belongs to the state.
+    With `recurrent` the loop can learn from sequences, so that a network may have a memory. With `replay`, a number of
+    steps per seed, what `play` gives is kept in a buffer, which belongs to the state.
     """
 
     def __init__(
@@ -90,6 +54,7 @@ class Session:
         kind: Any,
         *,
         network: Network | None = None,
+        recurrent: bool = False,
         replay: int = 0,
         start: Any = None,
         allow_inexact: bool = False,
@@ -105,24 +70,27 @@ class Session:
         self.execution = resume["execution"] if resume else execution(config)
         self.notes = [in_words(self.execution, config)]
         settle(self.execution["threads"], config.device)
-        self.rollouts, self._episodes = _rollouts(config), no_episodes(config.seeds)
+        self._episodes = no_episodes(config.seeds)
         self.replay = Replay(replay, config.seeds, config.num_envs) if replay else None
         self._evaluation: Environments | None = None
         self._last_state: dict[str, Any] | None = None
+        self._environments = Environments.of(config, stream=TRAINING_ENVIRONMENTS)
         try:
-            self._begin(resume, network, start, allow_inexact)
+            self._begin(resume, network, start, allow_inexact, recurrent)
         except BaseException:  # no worker process may outlive a run that never began
             self.close()
             raise
 
-    def _begin(self, resume: dict[str, Any] | None, network: Network | None, start: Any, allow_inexact: bool) -> None:
-        config, environments = self.config, self.rollouts.environments
-        if network is None and (note := space_note(config, environments.action_space)):
+    def _begin(
+        self, resume: dict[str, Any] | None, own: Network | None, start: Any, allow_inexact: bool, recurrent: bool
+    ) -> None:
+        config, environments = self.config, self._environments
+        if own is None and (note := space_note(config, environments.action_space)):
             self.notes.append(note)
-        size, own = self.rollouts.encoder.size, network
         if own is not None:
-            require_network(own)
-        network = own or config.network(size, environments.action_space)
+            require_network(own, recurrent=recurrent)
+        network = own or config.network(encoder(environments.observation_space).size, environments.action_space)
+        self.rollouts = rollouts(config, environments, network)
         parameters, layout = create(network, config.seed_values, config.device)
         self.learner = self._first_learner(parameters)
         self.agent = ActorCritic(network, self.rollouts.distribution, layout)
@@ -133,7 +101,7 @@ class Session:
                 "evaluate a run folder of it; put it in a module of its own, or go on from Python"
             )
         if own is not None:
-            try_network(self.agent, self.parameters, size)
+            try_network(self.agent, self.parameters, self.rollouts.encoder)
             self.notes += filter(None, [without_effect(config)])
         if config.eval_every:  # here, so that what cannot be evaluated does not train until the first evaluation
             self._evaluation = evaluation_environments(
@@ -150,7 +118,7 @@ class Session:
     def _start_from(self, state: Any) -> None:
         """Agents and statistics of another run; its optimiser, schedules and episodes stay behind."""
         start = start_from(state, self.config.seeds)
-        require_same_shape(start, self.parameters, self.rollouts.encoder.size)
+        require_same_shape(start, self.parameters, self.rollouts.encoder.shape)
         self.learner = self._first_learner(start.parameters.to(self.config.device).clone())
         self.rollouts.normaliser.restore(start.observations)
         self.rollouts.scaler.restore({**start.rewards, "returns": self.rollouts.scaler.returns})
@@ -202,13 +170,15 @@ class Session:
         self._collecting += time.perf_counter() - started
         return transition
 
-    def value(self, observations: Tensor) -> Tensor:
+    def value(self, observations: Tensor, memory: Tensor | None = None) -> Tensor:
         """V of observations [S, N, D] by the current critics, without gradient: [S, N]."""
-        return self.agents.value(self.parameters, observations.to(self.config.device))
+        return self.agents.value(self.parameters, *self.to_device((observations, memory)))
 
-    def evaluate(self, observations: Tensor, actions: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
+    def evaluate(
+        self, observations: Tensor, actions: Tensor, masks: Tensor | None, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """log π(a|s) and V(s) of samples [S, N, …] by the current agents, without gradient: [S, N]."""
-        return self.agents.evaluate(self.parameters, *self.to_device((observations, actions, masks)))
+        return self.agents.evaluate(self.parameters, *self.to_device((observations, actions, masks, memory)))
 
     def to_device(self, samples: Any) -> Any:
         """A structure of tensors (or None) on the device where the networks live."""
@@ -232,7 +202,14 @@ class Session:
             for s, seed in enumerate(self.config.seed_values)
         ]
         times = self._times(updated)
-        return Iteration(self, [{**row, **times} for row in rows])
+        return Iteration(
+            self,
+            rows=[{**row, **times} for row in rows],
+            total_steps=self.config.total_steps,
+            finished=self.iteration == self.config.iterations,
+            notes=self.notes,
+            warnings=self.warnings,
+        )
 
     def _times(self, updated: float) -> dict[str, float]:
         now = time.perf_counter()
@@ -329,12 +306,11 @@ class Session:
         self.rollouts.restore(state["rollouts"], allow_inexact=allow_inexact)
         if self.replay is not None:
             self.replay.restore(state["replay"])
-        environments = self.rollouts.environments
-        if environments.began_anew:
+        if (environments := self._environments).began_anew:
             self.notes.append(environments.resume_note or "the environments could not be restored; new episodes begin")
 
     def close(self) -> None:
-        self.rollouts.environments.close()
+        self._environments.close()
         if self._evaluation is not None:
             self._evaluation.close()
 
@@ -355,27 +331,6 @@ def _spare(config: AgentConfig) -> Environments:
     vectorization = "sync" if config.vectorization == "async" else config.vectorization
     first = {"seeds": config.seed_values[:1], "num_envs": 1, "vectorization": vectorization}
     return Environments.of(config, stream=TRAINING_ENVIRONMENTS, **first)
-
-
-def _rollouts(config: AgentConfig) -> Rollouts:
-    environments = Environments.of(config, stream=TRAINING_ENVIRONMENTS)
-    return Rollouts(
-        environments,
-        seeds=config.seed_values,
-        num_envs=config.num_envs,
-        num_steps=config.num_steps,
-        distribution=config.head(environments.action_space),
-        bound=config.bound(environments.action_space),
-        normaliser=normaliser(config, encoder(environments.observation_space).size),
-        scaler=config.scaler(),
-    )
-
-
-def normaliser(config: AgentConfig, observation_size: int) -> ObservationNormaliser:
-    """The observation normaliser that the config asks for, at its start."""
-    return ObservationNormaliser(
-        config.seeds, observation_size, enabled=config.normalise_observations, clip=config.clip_observations
-    )
 
 
 def mean_statistics(names: Sequence[str], rows: Sequence[Tensor]) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from telescope import iteration
 from telescope.checks import fitting
 from telescope.language import parallel
 from telescope.language.checks import remarks, require_known, require_room
@@ -34,33 +35,23 @@ from telescope.language.randomness import generator
 from telescope.threads import settle
 
 
-class Iteration:
-    """What `train` yields: metrics of the step just finished, and everything needed to continue from here."""
+class Iteration(iteration.Iteration):
+    """An iteration with what a language model has besides: completions, findings, weights to be saved."""
 
     def __init__(self, session: Session, row: dict[str, Any], table: list[dict[str, Any]]) -> None:
-        self._session, self._iteration = session, session.iteration
-        self.rows = [row]
-        """One dictionary; the keys are the columns of metrics.csv."""
         self.table = table
         """Some of the completions of this step, with their scores."""
-        self.step = session.iteration
-        self.total_steps = session.config.total_steps
-        self.finished = session.stopped or session.iteration == session.config.iterations
-        self.notes = session.notes
-        """Sentences about this run that its user should see."""
         self.findings = session.take_findings()
-        """What looks wrong in this step (`language/health.py`)."""
-        self.warnings = [finding.sentence for finding in self.findings]
-        """The same as sentences."""
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """A nested dictionary of arrays and plain values; `train(config, resume=state)` continues bit for bit.
-
-        Taken when asked for, so ask before the loop goes on.
-        """
-        self._require_current()
-        return self._session.state()
+        """What looks wrong in this step (`language/health.py`); `warnings` are the same as sentences."""
+        self._session = session
+        super().__init__(
+            session,
+            rows=[row],
+            total_steps=session.config.total_steps,
+            finished=session.stopped or session.iteration == session.config.iterations,
+            notes=session.notes,
+            warnings=[finding.sentence for finding in self.findings],
+        )
 
     def save_model(self, path: str | os.PathLike[str]) -> None:
         """Write the model as it stands as an ordinary transformers folder."""
@@ -69,22 +60,15 @@ class Iteration:
 
     @property
     def has_adapter(self) -> bool:
-        """Is it an adapter that is trained, which `save_adapter` writes?"""
+        """True where the run trains an adapter, which `save_adapter` writes."""
         return hasattr(self._session.policy, "merge_and_unload")
 
     def save_adapter(self, path: str | os.PathLike[str]) -> None:
-        """Write the adapter alone, in peft's layout: the model is it on its base, without any rounding."""
+        """Write the adapter alone, in peft's layout. Base and adapter together are the model, without rounding."""
         self._require_current()
         if not self.has_adapter:
             raise ValueError("lora_rank is 0, so there is no adapter; save_model writes all weights")
         self._session.save_adapter(path)
-
-    def _require_current(self) -> None:
-        if self._session.iteration != self._iteration:
-            raise RuntimeError(
-                f"the state after step {self._iteration} is gone: training has reached step "
-                f"{self._session.iteration}; read `.state` before asking for the next metrics"
-            )
 
 
 class Scoring(NamedTuple):
@@ -207,6 +191,11 @@ class Session:
         """This rank's share of n rows, in micro-batches that go through the model at a time."""
         even = self.config.sharding == "fsdp" and parallel.size() > 1
         return parallel.pieces(n, length or self.config.micro_batch or max(1, n), even=even)
+
+    @property
+    def step(self) -> int:
+        """Steps of the optimiser's outer loop so far."""
+        return self.iteration
 
     def stop(self) -> None:
         """End the run with this step."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -20,11 +21,13 @@ from telescope.checks import fits_memory
 from telescope.control.agents.distributions import Distribution, distribution
 from telescope.control.agents.layout import Layout
 from telescope.control.agents.lifting import lift
+from telescope.control.agents.memory import unroll, with_memory
 from telescope.control.agents.networks import Network, mlp
 from telescope.control.config import OnPolicyConfig
 
-Act = Callable[..., np.ndarray]
-"""act(observations [S, N, D], noise [S, N, …], masks) → actions [S, N, …], all of them NumPy arrays"""
+Act = Callable[..., tuple[np.ndarray, np.ndarray | None]]
+"""act(observations [S, N, D], memory [S, N, H] or None, noise [S, N, …], masks) → actions [S, N, …] and the memory
+after them, all of them NumPy arrays"""
 
 
 BLOCK = 2048
@@ -35,15 +38,27 @@ class ActorCritic(NamedTuple):
     """π(a|s) and V(s) of one agent, whose parameters `layout` finds in a vector [P].
 
     Where the network broadcasts, the same functions take all agents at once: [S, P] and [S, N, D], NumPy too.
+    What they call `seen` is what `see` gives: the observations or, of a network that remembers, the memory after them.
     """
 
     network: Network
     distribution: Distribution
     layout: Layout
 
-    def act(self, vector: Array, observations: Array, noise: Array | None, masks: Array | None) -> Array:
+    def see(self, vector: Array, observations: Array, memory: Array | None) -> Array:
+        """What the heads read, [N, D] or [N, H]."""
+        if self.network.remember is None:
+            return observations
+        return self.network.remember(self.layout.unflatten(vector), observations, memory)  # type: ignore[arg-type]
+
+    def unroll(self, vector: Tensor, observations: Tensor, memory: Tensor, begins: Tensor) -> Tensor:
+        """The same for sequences, [T, M, H]; see `telescope.control.agents.memory.unroll`."""
+        assert self.network.remember is not None
+        return unroll(partial(self.network.remember, self.layout.unflatten(vector)), observations, memory, begins)
+
+    def act(self, vector: Array, seen: Array, noise: Array | None, masks: Array | None) -> Array:
         """Actions sampled with `noise`; without it the most probable ones."""
-        return self.choose(self.policy(self.layout.unflatten(vector), observations), noise, masks)
+        return self.choose(self.policy(self.layout.unflatten(vector), seen), noise, masks)
 
     def choose(self, outputs: Array, noise: Array | None, masks: Array | None) -> Array:
         """The same from the policy outputs."""
@@ -52,22 +67,22 @@ class ActorCritic(NamedTuple):
         return self.distribution.sample(outputs, noise, masks)
 
     def evaluate(
-        self, vector: Tensor, observations: Tensor, actions: Tensor, masks: Tensor | None
+        self, vector: Tensor, seen: Tensor, actions: Tensor, masks: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """log π(a|s) [N], entropy [N] and V(s) [N]."""
-        outputs, values = self.network.apply(self.layout.unflatten(vector), observations)
+        outputs, values = self.network.apply(self.layout.unflatten(vector), seen)
         log_probs = self.distribution.log_prob(outputs, actions, masks)
         return log_probs, self.distribution.entropy(outputs, masks), values
 
-    def value(self, vector: Tensor, observations: Tensor) -> Tensor:
+    def value(self, vector: Tensor, seen: Tensor) -> Tensor:
         """V(s) [N]."""
-        return self.network.apply(self.layout.unflatten(vector), observations)[1]
+        return self.network.apply(self.layout.unflatten(vector), seen)[1]
 
-    def policy(self, parameters: dict[str, Array], observations: Array) -> Array:
+    def policy(self, parameters: dict[str, Array], seen: Array) -> Array:
         """The policy outputs [N, K]."""
         if self.network.policy is not None:
-            return self.network.policy(parameters, observations)
-        return self.network.apply(parameters, observations)[0]
+            return self.network.policy(parameters, seen)
+        return self.network.apply(parameters, seen)[0]
 
 
 class Agents:
@@ -76,6 +91,7 @@ class Agents:
     def __init__(self, agent: ActorCritic, *, compiled: bool = False) -> None:
         self.agent = agent
         self._broadcasts = agent.network.broadcasts
+        self._see = self._for_all(agent.see, (0, 0, 0), compiled)
         self._evaluate = self._for_all(agent.evaluate, (0, 0, 0, 0))
         self._value = self._for_all(agent.value, (0, 0))
         self._act = self._for_all(agent.act, (0, 0, 0, 0), compiled)
@@ -85,19 +101,32 @@ class Agents:
 
     @torch.no_grad()
     def evaluate(
-        self, parameters: Tensor, observations: Tensor, actions: Tensor, masks: Tensor | None
+        self,
+        parameters: Tensor,
+        observations: Tensor,
+        actions: Tensor,
+        masks: Tensor | None,
+        memory: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """log π(a|s) and V(s) [S, N], without gradient."""
-        blocks = [self._evaluate(parameters, *block)[::2] for block in self._blocks(observations, actions, masks)]
+        """log π(a|s) and V(s) [S, N], without gradient; `memory` [S, N, H] is that before each observation."""
+        blocks = [
+            self._evaluate(parameters, self.see(parameters, seen, before), *rest)[::2]
+            for seen, before, *rest in self._blocks(observations, memory, actions, masks)
+        ]
         log_probs, values = (torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True))
         return log_probs, values
 
     @torch.no_grad()
-    def value(self, parameters: Tensor, observations: Tensor) -> Tensor:
-        """V(s) [S, N], without gradient."""
-        return torch.cat([self._value(parameters, *block) for block in self._blocks(observations)], dim=1)
+    def value(self, parameters: Tensor, observations: Tensor, memory: Tensor | None = None) -> Tensor:
+        """V(s) [S, N], without gradient; `memory` [S, N, H] is that before each observation."""
+        blocks = self._blocks(observations, memory)
+        return torch.cat([self._value(parameters, self.see(parameters, *block)) for block in blocks], dim=1)
 
-    def _blocks(self, *samples: Tensor | None) -> Iterator[list[Tensor | None]]:
+    def see(self, parameters: Tensor, observations: Tensor, memory: Tensor | None) -> Tensor:
+        """What the heads read, [S, N, D] or [S, N, H]."""
+        return observations if memory is None else self._see(parameters, observations, memory)  # type: ignore[no-any-return]
+
+    def _blocks(self, *samples: Tensor | None) -> Iterator[list[Any]]:
         """The samples [S, N, …] in pieces whose activations fit a CPU's cache; whole where a call costs more."""
         first: Any = samples[0]
         seeds, count = first.shape[:2]
@@ -113,14 +142,21 @@ class Agents:
         """
         if self._broadcasts:
             named = self.agent.layout.unflatten(parameters.cpu().numpy())
-            return lambda observations, noise, masks: self.agent.choose(
-                self.agent.policy(named, observations), noise, masks
-            )
+            remember = self.agent.network.remember
+
+            def act_in_numpy(observations: Any, memory: Any, noise: Any, masks: Any) -> tuple[Any, Any]:
+                seen = observations if remember is None else remember(named, observations, memory)
+                return self.agent.choose(self.agent.policy(named, seen), noise, masks), remember and seen
+
+            return act_in_numpy
 
         @torch.no_grad()
-        def act(*inputs: np.ndarray | None) -> np.ndarray:
+        def act(*inputs: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
             tensors = [None if x is None else torch.tensor(x).to(parameters.device) for x in inputs]
-            return self._act(parameters, *tensors).cpu().numpy()  # type: ignore[no-any-return]
+            observations, memory, *rest = tensors
+            assert observations is not None
+            seen = self.see(parameters, observations, memory)
+            return self._act(parameters, seen, *rest).cpu().numpy(), None if memory is None else seen.cpu().numpy()
 
         return act
 
@@ -128,15 +164,18 @@ class Agents:
 def default_network(config: OnPolicyConfig, observation_size: int, action_space: gym.Space) -> Network:
     """The perceptrons that the config describes, for this action space."""
     actions = distribution(action_space)
-    widths = (observation_size, *config.hidden, actions.outputs)
+    read = config.gru or observation_size
+    widths = (read, *config.hidden, actions.outputs)
     weights = (1 if config.shared_network else 2) * sum(a * b for a, b in itertools.pairwise(widths))
+    weights += 3 * config.gru * (observation_size + config.gru)
     # weights, their gradient, and Adam's two moments
     fits_memory(4 * config.seeds * weights, f"hidden is {config.hidden}, so the networks of {config.seeds} seeds need")
-    return mlp(
-        observation_size,
+    network = mlp(
+        read,
         actions.outputs,
         hidden=config.hidden,
         activation=config.activation,
         log_std=config.log_std if actions.continuous else None,
         shared=config.shared_network,
     )
+    return with_memory(network, observation_size, config.gru) if config.gru else network

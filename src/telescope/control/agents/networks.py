@@ -38,6 +38,14 @@ class Network(NamedTuple):
     """Do `apply` and `policy` also take all agents at once, and NumPy arrays: parameters with a seed axis in front
     (a vector as [S, 1, n], so that it broadcasts) and observations [S, N, D]? Then a policy call is a few
     microseconds of NumPy."""
+    remember: Callable[[Parameters, Tensor, Tensor], Tensor] | None = None
+    """`remember(parameters, observations [N, D], memory [N, H])` → the memory after them [N, H], for a policy that
+    remembers its episode. `apply` and `policy` then read this in place of the observations."""
+    memory: int = 0
+    """H, how many numbers `remember` carries from step to step. They are 0 where an episode begins."""
+    shaped: bool = False
+    """Do `apply`, `policy` and `remember` take observations [N, *shape] as the environment's Box has them, uint8 as
+    uint8, and not flat [N, D]? For convolutions."""
     module: nn.Module | None = None
     """What `from_module` built, to be named where it does not work."""
 
@@ -64,21 +72,21 @@ def mlp(
         parameters: Parameters = {}
         for trunk in dict.fromkeys(trunks):
             for layer, (rows, columns) in enumerate(zip((observation_size, *hidden), hidden, strict=False)):
-                _linear(parameters, f"{trunk}.{layer}", rows, columns, 2**0.5, rng)
+                linear(parameters, f"{trunk}.{layer}", rows, columns, 2**0.5, rng)
         width = hidden[-1] if hidden else observation_size
-        _linear(parameters, "policy.out", width, heads, 0.01, rng)
-        _linear(parameters, "value.out", width, 1, 1.0, rng)
+        linear(parameters, "policy.out", width, heads, 0.01, rng)
+        linear(parameters, "value.out", width, 1, 1.0, rng)
         if log_std is not None:
             parameters["policy.log_std"] = torch.full((heads,), log_std)
         return parameters
 
     def features(parameters: Parameters, trunk: str, x: Array) -> Array:
         for layer in range(len(hidden)):
-            x = act(_affine(parameters, f"{trunk}.{layer}", x))
+            x = act(affine(parameters, f"{trunk}.{layer}", x))
         return x
 
     def policy_head(parameters: Parameters, x: Array) -> Array:
-        outputs = _affine(parameters, "policy.out", x)
+        outputs = affine(parameters, "policy.out", x)
         if log_std is None:
             return outputs
         xp = arrays.library("outputs", outputs)
@@ -90,7 +98,7 @@ def mlp(
     def apply(parameters: Parameters, observations: Array) -> tuple[Array, Array]:
         x = features(parameters, trunks[0], observations)
         y = x if shared else features(parameters, trunks[1], observations)
-        return policy_head(parameters, x), _affine(parameters, "value.out", y)[..., 0]
+        return policy_head(parameters, x), affine(parameters, "value.out", y)[..., 0]
 
     return Network(init, apply, policy, broadcasts=True)
 
@@ -102,14 +110,14 @@ def q_network(observation_size: int, actions: int, *, hidden: tuple[int, ...], a
     def init(rng: np.random.Generator) -> Parameters:
         parameters: Parameters = {}
         for layer, (rows, columns) in enumerate(itertools.pairwise((observation_size, *hidden))):
-            _linear(parameters, f"q.{layer}", rows, columns, 2**0.5, rng)
-        _linear(parameters, "q.out", (observation_size, *hidden)[-1], actions, 1.0, rng)
+            linear(parameters, f"q.{layer}", rows, columns, 2**0.5, rng)
+        linear(parameters, "q.out", (observation_size, *hidden)[-1], actions, 1.0, rng)
         return parameters
 
     def policy(parameters: Parameters, x: Array) -> Array:
         for layer in range(len(hidden)):
-            x = act(_affine(parameters, f"q.{layer}", x))
-        return _affine(parameters, "q.out", x)
+            x = act(affine(parameters, f"q.{layer}", x))
+        return affine(parameters, "q.out", x)
 
     def apply(parameters: Parameters, observations: Array) -> tuple[Array, Array]:
         q = policy(parameters, observations)
@@ -118,9 +126,10 @@ def q_network(observation_size: int, actions: int, *, hidden: tuple[int, ...], a
     return Network(init, apply, policy, broadcasts=True)
 
 
-def from_module(build: Callable[[], nn.Module]) -> Network:
+def from_module(build: Callable[[], nn.Module], *, shaped: bool = False) -> Network:
     """A network from any nn.Module whose forward maps observations [N, D] to (policy outputs [N, K], values [N]).
 
+    With `shaped` the observations are [N, *shape] as the environment's Box has them, images of bytes as uint8.
     `build()` is called once per seed under that seed's random state. Parameters with `requires_grad` False stay as
     they were built, as do buffers; both belong to the agent and are saved with it. The module must work functionally:
     what changes a buffer, draws random numbers or remembers earlier observations is refused by name.
@@ -142,7 +151,7 @@ def from_module(build: Callable[[], nn.Module]) -> Network:
         held = {name: value.detach() if name in fixed else value for name, value in parameters.items()}
         return torch.func.functional_call(template, held, (observations,))  # type: ignore[no-any-return]
 
-    return Network(init, apply, module=template)
+    return Network(init, apply, shaped=shaped, module=template)
 
 
 def _built(build: Callable[[], nn.Module]) -> nn.Module:
@@ -173,8 +182,8 @@ def _stateful(module: nn.Module) -> str:
         )
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return (
-            "with a state from step to step, which is not carried here; stack the last observations instead "
-            "(gymnasium.wrappers.FrameStackObservation)"
+            "with a state from step to step, which from_module does not carry; give ppo a memory (gru=64), write a "
+            "Network with `remember`, or stack the last observations (gymnasium.wrappers.FrameStackObservation)"
         )
     return ""
 
@@ -199,7 +208,8 @@ def _require_same_constants(module: nn.Module, template: nn.Module) -> None:
             )
 
 
-def _linear(into: Parameters, name: str, rows: int, columns: int, gain: float, rng: np.random.Generator) -> None:
+def linear(into: Parameters, name: str, rows: int, columns: int, gain: float, rng: np.random.Generator) -> None:
+    """Add an orthogonal weight [rows, columns] and a zero bias [columns]."""
     into[f"{name}.weight"] = torch.from_numpy(_orthogonal(rows, columns, gain, rng))
     into[f"{name}.bias"] = torch.zeros(columns)
 
@@ -211,5 +221,6 @@ def _orthogonal(rows: int, columns: int, gain: float, rng: np.random.Generator) 
     return np.ascontiguousarray(gain * (q if rows >= columns else q.T), dtype=np.float32)
 
 
-def _affine(parameters: Parameters, name: str, x: Array) -> Array:
+def affine(parameters: Parameters, name: str, x: Array) -> Array:
+    """x W + b, [N, rows] → [N, columns]."""
     return x @ parameters[f"{name}.weight"] + parameters[f"{name}.bias"]

@@ -15,14 +15,22 @@ from torch import Tensor, nn
 from telescope.control.agents.actor import ActorCritic, Agents
 from telescope.control.agents.networks import Network
 from telescope.control.config import AgentConfig
+from telescope.control.experience.encoding import Encoder
 
-REPLACED = ("hidden", "activation", "shared_network", "log_std")
+REPLACED = ("hidden", "activation", "shared_network", "gru", "log_std")
 """Settings of the built-in networks."""
 
 
-def require_network(network: Any) -> None:
-    """ValueError for what is no `Network`, with the call that makes one of it."""
+def require_network(network: Any, *, recurrent: bool = True) -> None:
+    """ValueError for what is no `Network`, with the call that makes one; and for a memory, unless `recurrent`."""
     if isinstance(network, Network):
+        if network.memory and not recurrent:
+            raise ValueError(
+                f"network remembers {network.memory} numbers, but this algorithm learns from single steps; expected a "
+                "network without `remember` (ppo takes those with it)"
+            )
+        if bool(network.memory) != (network.remember is not None):
+            raise ValueError("network has one of memory and remember; a policy that remembers needs both")
         return
     is_module = isinstance(network, nn.Module) or (isinstance(network, type) and issubclass(network, nn.Module))
     name = network.__name__ if isinstance(network, type) else type(network).__name__
@@ -37,37 +45,49 @@ def without_effect(config: AgentConfig) -> str:
     return f"{', '.join(changed)} have no effect: network= replaces the built-in networks" if changed else ""
 
 
-def try_network(agent: ActorCritic, population: Tensor, size: int) -> None:
+def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder) -> None:
     """Run `agent` on three observations, alone and for all seeds; ValueError if anything does not fit."""
     generator = torch.Generator().manual_seed(0)
-    observations = torch.randn((3, size), generator=generator, dtype=torch.float32).to(population.device)
+    observations = torch.randn((3, *encoder.shape), generator=generator, dtype=torch.float32)
+    if encoder.kept == torch.uint8:
+        observations = (40 * observations + 128).to(torch.uint8)
+    observations = observations.to(population.device)
+    memory = torch.zeros((3, agent.network.memory), device=population.device) if agent.network.memory else None
     vector = population[0]
-    outputs, values = _answers(agent, vector, observations)
+    outputs, values = _answers(agent, vector, observations, memory)
     _require_same(
-        (outputs, values), _answers(agent, vector, observations),
+        (outputs, values), _answers(agent, vector, observations, memory),
         "gives other outputs for the same observations; randomness belongs to the action distribution, so no dropout",
     )  # fmt: skip
     _require_same(
-        (outputs[:1], values[:1]), _answers(agent, vector, observations[:1]),
+        (outputs[:1], values[:1]),
+        _answers(agent, vector, observations[:1], None if memory is None else memory[:1]),
         "gives other outputs for an observation alone than among others; each must be judged by itself",
-    )  # fmt: skip
+    )
     _require_constant_buffers(agent.network.module, observations)
-    _require_gradient(agent, vector, observations)
+    _require_gradient(agent, vector, observations, memory)
+    everyone = [None if x is None else x.expand(len(population), *x.shape) for x in (observations, memory)]
     try:
-        Agents(agent).value(population, observations.expand(len(population), -1, -1))
+        Agents(agent).value(population, *everyone)  # type: ignore[arg-type]
     except Exception as error:
         raise ValueError(f"network cannot be run for all seeds at once by torch.func.vmap: {error}") from error
 
 
-def _answers(agent: ActorCritic, vector: Tensor, observations: Tensor) -> tuple[Tensor, Tensor]:
+def _answers(agent: ActorCritic, vector: Tensor, observations: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
     """Policy outputs [N, K] and values [N], of the right shapes and kinds."""
     rows, wanted = len(observations), agent.distribution.outputs
     before = vector.clone()
     try:
         with torch.no_grad():
-            answer = agent.network.apply(agent.layout.unflatten(vector), observations)
+            seen = agent.see(vector, observations, memory)
+            answer = agent.network.apply(agent.layout.unflatten(vector), seen)
     except Exception as error:
         raise ValueError(f"network fails on observations of shape {tuple(observations.shape)}: {error}") from error
+    if memory is not None and (seen.shape, seen.dtype) != (memory.shape, memory.dtype):
+        raise ValueError(
+            f"network's remember gives {seen.dtype} of shape {tuple(seen.shape)}; expected {memory.dtype} of shape "
+            f"{tuple(memory.shape)}, as its memory says"
+        )
     if not torch.equal(vector, before):
         raise ValueError("network writes into its own parameters or buffers in the forward pass; compute new tensors")
     if not isinstance(answer, tuple | list) or len(answer) != 2 or not all(isinstance(x, Tensor) for x in answer):
@@ -121,9 +141,10 @@ def _require_constant_buffers(module: nn.Module | None, observations: Tensor) ->
         )
 
 
-def _require_gradient(agent: ActorCritic, vector: Tensor, observations: Tensor) -> None:
+def _require_gradient(agent: ActorCritic, vector: Tensor, observations: Tensor, memory: Tensor | None) -> None:
     def total(parameters: Tensor) -> Tensor:
-        outputs, values = agent.network.apply(agent.layout.unflatten(parameters), observations)
+        seen = agent.see(parameters, observations, memory)
+        outputs, values = agent.network.apply(agent.layout.unflatten(parameters), seen)
         weights = torch.arange(1, outputs.shape[1] + 1, device=outputs.device)  # a constant sum has no gradient
         return (outputs * weights).sum() + values.sum()
 

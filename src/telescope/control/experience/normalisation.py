@@ -48,21 +48,21 @@ class RunningMoments:
 
 
 class ObservationNormaliser:
-    """(o − mean) / √(variance + ε), clipped to ±`clip`; the identity in float32 when `enabled` is False."""
+    """(o − mean) / √(variance + ε), clipped to ±`clip`. With `enabled` False floats become float32, bytes stay."""
 
-    def __init__(self, seeds: int, size: int, *, enabled: bool, clip: float) -> None:
+    def __init__(self, seeds: int, shape: tuple[int, ...], *, enabled: bool, clip: float) -> None:
         self.enabled, self.clip = enabled, clip
-        self.moments = RunningMoments(seeds, (size,))
+        self.moments = RunningMoments(seeds, shape)
 
     def update(self, observations: np.ndarray, mask: np.ndarray | None = None) -> None:
-        """Update the statistics with observations [S, B, D]. mask [S, B] is True where the policy acts on them."""
+        """Update the statistics with observations [S, B, *shape]. mask [S, B] is True where the policy acts on them."""
         if self.enabled:
             self.moments.update(observations, mask)
 
     def __call__(self, observations: np.ndarray) -> np.ndarray:
-        """Normalise observations [S, N, D] → float32 [S, N, D]."""
+        """Normalise observations [S, N, *shape] → float32 [S, N, *shape]."""
         if not self.enabled:
-            return observations.astype(np.float32, copy=False)
+            return observations if observations.dtype == np.uint8 else observations.astype(np.float32, copy=False)
         scaled = (observations - self.moments.mean[:, None]) * self.moments.scale[:, None]
         return _clipped(scaled, self.clip).astype(np.float32)
 

@@ -7,12 +7,10 @@ the final observations of truncated episodes. Leaves out advantages.
 # T time, S seeds, B environments per seed, D observation size
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,11 +20,9 @@ from telescope.control.agents.actions import Bound
 from telescope.control.agents.actor import Act
 from telescope.control.environments.checks import require_finite, require_finite_array
 from telescope.control.environments.population import Environments, Step
+from telescope.control.experience.encoding import Encoder
 from telescope.control.experience.normalisation import ObservationNormaliser, RewardScaler
 from telescope.randomness import ACTIONS, generator
-
-Value = Callable[[Tensor], Tensor]
-"""value(observations [S, N, D]) → [S, N], without gradient, on the networks' device"""
 
 
 class Rollout(NamedTuple):
@@ -41,6 +37,8 @@ class Rollout(NamedTuple):
     action_masks: Tensor | None  # [T, S, B, A] bool
     last_observations: Tensor  # [S, B, D]
     finals: Finals
+    memory: Tensor | None = None  # [T, S, B, H] before each step, of policies that remember
+    last_memory: Tensor | None = None  # [S, B, H] before the last observations
 
 
 class Transition(NamedTuple):
@@ -61,6 +59,7 @@ class Finals(NamedTuple):
 
     places: np.ndarray  # [3, K] time, seed and environment
     observations: np.ndarray  # [K, D]
+    memory: np.ndarray | None = None  # [K, H] before these observations
 
 
 class Episodes(NamedTuple):
@@ -74,26 +73,6 @@ def no_episodes(seeds: int) -> Episodes:
     return Episodes([[] for _ in range(seeds)], [[] for _ in range(seeds)])
 
 
-class Encoder(NamedTuple):
-    """Observations [S, B, …] → float [S, B, size]: Box flattened, Discrete one-hot."""
-
-    size: int
-    encode: Callable[[np.ndarray], np.ndarray]
-
-
-def encoder(space: gym.Space) -> Encoder:
-    if isinstance(space, gym.spaces.Discrete):
-        table = np.eye(int(space.n), dtype=np.float32)
-        return Encoder(int(space.n), lambda observations: table[observations])
-    size = math.prod(space.shape or ())
-    # native floats for every kind of observation: float32 if it holds every value of the dtype, else float64
-    dtype = np.result_type(space.dtype or np.float32, np.float32)
-    dtype = dtype if dtype.itemsize <= 8 else np.dtype(np.float64)
-    return Encoder(
-        size, lambda observations: observations.reshape(*observations.shape[:2], size).astype(dtype, copy=False)
-    )
-
-
 class Rollouts:
     """The environments of a population, their normalisation, and the current episodes."""
 
@@ -104,18 +83,22 @@ class Rollouts:
         seeds: Sequence[int],
         num_envs: int,
         num_steps: int,
+        encoder: Encoder,
         distribution: Any,
         bound: Bound,
         normaliser: ObservationNormaliser,
         scaler: RewardScaler,
+        memory: int = 0,
     ) -> None:
         self.environments, self.seeds, self.num_steps = environments, list(seeds), num_steps
         self.distribution, self.normaliser, self.scaler = distribution, normaliser, scaler
         self.bound = bound
-        self.encoder = encoder(environments.observation_space)
-        numbers = num_steps * len(self.seeds) * num_envs * (self.encoder.size + 4)
+        self.encoder = encoder
+        numbers = num_steps * len(self.seeds) * num_envs * (self.encoder.size + memory + 4)
         fits_memory(numbers, f"a rollout of num_steps {num_steps} × {len(self.seeds) * num_envs} environments needs")
         self.shape = (len(self.seeds), num_envs)
+        self.memory = np.zeros((*self.shape, memory), np.float32) if memory else None
+        """[S, B, H], what the policies remember of the episodes under way."""
         self.episode_return = np.zeros(self.shape)
         self.episode_length = np.zeros(self.shape, dtype=np.int64)
         self.time = {"env": 0.0, "policy": 0.0}
@@ -139,7 +122,7 @@ class Rollouts:
     def play(self, act: Act, noise: np.ndarray, row: int, episodes: Episodes) -> Transition:
         """Step every environment once, as step `row` of the run. Adds episodes that end to `episodes`."""
         started, observations = time.perf_counter(), self._encoded.copy()  # environments may write into their buffers
-        actions = act(self._observations, noise, self._action_masks)
+        actions, self.memory = act(self._observations, self.memory, noise, self._action_masks)
         acted = time.perf_counter()
         step = self.environments.step(self.bound(actions))
         self.time["policy"] += acted - started
@@ -158,14 +141,17 @@ class Rollouts:
         episodes = no_episodes(len(self.seeds))
         # this loop is NumPy on small arrays, so each operation costs about a microsecond
         seen, chosen, rewards, terminated, truncated, live = (x.numpy() for x in rollout[:6])
+        memories = None if rollout.memory is None else rollout.memory.numpy()
         masks = None if rollout.action_masks is None else rollout.action_masks.numpy()
         policy, environment, clock = 0.0, 0.0, time.perf_counter
         for t in range(self.num_steps):
             seen[t] = self._observations
             if masks is not None:
                 masks[t] = self._action_masks
+            if memories is not None:
+                memories[t] = self.memory
             started = clock()
-            chosen[t] = act(seen[t], noise[t], None if masks is None else masks[t])
+            chosen[t], self.memory = act(seen[t], self.memory, noise[t], None if masks is None else masks[t])
             acted = clock()
             step = self.environments.step(self.bound(chosen[t]))
             policy, environment = policy + acted - started, environment + clock() - acted
@@ -178,8 +164,10 @@ class Rollouts:
             rewards[t] = self.scaler(step.rewards, ended, step.mask)
             self._advance(step, ended, finals, episodes, t)
         rollout.last_observations.numpy()[:] = self._observations
+        if rollout.last_memory is not None:
+            rollout.last_memory.numpy()[:] = self.memory
         self.time = {"env": environment, "policy": policy}
-        return rollout._replace(finals=finals.stack(self.encoder.size)), episodes
+        return rollout._replace(finals=finals.stack(self.encoder.shape)), episodes
 
     def _advance(self, step: Step, ended: np.ndarray, finals: _FinalsList, episodes: Episodes, t: int) -> None:
         self.episode_return += step.rewards
@@ -195,7 +183,9 @@ class Rollouts:
         truncated = step.truncated & ~step.terminated
         if some and truncated.any():
             reached = self.normaliser(self.encoder.encode(step.next_observations))
-            finals.add(t, truncated, reached)
+            finals.add(t, truncated, reached, self.memory)
+        if self.memory is not None:
+            self.memory[ended | ~step.mask] = 0.0
 
     def _count(self, ended: np.ndarray, episodes: Episodes) -> None:
         for s, b in np.argwhere(ended):
@@ -213,23 +203,26 @@ class Rollouts:
     def _allocate(self) -> Rollout:
         # torch's allocator aligns to 64 bytes, NumPy's does not; so vectorised sums round the same in every process
         rows = (self.num_steps, *self.shape)
-        masks = None
+        kept, masks = torch.float32 if self.normaliser.enabled else self.encoder.kept, None
         if self._action_masks is not None:
             masks = torch.zeros((*rows, self._action_masks.shape[-1]), dtype=torch.bool)
         return Rollout(
-            observations=torch.zeros((*rows, self.encoder.size)),
+            observations=torch.zeros((*rows, *self.encoder.shape), dtype=kept),
             actions=torch.zeros((*rows, *self.distribution.action_shape), dtype=self.distribution.action_dtype),
             rewards=torch.zeros(rows),
             terminated=torch.zeros(rows, dtype=torch.bool),
             truncated=torch.zeros(rows, dtype=torch.bool),
             mask=torch.zeros(rows, dtype=torch.bool),
             action_masks=masks,
-            last_observations=torch.zeros((*self.shape, self.encoder.size)),
-            finals=_FinalsList().stack(self.encoder.size),
+            last_observations=torch.zeros((*self.shape, *self.encoder.shape), dtype=kept),
+            finals=_FinalsList().stack(self.encoder.shape),
+            memory=None if self.memory is None else torch.zeros((self.num_steps, *self.memory.shape)),
+            last_memory=None if self.memory is None else torch.zeros(self.memory.shape),
         )
 
     def state(self) -> dict[str, Any]:
         return {
+            **({} if self.memory is None else {"memory": self.memory.copy()}),
             "environments": self.environments.state(),
             "scaler": self.scaler.state(),
             "episode_return": self.episode_return.copy(),
@@ -242,17 +235,19 @@ class Rollouts:
         `Environments.restore` takes `allow_inexact`. Restore the normaliser first: it belongs to the policy.
         """
         self.scaler.restore(state["scaler"])
-        own = {"episode_return": self.episode_return, "episode_length": self.episode_length}
+        own: dict[str, np.ndarray] = {"episode_return": self.episode_return, "episode_length": self.episode_length}
+        if self.memory is not None:
+            own["memory"] = self.memory
         same_kind("episodes", {name: state[name] for name in own}, own)
-        self.episode_return, self.episode_length = (
-            state["episode_return"].copy(),
-            state["episode_length"].copy(),
-        )
+        for name, array in own.items():
+            array[...] = state[name]
         observations, masks = self.environments.restore(state["environments"], allow_inexact=allow_inexact)
         require_finite_array("observation", observations, self.seeds, "at reset")
         encoded = self.encoder.encode(observations)
         if self.environments.began_anew:  # these are the first observations of new episodes
             self.episode_return[:], self.episode_length[:], self.scaler.returns = 0.0, 0, np.zeros(self.shape)
+            if self.memory is not None:
+                self.memory[:] = 0.0
             self.normaliser.update(encoded)
         self._begin(encoded, masks)
 
@@ -263,46 +258,17 @@ class _FinalsList:
     def __init__(self) -> None:
         self.places: list[np.ndarray] = []
         self.observations: list[np.ndarray] = []
+        self.memory: list[np.ndarray] = []
 
-    def add(self, t: int, where: np.ndarray, observations: np.ndarray) -> None:
+    def add(self, t: int, where: np.ndarray, observations: np.ndarray, memory: np.ndarray | None) -> None:
         seeds, envs = np.nonzero(where)
         self.places.append(np.stack([np.full_like(seeds, t), seeds, envs]))
         self.observations.append(observations[seeds, envs])
+        if memory is not None:
+            self.memory.append(memory[seeds, envs])
 
-    def stack(self, size: int) -> Finals:
+    def stack(self, shape: tuple[int, ...]) -> Finals:
         if not self.places:
-            return Finals(np.zeros((3, 0), dtype=np.int64), np.zeros((0, size), dtype=np.float32))
-        return Finals(np.concatenate(self.places, axis=1), np.concatenate(self.observations))
-
-
-def final_values(rollout: Rollout, value: Value) -> Tensor | None:
-    """Values [T, S, B] of the states that truncated steps led to, NaN elsewhere, by one call; None without any."""
-    places, observations = rollout.finals
-    if not places.shape[1]:
-        return None
-    seeds = rollout.rewards.shape[1]
-    position = np.zeros(places.shape[1], dtype=np.int64)  # [K] index of each final within its seed
-    counts = np.zeros(seeds, dtype=np.int64)
-    for k, s in enumerate(places[1]):
-        position[k], counts[s] = counts[s], counts[s] + 1
-    padded = torch.zeros((seeds, int(counts.max()), observations.shape[-1]))
-    padded.numpy()[places[1], position] = observations
-    values = value(padded).cpu()
-    result = torch.full(rollout.rewards.shape, torch.nan)
-    result[tuple(torch.from_numpy(i) for i in places)] = values[torch.from_numpy(places[1]), torch.from_numpy(position)]
-    return result
-
-
-def live_mask(rollout: Rollout) -> Tensor | None:
-    """The rollout's mask, or None if every row is a real transition."""
-    return None if bool(rollout.mask.all()) else rollout.mask
-
-
-def per_seed(x: Tensor) -> Tensor:
-    """[T, S, B, …] → [S, T·B, …], from which an update draws minibatches."""
-    return x.transpose(0, 1).reshape(x.shape[1], x.shape[0] * x.shape[2], *x.shape[3:])
-
-
-def time_major(x: Tensor, num_envs: int) -> Tensor:
-    """[S, T·B] → [T, S, B], the inverse of `per_seed`."""
-    return x.unflatten(1, (-1, num_envs)).transpose(0, 1).contiguous()
+            return Finals(np.zeros((3, 0), dtype=np.int64), np.zeros((0, *shape), dtype=np.float32))
+        memory = np.concatenate(self.memory) if self.memory else None
+        return Finals(np.concatenate(self.places, axis=1), np.concatenate(self.observations), memory)

@@ -26,6 +26,7 @@ from telescope.control.execution import execution
 from telescope.control.starting import Start, rows_of, start_from
 from telescope.control.workers.spawning import deaf, keep_tracker, sent, shielded, startable
 from telescope.failures import sendable
+from telescope.iteration import Iteration
 
 TIMES = ("time_env", "time_policy", "time_update", "time_other")
 Train = Callable[..., Iterator[Any]]
@@ -50,28 +51,6 @@ def over_processes(train: Train) -> Train:
     return spread
 
 
-class SpreadIteration:
-    """What `train` yields, as `control.training.Iteration`; state and policy are fetched from the processes."""
-
-    def __init__(self, crew: _Crew, reports: list[dict[str, Any]]) -> None:
-        self._crew = crew
-        first = reports[0]
-        self.rows: list[dict[str, Any]] = [row | crew.times for report in reports for row in report["rows"]]
-        self.step, self.finished, self.notes = first["step"], first["finished"], [crew.note, *first["notes"]]
-        self.warnings = [sentence for report in reports for sentence in report["warnings"]]
-        self.total_steps = crew.config.total_steps
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """A nested dictionary of arrays and plain values; `train(config, resume=state)` continues bit for bit."""
-        return self._crew.state(self.step)
-
-    @property
-    def policy(self) -> dict[str, Any]:
-        """The part of the state that acting needs."""
-        return joined(self._crew.ask("policy", self.step))
-
-
 class _Crew:
     """The worker processes of a run, in step with each other."""
 
@@ -91,16 +70,16 @@ class _Crew:
         self.step = resume["step"] if resume else 0
         self.last: list[Any] | None = None
 
-    def train(self) -> Iterator[SpreadIteration]:
+    def train(self) -> Iterator[Iteration]:
         """Iterations of all shares together."""
         try:
             self._begin()
             while True:
                 reports = self._heard()
                 self._book(reports)
-                yield SpreadIteration(self, reports)
+                yield self._iteration(reports)
                 if reports[0]["finished"]:
-                    self.last = self.ask("state", self.step)  # still to be had when the workers are gone
+                    self.last = self.ask("state")  # still to be had when the workers are gone
                     return
                 self._tell("go")
         finally:
@@ -154,21 +133,34 @@ class _Crew:
         self.times = {**spent, "time_total": self.times["time_total"] + sum(spent.values())}
         self.step = reports[0]["step"]
 
-    def ask(self, what: str, step: int) -> list[Any]:
-        """State or policy of each share, as it is after this step."""
-        if step != self.step:
-            raise RuntimeError(f"the {what} after step {step} is gone: training has reached step {self.step}")
+    def _iteration(self, reports: list[dict[str, Any]]) -> Iteration:
+        first = reports[0]
+        return Iteration(
+            self,
+            rows=[row | self.times for report in reports for row in report["rows"]],
+            total_steps=self.config.total_steps,
+            finished=first["finished"],
+            notes=[self.note, *first["notes"]],
+            warnings=[sentence for report in reports for sentence in report["warnings"]],
+        )
+
+    def ask(self, what: str) -> list[Any]:
+        """State or policy of each share."""
         if self.last is not None:
             return self.last if what == "state" else [state["policy"] for state in self.last]
         self._tell(what)
         return self._heard()
 
-    def state(self, step: int) -> dict[str, Any]:
+    def policy(self) -> dict[str, Any]:
+        """The policies of all shares as one population's."""
+        return joined(self.ask("policy"))
+
+    def state(self) -> dict[str, Any]:
         """One state of the whole run; what acting needs is put together, the rest is kept share by share."""
-        states = self.ask("state", step)
+        states = self.ask("state")
         return {
             "iteration": states[0]["iteration"],
-            "step": step,
+            "step": self.step,
             "elapsed": self.times["time_total"],
             "seeds": self.config.seed_values,
             "execution": dict(self.execution),

@@ -1,0 +1,34 @@
+"""The environments of a run with everything that stands between them and the networks, as its config describes them."""
+
+from __future__ import annotations
+
+from telescope.control.agents.networks import Network
+from telescope.control.config import AgentConfig
+from telescope.control.environments.population import Environments
+from telescope.control.experience.encoding import encoder
+from telescope.control.experience.normalisation import ObservationNormaliser
+from telescope.control.experience.rollout import Rollouts
+
+
+def rollouts(config: AgentConfig, environments: Environments, network: Network) -> Rollouts:
+    """What collects experience for agents with this network."""
+    encoding = encoder(environments.observation_space, shaped=network.shaped)
+    return Rollouts(
+        environments,
+        seeds=config.seed_values,
+        num_envs=config.num_envs,
+        num_steps=config.num_steps,
+        encoder=encoding,
+        distribution=config.head(environments.action_space),
+        bound=config.bound(environments.action_space),
+        normaliser=normaliser(config, encoding.shape),
+        scaler=config.scaler(),
+        memory=network.memory,
+    )
+
+
+def normaliser(config: AgentConfig, shape: tuple[int, ...]) -> ObservationNormaliser:
+    """The observation normaliser that the config asks for, at its start."""
+    return ObservationNormaliser(
+        config.seeds, shape, enabled=config.normalise_observations, clip=config.clip_observations
+    )

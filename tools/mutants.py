@@ -29,7 +29,16 @@ KERNELS = (
     "control/experience/loops.py",
 )  # numba compiles these: their mutants need a cache of their own
 ROOMS = ("algorithms/", "commands/", "control/", "language/", "objectives/")
-MODULES = ("answers.py", "losses.py", "optimisers.py", "policy.py", "randomness.py", "runner.py", "trees.py")
+MODULES = (
+    "answers.py",
+    "iteration.py",
+    "losses.py",
+    "optimisers.py",
+    "policy.py",
+    "randomness.py",
+    "runner.py",
+    "trees.py",
+)
 PARTS = {"training": ROOMS + MODULES}
 """Words that mean a part of the source, by how its files begin."""
 PATIENCE = 300  # seconds; a mutant that hangs the tests has been noticed

@@ -136,7 +136,6 @@ ON_POLICY = {
     "value_coefficient": 0.1,
     "entropy_coefficient": 0.1,
     "shared_network": True,
-    "gru": 5,
     "log_std": -1.0,
     "action_bounds": "squash",
     "normalise_rewards": False,
@@ -205,7 +204,7 @@ ROSTER = {
         "return_mean",
         9.0,
         other=PPO_FIELDS,
-        inert=UNSEEN,
+        inert=UNSEEN | {"gru": "needs minibatches of whole sequences: the next row has them"},
         samplers=(
             {},
             {"action_bounds": "squash"},
@@ -216,12 +215,12 @@ ROSTER = {
     "ppo with a memory": Row(
         ppo,
         dataclasses.replace(PENDULUM, gru=4, minibatch_size=16),
-        {"env": Recall, "env_kwargs": {}, "total_steps": 2400, "num_envs": 8, "num_steps": 15, "gru": 8}
+        {"env": Recall, "env_kwargs": {}, "total_steps": 1440, "num_envs": 8, "num_steps": 15, "gru": 8}
         | {"minibatch_size": 60, "epochs": 4, "clip": 0.2, "value_clip": None, "eval_every": 0}
         | {"learning_rate": 2e-2, "normalise_observations": False, "normalise_rewards": False},
         "return_mean",
         0.95,
-        other=PPO_FIELDS | {"minibatch_size": 32},
+        other=PPO_FIELDS | {"minibatch_size": 32, "gru": 5},
         inert=UNSEEN,
         samplers=({}, {"env": "CartPole-v1", "autoreset": "next_step"}),
     ),

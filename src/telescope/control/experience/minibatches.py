@@ -21,33 +21,37 @@ from telescope.randomness import MINIBATCHES, generator
 
 def minibatch_indices(config: Any, iteration: int) -> Iterator[Tensor]:
     """For each epoch the N samples per seed, shuffled and cut into minibatches [S, N/M, M]. −1 pads the last one."""
-    generators = [generator(seed, MINIBATCHES, iteration) for seed in config.seed_values]
-    filled = config.minibatches * config.minibatch_size - config.batch_size
-    for _ in range(config.epochs):
-        shuffled = [np.pad(rng.permutation(config.batch_size), (0, filled), constant_values=-1) for rng in generators]
-        yield torch.tensor(np.stack(shuffled)).unflatten(1, (config.minibatches, config.minibatch_size))
+    shape = config.minibatches, config.minibatch_size
+    for shuffled in _shuffles(config, iteration, config.batch_size, shape):
+        yield torch.tensor(shuffled)
 
 
 def sequence_indices(config: Any, iteration: int) -> Iterator[Tensor]:
-    """The same for whole sequences: a shuffle of the B environments, M / T of them to a minibatch, time first."""
+    """The same for whole sequences: the B environments are shuffled, a minibatch has M / T of them, time first."""
     require_sequences(config)
-    generators = [generator(seed, MINIBATCHES, iteration) for seed in config.seed_values]
-    wide = config.minibatch_size // config.num_steps
-    filled = config.minibatches * wide - config.num_envs
     steps = config.num_envs * np.arange(config.num_steps)[:, None]  # [T, 1]
-    for _ in range(config.epochs):
-        chosen = [np.pad(rng.permutation(config.num_envs), (0, filled), constant_values=-1) for rng in generators]
-        columns = np.stack(chosen).reshape(config.seeds, config.minibatches, 1, wide)
+    shape = config.minibatches, config.minibatch_size // config.num_steps
+    for shuffled in _shuffles(config, iteration, config.num_envs, shape):
+        columns = shuffled[:, :, None]  # [S, N/M, 1, M / T]
         rows = np.where(columns < 0, -1, steps + columns)  # [S, N/M, T, M / T]
-        yield torch.tensor(rows.reshape(config.seeds, config.minibatches, -1))
+        yield torch.tensor(rows).flatten(2)
+
+
+def _shuffles(config: Any, iteration: int, count: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    """For each epoch the numbers 0 … count − 1 in an order of each seed's own, [S, *shape], −1 in what is left."""
+    generators = [generator(seed, MINIBATCHES, iteration) for seed in config.seed_values]
+    padding = 0, shape[0] * shape[1] - count
+    for _ in range(config.epochs):
+        shuffled = [np.pad(rng.permutation(count), padding, constant_values=-1) for rng in generators]
+        yield np.stack(shuffled).reshape(-1, *shape)
 
 
 def require_sequences(config: Any) -> None:
     """ValueError where minibatches do not consist of whole sequences, as a policy that remembers needs them."""
     if config.minibatch_size % config.num_steps:
         raise ValueError(
-            f"minibatch_size is {config.minibatch_size}, but a policy that remembers learns from whole sequences of "
-            f"num_steps {config.num_steps}; expected a multiple of that, such as {config.num_steps}"
+            f"minibatch_size is {config.minibatch_size}, but a policy that remembers (gru) learns from whole sequences "
+            f"of num_steps {config.num_steps}; expected a multiple of that, such as {config.num_steps}"
         )
 
 

@@ -176,6 +176,8 @@ def test_a_player_acts_as_the_evaluation_does(tmp_path):
     config = dataclasses.replace(SMALL, total_steps=480, env_kwargs={"steps": 6})
     *_, last = ppo.train(config)
     policy = Policy(config, last.policy)
+    torch.manual_seed(0)
+    policy.parameters.normal_()  # so that actions depend on what is remembered
     with pytest.raises(ValueError, match=r"act takes one observation.*player\(observation\)"):
         policy.act(np.zeros(1, np.float32))
     with pytest.raises(ValueError, match="value takes one observation"):
@@ -183,13 +185,15 @@ def test_a_player_acts_as_the_evaluation_does(tmp_path):
     rng = np.random.default_rng(0)
     observations = rng.uniform(-1, 1, (9, 2, 1)).astype(np.float32)  # two environments
     begins = rng.random((9, 2)) < 0.3
-    player, memory = policy.player(seed=6), torch.zeros(2, 4)
+    player, memory, forgetful = policy.player(seed=6), torch.zeros(2, 4), []
     for seen, new in zip(observations, begins, strict=True):
         memory = torch.where(torch.from_numpy(new)[:, None], 0.0, memory)
         vector = policy.parameters[1]
         memory = policy.agent.see(vector, torch.from_numpy(seen), memory)
         wanted = policy.agent.act(vector, memory, None, None).tolist()
         assert player(seen, begins=new).tolist() == wanted
+        forgetful.append(policy.player(seed=6)(seen).tolist() == wanted)
+    assert not all(forgetful), "what is remembered matters"
 
 
 def test_a_player_of_a_policy_without_memory_acts_as_the_policy():

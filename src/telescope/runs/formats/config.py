@@ -4,8 +4,8 @@ Leaves out what the fields mean (each algorithm's config) and the command line t
 (`cli.py`).
 
 TOML has no null: a None is expressed by leaving its key out, or, where the field's default is something else,
-by the word "none". Values are held against the annotations by what does so for every config (`checks.fitted`): cattrs and
-msgspec would be a second way to, and name neither the value that came nor the key that was meant.
+by the word "none". Values are held against the annotations by what does so for every config (`checks.fitted`): cattrs
+and msgspec would be a second way to, and name neither the value that came nor the key that was meant.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""telescope: advantages that are right at every boundary, and trainers that use them.
+"""telescope: advantages that are right at every episode boundary, and trainers that use them.
 
-Importing it costs next to nothing: NumPy, numba, torch and the rest are loaded where first used.
+The import is fast: NumPy, numba, torch and other libraries are loaded when they are first needed.
 """
 
 # ruff: noqa: F403, F405 - the names are those of __all__
@@ -46,14 +46,16 @@ _SUBMODULES = {"algorithms", "answers", "control", "estimators", "losses", "metr
 
 
 def __getattr__(name: str) -> Any:
-    """The public functions and the submodules, when somebody asks for them."""
+    """Load public functions and submodules on first use."""
     if name not in _SUBMODULES | {*_FUNCTIONS}:
         raise AttributeError(f"module 'telescope' has no attribute {name!r}")
     try:
         if name == "conventions":
             return importlib.import_module("telescope.estimators.conventions")
         if name in _FUNCTIONS:
-            globals()[name] = getattr(importlib.import_module(_FUNCTIONS[name]), name)  # found at once the next time
+            globals()[name] = getattr(
+                importlib.import_module(_FUNCTIONS[name]), name
+            )  # the next access finds it directly
             return globals()[name]
         return importlib.import_module(f"telescope.{name}")
     except ModuleNotFoundError as error:

@@ -1,6 +1,6 @@
-"""Trained language models back from a run folder: complete prompts, evaluate on those that were held out.
+"""Load trained language models from a run folder: complete prompts, and evaluate on held-out prompts.
 
-Training is elsewhere. The model alone is an ordinary transformers folder, `RUN/model`.
+Leaves out training. The model alone is an ordinary transformers folder, `RUN/model`.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from telescope.runs.folder import RunFolder
 
 
 class Answers:
-    """The language model of a run as it stands in its folder."""
+    """The language model of a run, loaded from its folder."""
 
     def __init__(self, folder: RunFolder, *, trust: bool = False, device: str | None = None) -> None:
         self.folder = folder
         cls = algorithms.config_class(folder.algorithm)
         self.trust = trust
         self.config: Any = on_device(folder.config_to_use(cls, trusted=trust, runs_code=False), device)
-        # as it was saved: a run in bfloat16 that trains an adapter saves float32, which holds all of its update
+        # keep the saved dtype: a bfloat16 run with an adapter saves float32, which holds its whole update
         self.model, self.tokenizer = models.load(str(folder.require_model()), dtype=None, trust=trust)
         self.model = self.model.to(self.config.device).eval()
         self.ends = models.ends_of(self.model, self.tokenizer)
         for changed in folder.changed_inputs(inputs(self.config)):
-            warnings.warn(f"{changed} since the run began, so an evaluation measures something else", stacklevel=3)
+            warnings.warn(f"{changed} since the run began, so evaluations are not comparable", stacklevel=3)
 
     @memory()
     def complete(
         self, prompts: Sequence[str], *, max_tokens: int = 64, temperature: float = 1.0, rng: Any = None
     ) -> list[str]:
-        """A completion of each prompt: the likeliest tokens, or with `rng` (a NumPy generator) a sample.
+        """Complete each prompt: greedily, or with `rng` (a NumPy generator) by sampling.
 
-        temperature: of that sample; 0: the likeliest tokens after all.
+        temperature: for sampling. 0 is greedy.
         """
         if isinstance(prompts, str):
             raise ValueError(f"prompts is the string {prompts[:40]!r}; expected a list of strings: [prompt]")
@@ -84,12 +84,12 @@ class Answers:
         top_p: float | None = None,
         samples: int | None = None,
     ) -> dict[str, Any]:
-        """On held-out prompts: `exact_match` of greedy answers, `reward` of sampled ones, `length`, `truncated`, `kl`.
+        """Evaluate on held-out prompts: `exact_match` (greedy), `reward` (samples), `length`, `truncated`, `kl`.
 
-        Samples are drawn with the run's own temperature, top_k and top_p. Each of the four arguments replaces one of
-        these, and any of them has exact_match measured on samples too. temperature 0 is greedy, top_k 0 and top_p 1 the
-        whole vocabulary. `temperature`, `top_k`, `top_p` and `samples` of the result are those of the first metric.
-        What could not be measured is None, and a warning says why.
+        Samples use the run's own temperature, top_k and top_p. The four arguments replace these; if any is given,
+        exact_match is measured on samples too. temperature 0 is greedy; top_k 0 and top_p 1 mean the whole vocabulary.
+        `temperature`, `top_k`, `top_p` and `samples` of the result are those of the first metric. A value that could
+        not be measured is None, and a warning says why.
         """
         if prompts < 1:
             raise ValueError(f"prompts is {prompts}; expected at least 1")
@@ -97,7 +97,9 @@ class Answers:
         asked = {name: value for name, value in asked.items() if value is not None}
         if self.folder.algorithm == "reward_model":
             if asked:
-                raise ValueError(f"{next(iter(asked))} is of no use to a reward model, which samples nothing")
+                raise ValueError(
+                    f"{next(iter(asked))} has no effect on a reward model, which samples nothing; leave it out"
+                )
             return self._ordered(prompts)
         task = without_ends(self.config.open_task(), end_texts(self.tokenizer, self.ends))
         rows = task.held_out[:prompts]
@@ -117,7 +119,7 @@ class Answers:
         return {**measured, "kl": kl, **first, "prompts": len(rows)}
 
     def _own(self, *, needed: bool) -> Scoring | None:
-        """What the run was rewarded by, as a function; where it is not needed, its absence is a warning."""
+        """The run's reward as a function. If it is missing and not needed, there is only a warning."""
         source = getattr(self.config, "reward", None)
         if source is None:
             return None
@@ -133,13 +135,13 @@ class Answers:
             return None
 
     def _reference(self) -> Any:
-        """The model that training began with, after its warm start where it had one; None where it is gone."""
+        """The model that training began with (after a warm start, if any); None if it does not exist any more."""
         config = self.config
         dtype = getattr(torch, config.dtype)
         try:
             reference = models.load(config.model, seed=config.seed, dtype=dtype, trust=self.trust)[0]
         except ValueError as error:
-            warnings.warn(f"kl is not measured, without the model that training began with: {error}", stacklevel=3)
+            warnings.warn(f"kl is not measured, because the initial model cannot be loaded: {error}", stacklevel=3)
             return None
         reference = pretrained.cast(reference, next(self.model.parameters()).dtype).to(config.device).eval()
         state = self.folder.load_checkpoint()
@@ -156,15 +158,15 @@ class Answers:
 
 
 def _checked(temperature: float, top_k: int | None, top_p: float | None, samples: int) -> Sampling:
-    """Settings that mean something; ValueError that names the one that does not."""
+    """The settings. A ValueError names one that is not valid."""
     if not 0 <= temperature < math.inf or 0 < temperature < COLDEST:
-        raise ValueError(f"temperature is {temperature}; expected 0 (the likeliest tokens), or {COLDEST} and more")
+        raise ValueError(f"temperature is {temperature}; expected 0 (greedy), or {COLDEST} or more")
     if top_k is not None and top_k < 0:
-        raise ValueError(f"top_k is {top_k}; expected how many of the likeliest tokens may be drawn, 0 for all")
+        raise ValueError(f"top_k is {top_k}; expected the number of most likely tokens to draw from, or 0 for all")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; expected a probability above 0")
     if samples < 1 or (samples > 1 and temperature == 0):
-        why = "at temperature 0 all completions of a prompt are alike" if samples > 1 else "expected at least 1"
+        why = "at temperature 0 all completions of a prompt are equal" if samples > 1 else "expected at least 1"
         raise ValueError(f"samples is {samples}; {why}")
     return Sampling(temperature, top_k or None, None if top_p == 1 else top_p, samples)
 

@@ -1,6 +1,6 @@
-"""What every configuration asks of its own fields; a ValueError says which field it is, and what it holds.
+"""Checks of configuration fields. A ValueError names the field and its value.
 
-It leaves out what only one configuration asks.
+Leaves out checks that only one configuration needs.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from typing import Any
 
 
 def typed(config: object) -> None:
-    """Hold every field against its annotation: a wrong kind of value is a ValueError, whoever made the config.
+    """Check every field against its annotation. A value of another type raises a ValueError.
 
-    NumPy's scalars become Python's, ints become floats and lists tuples where the annotation says so. A field whose
-    metadata says `callable` also takes a function, which no flag and no file can hold.
+    NumPy scalars become Python numbers; ints become floats, and lists become tuples, if the annotation says so. A field
+    whose metadata says `callable` also accepts a function (only from Python).
     """
     cls: Any = type(config)
     functions = {field.name for field in dataclasses.fields(cls) if field.metadata.get("callable")}
@@ -38,7 +38,7 @@ def hints(cls: type[Any]) -> dict[str, Any]:
 
 
 def fitted(value: Any, hint: Any, place: str, none: str = "None") -> Any:
-    """The value as the annotation wants it. ValueError if it is something else; `none` is its word for None."""
+    """The value, converted to the annotation. A ValueError if that is impossible. `none` is the word for None."""
     value = _plain(value)
     for option in options(hint):
         matched, result = _match(value, option, place)
@@ -49,13 +49,13 @@ def fitted(value: Any, hint: Any, place: str, none: str = "None") -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A scalar of NumPy or torch as Python's own; everything else as it is."""
+    """A NumPy or torch scalar as a Python number; everything else unchanged."""
     scalar = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
     return value.item() if scalar else value
 
 
 def _match(value: Any, option: Any, place: str) -> tuple[bool, Any]:
-    """Whether one alternative of an annotation takes the value, and what it makes of it."""
+    """Whether one alternative of an annotation accepts the value, and the converted value."""
     origin = typing.get_origin(option)
     if option is Any:
         return True, value
@@ -71,7 +71,7 @@ def _match(value: Any, option: Any, place: str) -> tuple[bool, Any]:
         return True, float(value)
     if option is float and type(value) is float and math.isnan(value):
         raise ValueError(f"{place} is nan; expected a number")
-    return type(value) is option, value  # exactly: True is no int here
+    return type(value) is option, value  # exactly: True is not an int here
 
 
 def _fitted_tuple(value: Any, hints: tuple[Any, ...], place: str) -> Any:
@@ -91,7 +91,7 @@ def _plain_values(value: Any) -> Any:
 
 
 def options(hint: Any) -> list[Any]:
-    """The alternatives of a union; float last, since it takes an int."""
+    """The alternatives of a union, with float last because it accepts an int."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return sorted(typing.get_args(hint) if union else [hint], key=lambda one: (one is not types.NoneType, one is float))
 
@@ -110,7 +110,7 @@ def described(hint: Any, none: str = "None") -> str:
 
 
 def import_path(value: Any) -> str:
-    """`module:name` of a function or class, where a program finds it again; `module:` alone if none can."""
+    """`module:name` of a function or class that can be imported again; `module:` alone if it cannot."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
     found = sys.modules.get(str(module))
     for part in name.split("."):
@@ -141,13 +141,13 @@ def in_unit_interval(config: object, *names: str) -> None:
 
 
 def unread(config: object, name: str, reader: str, reason: str) -> None:
-    """ValueError if a field that nobody reads here was set to something of its own; `reader`: what would read it."""
+    """Raise a ValueError if a field was set that has no effect here. `reader`: what would use it."""
     if changed(config, name):
         raise ValueError(f"{name} is {getattr(config, name)!r}, but {reason}, so nothing would read it; {reader}")
 
 
 def changed(config: object, name: str) -> bool:
-    """Is a field something else than its class's default?"""
+    """Whether a field differs from its class's default."""
     [default] = [field.default for field in dataclasses.fields(config) if field.name == name]  # type: ignore[arg-type]
     return bool(getattr(config, name) != default)
 
@@ -162,7 +162,7 @@ def _require(config: object, names: Iterable[str], holds: Callable[[Any], bool],
 
 
 def whole_number(name: str, value: Any) -> int:
-    """An argument as an int >= 1; ValueError if it is something else."""
+    """An argument as an int >= 1. A ValueError if it is something else."""
     number = fitted(value, int, name)
     if number < 1:
         raise ValueError(f"{name} is {number}; expected at least 1")
@@ -170,7 +170,7 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def fits_memory(numbers: int, subject: str) -> None:
-    """ValueError if so many float32 numbers are more than this machine's memory; `subject` begins the sentence."""
+    """Raise a ValueError if `numbers` float32 numbers exceed this machine's memory. `subject` begins the sentence."""
     if not hasattr(os, "sysconf"):
         return
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -179,24 +179,24 @@ def fits_memory(numbers: int, subject: str) -> None:
 
 
 def missing_device(device: str) -> str:
-    """Why torch can keep no numbers on a device of this name, in words; empty if it can."""
+    """Why torch cannot store numbers on this device; empty if it can."""
     import torch
 
     try:
-        torch.zeros(1, device=device).cpu()  # which also turns down those that hold no numbers
-    except Exception as error:  # a name that it does not know, or a device that is not there: of many kinds
+        torch.zeros(1, device=device).cpu()  # fails too for devices that hold no numbers
+    except Exception as error:  # an unknown name or a missing device raises many types
         return " ".join(str(error).split()).partition(". ")[0]
     return ""
 
 
 def require_device(config: Any) -> None:
-    """ValueError where the configuration's device is not available."""
+    """Raise a ValueError if the configuration's device is not available."""
     if reason := missing_device(config.device):
         raise ValueError(f"device is {config.device!r}, which is not available here ({reason}); try --device cpu")
 
 
 def on_device(config: Any, device: str | None) -> Any:
-    """The configuration with a device that is here: the one that is asked for, or its own, or else the CPU."""
+    """The configuration with an available device: the given one, or its own, or otherwise the CPU."""
     if device is not None:
         config = dataclasses.replace(config, device=device)
         require_device(config)
@@ -208,18 +208,18 @@ def on_device(config: Any, device: str | None) -> Any:
 
 @contextlib.contextmanager
 def fitting() -> Iterator[None]:
-    """A state that lacks something, or has something else in its place, as a ValueError."""
+    """Turn errors from an incomplete or inconsistent state into a ValueError."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(
-            f"the state to resume from does not hold what this run needs ({type(error).__name__}: {error}); was it "
-            "changed, or written by another version?"
+            f"the state to resume from does not match this run ({type(error).__name__}: {error}); was it changed, or "
+            "written by another version?"
         ) from error
 
 
 def same_kind(what: str, saved: Any, own: Any) -> None:
-    """ValueError unless `saved` has the names, shapes and dtypes of `own`: compiled loops trust them."""
+    """Raise a ValueError unless `saved` has the names, shapes and dtypes of `own`. Compiled loops do not check them."""
     if isinstance(own, Mapping):
         if not isinstance(saved, Mapping) or saved.keys() != own.keys():
             names = sorted(saved) if isinstance(saved, Mapping) else type(saved).__name__

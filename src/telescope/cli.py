@@ -1,4 +1,4 @@
-"""The command line: `telescope train`, `eval` and `plot`, and how what goes wrong becomes one sentence.
+"""The command line: `telescope train`, `eval` and `plot`, with errors as one sentence.
 
 Leaves out the commands themselves (`commands/`).
 """
@@ -27,7 +27,7 @@ USAGE = """usage: telescope COMMAND …
   telescope train ALGORITHM ENV [flags]     train a population of seeds: telescope train ppo CartPole-v1 --seeds 8
   telescope train ALGORITHM TASK [flags]    train a language model: telescope train grpo lm/addition
   telescope train --resume RUN [flags]      continue a run where it stopped, bit for bit
-  telescope train --start RUN [flags]       begin a new run with the agents of another
+  telescope train --start RUN [flags]       begin a new run from another run's agents
   telescope eval RUN [flags]                evaluate the agents of a run
   telescope plot RUN [RUN …] --out FILE     draw learning curves
   telescope --version
@@ -44,17 +44,17 @@ WORDS = {
     "run": "train",
     "resume": "train --resume",
 }
-"""Commands of other programs, and what they are here."""
+"""Commands of other programs → ours."""
 
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
-"""What libraries take from the environment about their own progress bars and greetings."""
+"""Environment variables that turn off libraries' progress bars and greetings."""
 
 TOLD = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
-"""Kinds of exceptions that telescope raises with a sentence in them; any other kind is a mistake in its code."""
+"""Types of exceptions that telescope raises with a sentence. Any other type is a bug in its code."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 1 for a run that failed, 2 for a command that makes no sense."""
+    """Run a command and return its exit status: 0, 1 for a failed run, 2 for an invalid command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _quieten()
     with mended():
@@ -86,10 +86,10 @@ def _run(arguments: list[str], *, alone: bool) -> int:
 
 
 def _quieten() -> None:
-    """Keep the progress bars of libraries off the terminal, and warnings that are about their code, not the user's."""
+    """Turn off libraries' progress bars, and warnings about their own code."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    if sys.warnoptions:  # the user has said which to show
+    if sys.warnoptions:  # the user chose which to show
         return
     show = warnings.showwarning
 
@@ -101,7 +101,7 @@ def _quieten() -> None:
 
 
 def _explained(command: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Turn what can go wrong into one sentence on standard error; what the user's code raised keeps its traceback."""
+    """Print errors as one sentence on standard error. Errors of the user's code keep their traceback."""
     try:
         return command(arguments)
     except KeyboardInterrupt as interrupt:
@@ -114,7 +114,7 @@ def _explained(command: Callable[[list[str]], int], arguments: list[str]) -> int
 
 
 def _below(error: Exception) -> TracebackType | None:
-    """The traceback without this file's own frame, which `python -m telescope.cli` calls `__main__`."""
+    """The traceback without this file's frame, which `python -m telescope.cli` calls `__main__`."""
     return error.__traceback__ and error.__traceback__.tb_next
 
 

@@ -1,6 +1,6 @@
-"""Whose an exception is: telescope's own refusals are told in one sentence, the user's errors with their traceback.
+"""Decide whose an exception is: telescope's own errors become one sentence, errors of the user's code keep a traceback.
 
-Leaves out how either is printed (`cli.py`).
+Leaves out printing (`cli.py`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ IN_WORKER = "Raised in a worker process:"
 
 
 def is_users(error: BaseException) -> bool:
-    """Did code that is neither telescope's nor a library of its take part in raising this, or what caused it?
+    """Whether code outside telescope and its libraries took part in raising this exception or its cause.
 
-    An environment, a reward function, a network, or a module that they import: whatever the exception's type, only the
-    line that raised it helps. An exception that came from a worker process carries the answer with it.
+    It may be an environment, a reward function, a network, or a module that they import. Then only the line that raised
+    the exception helps, whatever its type. An exception from a worker process carries the answer with it.
     """
     for one in _chain(error):
         if any(note.startswith(IN_WORKER) for note in getattr(one, "__notes__", ())):
@@ -34,16 +34,16 @@ def is_users(error: BaseException) -> bool:
 
 
 def sendable(error: Exception) -> Exception:
-    """The exception as another process can receive it; a user's error brings its traceback along as a note."""
+    """The exception in a form that can be sent to another process. A user's error keeps its traceback as a note."""
     text = f"{IN_WORKER}\n{''.join(traceback.format_exception(error))}".rstrip() if is_users(error) else ""
     if text:
         error.add_note(text)
     try:
-        again = pickle.loads(pickle.dumps(type(error)(error)))  # in this way Gymnasium's workers wrap an exception
+        again = pickle.loads(pickle.dumps(type(error)(error)))  # Gymnasium's workers wrap an exception this way
         whole = getattr(pickle.loads(pickle.dumps(error)), "__notes__", []) == getattr(error, "__notes__", [])
         if whole and isinstance(again, type(error)):
             return error
-    except Exception:  # its constructor takes something else, or it holds what cannot be pickled
+    except Exception:  # another constructor, or it cannot be pickled
         pass
     plain = RuntimeError(f"{type(error).__name__}: {error}")
     if text:
@@ -52,7 +52,7 @@ def sendable(error: Exception) -> Exception:
 
 
 def missing_extra(error: BaseException) -> str:
-    """The sentence about the extra that brings the module which an import did not find; empty for any other error."""
+    """A sentence that names the extra for a missing module; empty for any other error."""
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return ""
     package = _canonical(error.name.partition(".")[0])
@@ -64,12 +64,12 @@ def missing_extra(error: BaseException) -> str:
 
 
 def installed(file: str) -> bool:
-    """Is this a file of an installed package? One in development, which its user edits, isn't."""
+    """Whether this is a file of an installed package (not of an editable install)."""
     return not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception, what caused it, and what it carries as its argument, as those of Gymnasium's workers do."""
+    """The exception, its causes, and exceptions in its arguments (as Gymnasium's workers have them)."""
     seen: list[BaseException] = []
     waiting: list[Any] = [error]
     while waiting:
@@ -82,7 +82,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_users(frame: FrameType) -> bool:
-    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]  # generated code has none, or its maker's
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[
+        0
+    ]  # generated code has no name, or that of its generator
     if package in ("", "telescope") or package in sys.stdlib_module_names:
         return False
     file = frame.f_code.co_filename
@@ -91,7 +93,7 @@ def _is_users(frame: FrameType) -> bool:
 
 @functools.cache
 def _libraries() -> frozenset[str]:
-    """The packages that telescope needs, and those that they need, as they are imported."""
+    """The import names of the packages that telescope needs, and of their own requirements."""
     needed, waiting = set[str](), ["telescope-rl"]
     while waiting:
         name = _canonical(waiting.pop())

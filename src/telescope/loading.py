@@ -1,6 +1,6 @@
-"""`telescope.load`: one door to what a run has trained, agents in environments or a language model.
+"""`telescope.load`: load what a run has trained, agents in environments or a language model.
 
-Leaves out what comes back: `policy.py` and `answers.py`.
+Leaves out the objects that it returns (`policy.py` and `answers.py`).
 """
 
 from __future__ import annotations
@@ -25,26 +25,25 @@ def load(
     trust: bool = False,
     device: str | None = None,
 ) -> Policy | Answers:
-    """What a run has trained: a Policy where it trained agents, Answers where it trained a language model.
+    """Load what a run has trained: a Policy for agents, Answers for a language model. The folder says which.
 
-    `telescope.load("runs/cartpole").act(observation)`, `telescope.load("runs/grpo").complete(["37+58="])`. The folder
-    says which kind of run it is.
+    `telescope.load("runs/cartpole").act(observation)`, `telescope.load("runs/grpo").complete(["37+58="])`.
 
     Args:
         run: the run folder.
-        best: agents only: each seed as it was at its best evaluation during training, instead of at the end.
+        best: agents only: load each seed's agent with the best evaluation during training, instead of the final one.
         network: agents only: the network of the run, if it was not built from the config.
-        trust: run the code that the folder names (an environment's module, a reward file), though somebody else began
-            the run; without it that is a RunError.
-        device: where networks and models live. The default is where they were trained, or the CPU, with a warning, if
-            there is no such device here.
+        trust: run the code that the folder names (an environment's module, a reward file), even if somebody else began
+            the run. Otherwise that is a RunError.
+        device: device of networks and models. The default is the one they were trained on, or the CPU, with a warning,
+            if this machine lacks it.
 
     Raises:
         ValueError: an option does not fit the kind of run.
-        RunError: there is no run, nothing was saved yet, or what was saved cannot be trusted.
+        RunError: there is no run, nothing was saved yet, or a file is damaged or not trusted.
     """
     algorithm = RunFolder.open(run).algorithm
-    find(algorithm)  # what it needs and is not installed is named
+    find(algorithm)  # raises an error that names a missing package
     if algorithm not in LANGUAGE:
         from telescope.policy import load as agents
 

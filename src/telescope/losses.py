@@ -1,10 +1,8 @@
-"""Objectives of policy-gradient methods as pure functions: per element, unreduced, to be minimised.
+"""Losses as pure functions of torch tensors: per element, unreduced, to be minimised.
 
-Arguments have one shape; a number, or a tensor without axes, is the same for all elements. Half precision is computed
-and returned in float32.
-
-How advantages are estimated, how elements are weighted and averaged, and what network produced the log-probabilities
-are left to the caller: weights come from the whole batch before it is split.
+All arguments have one shape; a number, or a tensor without axes, applies to all elements. Half precision is computed
+and returned in float32. Leaves out advantages, the weights of elements (compute them from the whole batch before you
+split it), and networks.
 """
 
 from __future__ import annotations
@@ -25,9 +23,9 @@ def importance_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
 
 
 def ratio_of(log_ratio: Tensor) -> Tensor:
-    """exp(log ρ), at most the largest number that there is.
+    """exp(log ρ), bounded by the largest finite number.
 
-    Infinity would make NaN of a gradient of 0, which is what a clip leaves of it. Beyond the bound the gradient is 0.
+    With infinity, a clip's gradient of 0 would become 0 · ∞ = NaN. Beyond the bound the gradient is 0.
     """
     (log_ratio,) = _alike(log_ratio=log_ratio)
     return torch.exp(_bounded(log_ratio))
@@ -43,10 +41,10 @@ def sequence_log_ratio(
 
     Args:
         log_probs, old_log_probs: [..., T].
-        mask: of the same shape, True counts. Masked places give 0 and, NaN or not, are not read.
+        mask: of the same shape, True counts. Masked places give 0 and are not read, even if NaN.
         average: divide by the number of live tokens |y|.
-        owner: integers of the same shape, which sequence each place belongs to, where several are packed into one
-            row. None: each row along the last axis is one.
+        owner: integers of the same shape, the sequence of each place, if several are packed into one row. None: each
+            row along the last axis is one sequence.
     """
     arrays.library("mask", mask)
     arrays.check_alike(log_probs=log_probs, old_log_probs=old_log_probs, mask=mask, owner=owner)
@@ -62,8 +60,9 @@ def sequence_log_ratio(
 def anchored(log_sequence_ratio: Tensor, log_probs: Tensor) -> Tensor:
     """log s_t = sg(log s) + log π_t − sg(log π_t): the sequence's ratio, but each token has a gradient of its own.
 
-    GSPO-token (Zheng et al. 2025), equation 14; sg stops gradients. Where the advantage is constant in a sequence and
-    tokens weigh 1/|y|, value and gradient are those of `sequence_log_ratio`; where it is not, this one is meant.
+    GSPO-token (Zheng et al. 2025), equation 14; sg stops gradients. If the advantage is constant in a sequence and
+    tokens weigh 1/|y|, value and gradient are those of `sequence_log_ratio`. Use this one if advantages differ per
+    token.
     """
     log_sequence_ratio, log_probs = _alike(log_sequence_ratio=log_sequence_ratio, log_probs=log_probs)
     return value_of(log_sequence_ratio, log_probs)
@@ -80,16 +79,16 @@ def ppo_clip(
 ) -> Tensor:
     """The clipped surrogate −min(ρ A, clip(ρ, 1−ε, 1+ε) A), PPO (arXiv 1707.06347), equation 7.
 
-    With A > 0 the gain stops growing at ρ = 1+ε, with A < 0 at ρ = 1−ε; the minimum keeps the gradient where the ratio
-    has moved the wrong way. With clip = inf it is the conservative surrogate −ρ A of TRPO.
+    With A > 0 the gain stops growing at ρ = 1+ε, with A < 0 at ρ = 1−ε. The minimum keeps the gradient if the ratio has
+    moved in the wrong direction. With clip = inf it is the conservative surrogate −ρ A of TRPO.
 
     Args:
         ratio, advantages: of one shape.
-        clip: ε; with `clip_high` only that of the lower bound.
-        clip_high: ε of the upper bound where it differs (DAPO's "clip-higher", arXiv 2503.14476).
-        dual_clip: c > 1; where A < 0 the loss is at most −c A, so that a large ratio of a bad action has no gradient
+        clip: ε; with `clip_high` only for the lower bound.
+        clip_high: ε of the upper bound (DAPO's "clip-higher", arXiv 2503.14476). None: `clip`.
+        dual_clip: c > 1. Where A < 0 the loss is at most −c A, so that a large ratio of a bad action has no gradient
             (Ye et al. 2020, arXiv 1912.09729).
-        ratio_cap: δ; min(ρ, δ) in place of ρ in the unclipped term, the same idea (INTELLECT-2, arXiv 2505.07291).
+        ratio_cap: δ. min(ρ, δ) replaces ρ in the unclipped term, for the same reason (INTELLECT-2, arXiv 2505.07291).
     """
     ratio, advantages = _alike(ratio=ratio, advantages=advantages)
     low = _bound("clip", clip, ratio)
@@ -102,10 +101,10 @@ def ppo_clip(
 
 
 def cispo(ratio: Tensor, log_probs: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
-    """−sg(clip(ρ, low, high)) A log π: no token loses its gradient, only its weight is bounded.
+    """−sg(clip(ρ, low, high)) A log π: the weight of a token is bounded, but it keeps its gradient.
 
-    CISPO (MiniMax-M1, arXiv 2506.13585); sg stops gradients. The bounds are of the ratio itself: `high` is
-    5, not 4, for five times. With both bounds 1 it is `reinforce`.
+    CISPO (MiniMax-M1, arXiv 2506.13585); sg stops gradients. The bounds are those of the ratio itself: `high` is 5, not
+    4, for a ratio of at most 5. With both bounds 1 it is `reinforce`.
     """
     ratio, log_probs, advantages = _alike(ratio=ratio, log_probs=log_probs, advantages=advantages)
     return -ratio.detach().clamp(low, high) * advantages * log_probs
@@ -138,8 +137,8 @@ def huber_loss(values: Tensor, targets: Tensor, delta: float = 1.0) -> Tensor:
 def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip: Tensor | float) -> Tensor:
     """½ max((V − R̂)², (V_old + clip(V − V_old, −ε, ε) − R̂)²): the larger of the plain and the clipped error.
 
-    From OpenAI baselines' PPO2 (Engstrom et al. 2020, "Implementation matters", section 3, item 1). ε is in the unit of
-    the values, so it only makes sense where rewards are scaled. With clip = inf it is `squared_value_loss`.
+    From OpenAI baselines' PPO2 (Engstrom et al. 2020, "Implementation matters", section 3, item 1). ε is in units of
+    the values, so use it only with scaled rewards. With clip = inf it is `squared_value_loss`.
     """
     values, old_values, targets = _alike(values=values, old_values=old_values, targets=targets)
     bound = _bound("clip", clip, values)
@@ -167,40 +166,40 @@ def kl_k3(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
 
 
 def value_of(value: Tensor, gradient: Tensor) -> Tensor:
-    """The number of the first, the gradient of the second: sg(value) + gradient − sg(gradient)."""
+    """The value of the first argument with the gradient of the second: sg(value) + gradient − sg(gradient)."""
     value, gradient = _alike(value=value, gradient=gradient)
-    return value.detach() + (gradient - gradient.detach())  # the difference first: it is 0, and rounds nothing
+    return value.detach() + (gradient - gradient.detach())  # the difference first: it is exactly 0
 
 
 def per_sequence(x: Tensor, owner: Tensor | None = None) -> Tensor:
-    """The sum of x over the sequence that each place belongs to, at that place: over the row, or over its `owner`s."""
+    """For each place, the sum of x over its sequence: its row, or the places with the same `owner`."""
     arrays.check_alike(x=x, owner=owner)
     (x,) = _alike(x=x)
     if owner is None:
         return x.sum(-1, keepdim=True).expand_as(x)
     check_owner(owner)
-    names, places = owner.unique(return_inverse=True)  # a micro-batch keeps the whole batch's numbers
+    names, places = owner.unique(return_inverse=True)  # a micro-batch keeps the numbers of the whole batch
     sums = torch.zeros(len(names), dtype=x.dtype, device=x.device)
     return sums.index_add(0, places.flatten(), x.flatten())[places]
 
 
 def check_owner(owner: Tensor) -> None:
-    """Integers: the number of each place's sequence."""
+    """Raise a ValueError unless `owner` holds integers."""
     if owner.is_floating_point() or owner.is_complex():
         raise ValueError(f"owner has dtype {owner.dtype}; expected integers, the number of each place's sequence")
 
 
 def _alike(**named: Any) -> list[Any]:
-    """All of one shape, since [4] against [4, 1] would be a matrix of losses; in working precision.
+    """All arguments in working precision, after a check that they have one shape: [4] and [4, 1] would give a matrix.
 
-    What has no axes goes with any shape, and so does a number.
+    Numbers and tensors without axes match any shape.
     """
     first = None
     for name, x in named.items():
         if first is not None and isinstance(x, int | float):
             named[name] = arrays.scalar(x, first)
         elif arrays.library(name, x) is not torch:
-            raise ValueError(f"{name} is not a torch tensor but a {type(x).__name__}; losses are torch's alone")
+            raise ValueError(f"{name} is a {type(x).__name__}; expected a torch tensor (losses support only torch)")
         arrays.check_real(name, named[name])
         named[name] = named[name].to(arrays.working_dtype(named[name]))
         first = named[name] if first is None else first
@@ -210,7 +209,7 @@ def _alike(**named: Any) -> list[Any]:
 
 
 def _bound(name: str, bound: Tensor | float, x: Tensor) -> Any:
-    """A plain number as it is; a tensor without axes, or of the shape of what it bounds, in its dtype."""
+    """A number unchanged, or a tensor in the dtype of x, without axes or of the shape of x."""
     if isinstance(bound, int | float):
         return bound
     arrays.check_neighbour("values", x, name, bound)
@@ -221,7 +220,7 @@ def _bound(name: str, bound: Tensor | float, x: Tensor) -> Any:
 
 
 def _clamped(x: Tensor, low: Any, high: Any) -> Tensor:
-    """x within bounds, which may be tensors (an annealed clip). At a bound it has its gradient of 1."""
+    """x within bounds, which may be tensors (an annealed clip). Exactly at a bound its gradient is 1."""
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (low, high))
     return torch.clamp(x, low, high)
@@ -230,4 +229,4 @@ def _clamped(x: Tensor, low: Any, high: Any) -> Tensor:
 def _bounded(log_ratio: Tensor) -> Tensor:
     """A logarithm whose exponential is finite."""
     kind = torch.finfo(log_ratio.dtype)
-    return log_ratio.clamp(max=math.log(kind.max) * (1 - kind.eps))  # a little less, for the rounding of exp
+    return log_ratio.clamp(max=math.log(kind.max) * (1 - kind.eps))  # slightly less, because exp rounds

@@ -1,7 +1,6 @@
 """Statistics of runs: interquartile mean, bootstrap intervals, explained variance, summary of an evaluation.
 
-Leaves out where the numbers come from (`runs/`) and how they are drawn (`runs/formats/curves.py`): plain NumPy arrays
-in.
+The functions take plain NumPy arrays. Leaves out reading (`runs/`) and drawing (`runs/formats/curves.py`).
 """
 
 from __future__ import annotations
@@ -22,11 +21,10 @@ Array = npt.NDArray[Any]
 def iqm(scores: npt.ArrayLike, axis: int = -1) -> Any:
     """Interquartile mean: the mean of the middle half of the scores.
 
-    Sorted scores x₁ ≤ … ≤ xₙ are seen as a step function on [0, n]; its mean over [n/4, 3n/4] is returned.
-    Where 4 divides n this is the 25 % trimmed mean of Agarwal et al. 2021 (arXiv:2108.13264, §4.3); elsewhere
-    the two scores at the quartiles count in part, whereas rliable rounds the cut down, which at three runs
-    trims nothing at all. One score is its own mean, two give their plain mean. NaN among the scores gives
-    NaN; the trimmed scores may be infinite.
+    Sorted scores x₁ ≤ … ≤ xₙ are a step function on [0, n]; the result is its mean over [n/4, 3n/4]. If 4 divides n,
+    this is the 25 % trimmed mean of Agarwal et al. 2021 (arXiv:2108.13264, §4.3). Otherwise the two scores at the
+    quartiles count partly; rliable rounds the cut down instead, so with three runs it trims nothing. One score is its
+    own mean; two give their plain mean. NaN among the scores gives NaN; the trimmed scores may be infinite.
 
     scores: any shape with at least one entry along `axis`; the result lacks that axis.
     """
@@ -40,9 +38,9 @@ def iqm(scores: npt.ArrayLike, axis: int = -1) -> Any:
         raise ValueError(f"scores has shape {np.shape(scores)}: no score along axis {axis} to take the mean of")
     rank = np.arange(count)
     weight = np.clip(np.minimum(rank + 1, 0.75 * count) - np.maximum(rank, 0.25 * count), 0.0, 1.0)
-    kept = weight > 0  # a product with weight 0 would turn a trimmed infinity into NaN
+    kept = weight > 0  # 0 · ∞ would be NaN
     middle = (ordered[..., kept] * weight[kept]).sum(-1) / weight.sum()
-    return np.where(np.isnan(ordered[..., -1]), np.nan, middle)[()]  # sort puts NaN last
+    return np.where(np.isnan(ordered[..., -1]), np.nan, middle)[()]  # NaN is sorted last
 
 
 @quiet
@@ -55,10 +53,10 @@ def bootstrap_ci(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic over independent runs, stratified by task.
 
-    Runs are drawn with replacement, as many as there are, within each task (column) on its own; the statistic
-    of all drawn scores together is one replicate, and the interval spans the central `level` of the
-    replicates (Agarwal et al. 2021, arXiv:2108.13264, §4.1; as rliable). With few runs such an interval is
-    too narrow: at 8 Gaussian runs a 95 % interval of the mean holds the truth about 9 times in 10.
+    Each replicate draws as many runs as there are, with replacement, separately within each task (column), and computes
+    the statistic of all drawn scores. The interval spans the central `level` of the replicates (Agarwal et al. 2021,
+    arXiv:2108.13264, §4.1; as in rliable). With few runs the interval is too narrow: with 8 Gaussian runs, a 95 %
+    interval of the mean contains the truth about 9 times in 10.
 
     scores: `[S]` one score per run (seed), or `[S, tasks]`. statistic: called as `statistic(replicates,
     axis=-1)`. rng: a Generator or a seed; the same seed gives the same interval.
@@ -80,17 +78,17 @@ def bootstrap_ci(
 
 
 ENOUGH = 5
-"""Runs from which a bootstrap interval is drawn; that of two or three is their range, whatever it calls itself."""
+"""The minimum number of runs for a bootstrap interval. With two or three runs it would be their range."""
 
 
 def interval(scores: npt.ArrayLike) -> tuple[float, float]:
-    """What to show around the interquartile mean of runs `[S]`: the 95 % bootstrap interval, or the range of a few."""
+    """The interval around the interquartile mean of runs `[S]`: a 95 % bootstrap interval, or the range of few runs."""
     runs = _numbers("scores", scores)
     return bootstrap_ci(runs) if len(runs) >= ENOUGH else (float(runs.min()), float(runs.max()))
 
 
 def interval_name(runs: int) -> str:
-    """What `interval` is for this many runs."""
+    """The name of `interval` for this number of runs."""
     return "95 % bootstrap interval" if runs >= ENOUGH else "lowest to highest seed"
 
 
@@ -101,13 +99,13 @@ def explained_variance(
     mask: npt.ArrayLike | None = None,
     axis: int | tuple[int, ...] | None = None,
 ) -> Any:
-    """Share of the variance of the returns that the values explain: 1 − Var[returns − values] / Var[returns].
+    """The share of the returns' variance that the values explain: 1 − Var[returns − values] / Var[returns].
 
-    1 is a perfect critic (up to a constant), 0 is no better than a constant, below 0 is worse. NaN where the
-    returns do not vary, or nothing is live.
+    1 is a perfect critic (up to a constant), 0 is no better than a constant, and below 0 is worse. NaN if the returns
+    do not vary, or nothing is live.
 
-    values, returns: the same shape. mask: True counts. axis: taken over these axes, all by default; a `[T, S,
-    B]` batch with `axis=(0, 2)` gives one number per seed.
+    values, returns: of one shape. mask: True counts. axis: the axes to reduce, by default all; a `[T, S, B]` batch with
+    `axis=(0, 2)` gives one number per seed.
     """
     values, returns = _numbers("values", values), _numbers("returns", returns)
     if values.shape != returns.shape:
@@ -117,25 +115,25 @@ def explained_variance(
     live = np.ones(values.shape, dtype=bool) if mask is None else _live(mask)
     if live.shape != values.shape:
         raise ValueError(f"mask has shape {live.shape} but values has {values.shape}")
-    values, returns = values / 2, returns / 2  # half as large, no difference overflows
+    values, returns = values / 2, returns / 2  # halved, so that no difference overflows
     residual, total = _root_squares(returns - values, live, axis), _root_squares(returns, live, axis)
     share = residual / np.where(total > 0, total, 1.0)
     return np.where(total > 0, 1.0 - np.square(share), np.nan)[()]
 
 
 def _root_squares(x: Array, live: Array, axis: int | tuple[int, ...] | None) -> Array:
-    """√Σ (x − mean)² of the live entries; whatever stands in the others does not enter."""
+    """√Σ (x − mean)² over the live entries; other entries have no effect."""
     count = np.maximum(live.sum(axis=axis, keepdims=True), 1)
     smallest = np.where(live, x, np.inf).min(axis=axis, keepdims=True, initial=np.inf)
     above = np.where(live, x - smallest, 0.0)  # exactly 0 where all are equal
     centred = np.where(live, above - (above / count).sum(axis=axis, keepdims=True), 0.0)
     largest = np.abs(centred).max(axis=axis, keepdims=True, initial=0.0)
-    unit = centred / np.where(largest == 0, 1.0, largest)  # whose square can neither overflow nor vanish
+    unit = centred / np.where(largest == 0, 1.0, largest)  # its square neither overflows nor vanishes
     return np.asarray((largest * np.sqrt(np.square(unit).sum(axis=axis, keepdims=True))).squeeze(axis))
 
 
 def _numbers(name: str, values: npt.ArrayLike) -> Array:
-    """In float64, if nothing gets lost: a masked array is its mask too, a complex number its imaginary part."""
+    """The array in float64. An error if that loses information, as for masked arrays and complex numbers."""
     array = _array(name, values)
     arrays.check_real(name, array)
     return array.astype(np.float64)
@@ -152,18 +150,18 @@ def _array(name: str, values: npt.ArrayLike) -> Array:
     try:
         return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"{name} is a {type(values).__name__} that is no array of numbers: {error}") from error
+        raise ValueError(f"{name} is a {type(values).__name__}, not an array of numbers: {error}") from error
 
 
 @quiet
 def summarise(per_seed_episode_returns: npt.ArrayLike) -> dict[str, Any]:
     """The evaluation of a population in plain Python numbers, as `telescope eval --json` prints it.
 
-    per_seed_episode_returns: `[S, E]`, E evaluation episodes of each of S seeds.
+    per_seed_episode_returns: `[S, E]`, the returns of E evaluation episodes of each of S seeds.
 
-    A seed's score is the mean of its episodes (`per_seed`); `iqm`, `mean`, `worst` (the lowest) and `std`
-    (biased) are taken over those S scores, `ci95` is the bootstrap interval of the interquartile mean over
-    seeds, and `episodes` is E, the number of episodes of each seed.
+    A seed's score is the mean of its episodes (`per_seed`). `iqm`, `mean`, `worst` (the lowest) and `std` (biased) are
+    statistics of these S scores. `ci95` is the bootstrap interval of the interquartile mean over seeds, and `episodes`
+    is E.
     """
     table = _numbers("per_seed_episode_returns", per_seed_episode_returns)
     if table.ndim != 2 or table.size == 0:

@@ -1,6 +1,6 @@
-"""Modules that have moved: imports by their former names go on working, with a DeprecationWarning, until 1.0.
+"""Modules that have moved. Imports by their former names work until 1.0, with a DeprecationWarning.
 
-Leaves out names inside modules: those are where they were.
+Leaves out names inside modules, which have not moved.
 """
 
 import importlib
@@ -43,11 +43,11 @@ SPLIT = {
     "control.rollout": ("experience.rollout", "experience.samples", "experience.encoding"),
     "language.training": ("run", "execution", "checks", "optimiser", "randomness"),
 }
-"""Former name → the modules beside it that have its content now."""
+"""Former name → the modules in the same folder that have its content now."""
 
 
 class Former(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds a module by its former name."""
+    """An import finder for former names."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if fullname.removeprefix("telescope.") not in MOVED | SPLIT:
@@ -61,7 +61,7 @@ class Former(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return
         name = f"telescope.{MOVED[former.removeprefix('telescope.')]}"
         warnings.warn(f"{former} has moved: import {name}", DeprecationWarning, stacklevel=2)
-        sys.modules[former] = importlib.import_module(name)  # what the importing statement is given
+        sys.modules[former] = importlib.import_module(name)  # the result of the import
 
 
 def _have_content_of(module: ModuleType, parts: list[str]) -> None:

@@ -1,6 +1,6 @@
-"""Optimisers as values: `init` makes their state, a step is a pure function of parameters, state and gradient.
+"""Optimisers as values: `adam_init` makes the state, and a step is a pure function of parameters, state and gradient.
 
-Written for one agent's flat vector [P]; a population lifts them. Schedules are the training loop's business.
+They are written for one agent's flat vector [P]; a population lifts them. Leaves out schedules (the training loop).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class Adam(NamedTuple):
-    """Adam's moments, [P] and [P], and its step count t as β₁ᵗ and β₂ᵗ; a population's have S in front.
+    """Adam's moments, [P] and [P], and its step count t as β₁ᵗ and β₂ᵗ. Those of a population have S in front.
 
-    The powers live on the device, so that a seed that stops early keeps its own. As powers of a count, a compiled step
-    would take them anew for every few parameters.
+    The powers are stored on the device, so that a seed that stops early keeps its own. From a count, a compiled step
+    would compute the powers again for every few parameters.
     """
 
     first_moment: Tensor
@@ -49,6 +49,6 @@ def adam(
 
 
 def clip_by_norm(gradient: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
-    """Scale one agent's gradient [P] to at most `max_norm`; returns it and the norm it had."""
+    """Scale one agent's gradient [P] to a norm of at most `max_norm`. Return it and its norm before."""
     norm = torch.linalg.vector_norm(gradient)
     return gradient * torch.clamp(max_norm / (norm + 1e-6), max=1.0), norm

@@ -1,6 +1,6 @@
-"""Trained agents back from a run folder: act on observations, evaluate, keep the best.
+"""Load trained agents from a run folder: act on observations, evaluate, keep the best.
 
-Training is elsewhere; a policy holds only parameters and normalisation statistics.
+A policy holds only parameters and normalisation statistics. Leaves out training.
 """
 
 # S seeds, P parameters of one agent
@@ -31,7 +31,7 @@ from telescope.runs.folder import RunFolder
 
 
 class Policy:
-    """The agents of a run, one per seed, as they stand in a checkpoint."""
+    """The agents of a run, one per seed, from a checkpoint."""
 
     def __init__(self, config: AgentConfig, state: dict[str, Any], *, network: Network | None = None) -> None:
         self.config, self.seeds = config, config.seed_values
@@ -109,7 +109,7 @@ class Policy:
             )
 
     def value(self, observation: Any, *, seed: int | None = None) -> np.ndarray:
-        """V(s) by an agent's critic, for one observation [*obs] or a batch; in units of the (scaled) return."""
+        """V(s) from an agent's critic, for one observation [*obs] or a batch, in units of the (scaled) return."""
         self._require_no_memory("value")
         vector, inputs, single = self._inputs(observation, seed)
         with torch.no_grad():
@@ -117,7 +117,7 @@ class Policy:
         return values[0] if single else values
 
     def _inputs(self, observation: Any, seed: int | None) -> tuple[Tensor, Tensor, bool]:
-        """One agent's parameters, the observations as its network wants them [N, D], and whether there was just one."""
+        """One agent's parameters, the observations for its network [N, D], and whether it was a single observation."""
         s = self._position(seed)
         shape = self.observation_space.shape or ()
         observations = real_array(observation, "observation")
@@ -135,8 +135,8 @@ class Policy:
     def evaluate(self, episodes: int, *, stochastic: bool = False, max_steps: int | None = None) -> Evaluation:
         """Run whole episodes with every agent: returns and lengths [S, episodes].
 
-        An episode that has not ended after `max_steps` (the config's `eval_max_steps`) is cut there, with a warning,
-        and True in `cut`.
+        An episode that has not ended after `max_steps` (default: the config's `eval_max_steps`) is cut there, with a
+        warning, and True in `cut`.
         """
         episodes = whole_number("episodes", episodes)
         most = self.config.eval_max_steps if max_steps is None else whole_number("max_steps", max_steps)
@@ -206,7 +206,7 @@ def load(
     config = on_device(config, device)
     if best:
         state = folder.load_best()
-        missing = "no best agent yet; train with --eval-every to keep one"
+        missing = "no best agent yet; train with --eval-every to save one"
     else:
         checkpoint = folder.load_checkpoint()
         state = None if checkpoint is None else checkpoint["policy"]
@@ -217,7 +217,7 @@ def load(
 
 
 def keep_best(best: dict[str, Any] | None, policy: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The best agents so far, per seed, given the policy and the metrics rows of this iteration; None if unchanged."""
+    """The best agents so far, per seed, from the policy and the metrics rows of this iteration; None if unchanged."""
     scores = np.array([row["eval_return_mean"] for row in rows], dtype=np.float64)  # None becomes NaN
     previous = np.full(len(rows), -np.inf) if best is None else np.asarray(best["eval_return_mean"])
     better = scores > previous  # False for NaN: no evaluation in this iteration
@@ -240,5 +240,5 @@ def keep_best(best: dict[str, Any] | None, policy: dict[str, Any], rows: list[di
 
 
 def _start(space: Any) -> Any:
-    """Where a Discrete or MultiDiscrete space begins to count; inside, everything counts from 0."""
+    """The first value of a Discrete or MultiDiscrete space. Internally, everything counts from 0."""
     return getattr(space, "start", 0)

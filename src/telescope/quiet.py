@@ -1,7 +1,7 @@
-"""NumPy's floating point state is the caller's: it must not decide whether a valid call returns.
+"""Keep NumPy's floating point state from affecting valid calls.
 
-NumPy warns of NaN and infinity also where a select leaves them out, and raises under `np.errstate(all="raise")`. It
-leaves out other libraries, which do neither.
+NumPy warns about NaN and infinity even where a select drops them, and raises errors under `np.errstate(all="raise")`.
+Leaves out other libraries, which do neither.
 """
 
 import sys
@@ -15,12 +15,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def quiet(function: Function) -> Function:
-    """For a public function: it neither warns nor raises because of what floating point numbers can be."""
+    """Decorate a public function so that NaN, infinity and overflow neither warn nor raise."""
 
     @wraps(function)
     def silent(*arguments: Any, **options: Any) -> Any:
         torch = sys.modules.get("torch")
-        if torch is not None and torch.compiler.is_compiling():  # it cannot trace an errstate
+        if torch is not None and torch.compiler.is_compiling():  # the compiler cannot trace an errstate
             return function(*arguments, **options)
         with np.errstate(all="ignore"):
             return function(*arguments, **options)

@@ -1,6 +1,6 @@
-"""Random numbers of environments' agents, keyed by the seed's value, the purpose and the iteration.
+"""Random numbers of agents in environments, keyed by the seed's value, the purpose and the iteration.
 
-There is no generator state to store, and adding a seed changes no other.
+There is no generator state to save, and another seed changes nothing for the others.
 """
 
 import numpy as np
@@ -9,5 +9,5 @@ INIT, ACTIONS, MINIBATCHES, TRAINING_ENVIRONMENTS, EVALUATION_ENVIRONMENTS, EVAL
 
 
 def generator(seed: int, stream: int, iteration: int = 0) -> np.random.Generator:
-    """The random numbers of one seed (its value, never its position) for one purpose in one iteration."""
+    """A new generator for one seed (its value, never its position), one purpose and one iteration."""
     return np.random.default_rng([seed, stream, iteration])

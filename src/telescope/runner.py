@@ -1,7 +1,6 @@
-"""The loop around an algorithm's `train`: log, keep the best, checkpoint, stop if asked, draw.
+"""The loop around an algorithm's `train`: log, keep the best agents, save checkpoints, stop on a signal, draw curves.
 
-`telescope.train` for Python; the command line calls the same. Leaves out where its settings come from
-(`commands/train.py`).
+`telescope.train` from Python and the command line use it. Leaves out where settings come from (`commands/train.py`).
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ if TYPE_CHECKING:
     from telescope.runs.folder import RunFolder
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-"""How the threads of one step wait for each other: some microseconds awake, then asleep.
+"""How the threads of one step wait for each other: awake for some microseconds, then asleep.
 
-Always awake, as torch has it, they take the processors from other work, and steps last many times as long; asleep at
-once, small steps spend much of their time on waking them.
+torch's threads stay awake by default. On a machine with other work they then take processors from it, and steps take
+many times as long. If they slept at once, small steps would spend much of their time on waking them.
 """
 
 
 def wait_asleep() -> None:
-    """Have threads wait so. To be called before torch is loaded; what the user has set stays."""
+    """Make threads wait this way. Call it before torch is loaded. The user's own settings stay."""
     for name, value in WAITING.items():
         os.environ.setdefault(name, value)
 
@@ -42,12 +41,12 @@ def train(
     checkpoint_seconds: float = 60.0,
     **more: Any,
 ) -> RunFolder:
-    """Train into a run folder, as `telescope train` does, and return the folder: `telescope.load` takes it.
+    """Train into a run folder, as `telescope train` does, and return the folder for `telescope.load`.
 
-    config: of any algorithm; it says which. out: the new folder, by default runs/ALGORITHM-ENV-DATE-TIME.
-    checkpoint_seconds: write a checkpoint at least this often. more: what the algorithm's own `train` takes besides,
-    such as `network=`, or `start=` with another run's folder or state. Ctrl-C and SIGTERM write a checkpoint, then
-    raise KeyboardInterrupt and SystemExit.
+    config: the configuration of any algorithm. out: the new folder, by default runs/ALGORITHM-ENV-DATE-TIME.
+    checkpoint_seconds: write a checkpoint at least this often. more: further arguments of the algorithm's `train`, such
+    as `network=`, or `start=` with another run's folder or state. Ctrl-C and SIGTERM write a checkpoint, then raise
+    KeyboardInterrupt and SystemExit.
     """
     begun_from = more.get("start", "")
     words = ["--start", begun_from if isinstance(begun_from, str) else "STATE"] if begun_from else []
@@ -56,14 +55,14 @@ def train(
         raise KeyboardInterrupt
     if status:
         raise SystemExit(status)
-    assert folder is not None  # torchrun's other ranks have ended by now
+    assert folder is not None  # torchrun's other ranks have already ended
     return folder
 
 
 def begin(
     config: Any, out: str | os.PathLike[str] | None, checkpoint_seconds: float, *, command: list[str], **more: Any
 ) -> tuple[RunFolder | None, int]:
-    """Begin a new run; its folder (None on torchrun's other ranks) and exit status."""
+    """Begin a new run. Return its folder (None on torchrun's other ranks) and exit status."""
     from telescope.algorithms import LANGUAGE, algorithm_of, called, family
     from telescope.runs.folder import RunFolder
 
@@ -72,7 +71,7 @@ def begin(
     if "start" in more:
         tried["start"] = more["start"] = _state_of(more["start"])
     named, made_from = config, dict[str, str]()
-    shared.try_out(config, **tried)  # what cannot run leaves no folder behind
+    shared.try_out(config, **tried)  # an invalid config leaves no folder behind
     if algorithm in LANGUAGE:
         from telescope.language.data.inputs import inputs, resolved
 
@@ -90,13 +89,13 @@ def begin(
         with folder.lock():
             return folder, run(folder, config, None, checkpoint_seconds, **more)
     except Exception:
-        if algorithm in LANGUAGE:  # a model that is refused late leaves nothing in the way of the next try
+        if algorithm in LANGUAGE:  # a late error about the model must not block the next try
             folder.discard()
         raise
 
 
 def _state_of(run: Any) -> Any:
-    """The state of a run that is given by its folder; a state as it is."""
+    """The state of a run, given by its folder. A state is returned unchanged."""
     if not isinstance(run, str | os.PathLike):
         return run
     from telescope.runs.files import RunError
@@ -117,9 +116,9 @@ def run(
     resumed: Callable[[], None] | None = None,
     **more: Any,
 ) -> int:
-    """The loop around an algorithm's `train`, under the folder's lock; the exit status: 0, or 128 + a signal.
+    """The loop around an algorithm's `train`, under the folder's lock. Return the exit status: 0, or 128 + a signal.
 
-    resumed: what a run that goes on records besides, once it does: a resume that is refused changes nothing on disk.
+    resumed: what a resumed run records after it has started. A resume that fails changes nothing on disk.
     """
     from telescope.algorithms import LANGUAGE, find
     from telescope.language import parallel
@@ -142,7 +141,7 @@ def run(
                     break
         except BaseException as error:
             if writer.tables or resumed is None:
-                with contextlib.suppress(OSError):  # the first error is the one to report
+                with contextlib.suppress(OSError):  # report the first error
                     folder.set_status("stopped")
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(f"interrupted, back to the last checkpoint; {resumable(folder)}") from None
@@ -158,7 +157,7 @@ def run(
 
 
 class Writer:
-    """What a run leaves in its folder while it trains: tables, the best agents, checkpoints."""
+    """Writes a run's files during training: tables, the best agents, checkpoints."""
 
     def __init__(
         self,
@@ -179,7 +178,7 @@ class Writer:
         display.note(f"training {folder.method} on {subject_of(config)}, {_named(folder.seeds)}: {folder.path}")
 
     def write(self, metrics: Any) -> None:
-        """One iteration: its rows, a language model's samples and findings, the best agents so far."""
+        """Write one iteration: its rows, a language model's samples and findings, the best agents so far."""
         if not self.tables:
             self._begin(metrics)
         self.tables["metrics.csv"].write(metrics.rows)
@@ -203,7 +202,7 @@ class Writer:
         if self.resumed is not None:
             self.resumed()
         self.folder.save_config(self.config)
-        self.folder.save_best(self.best)  # the checkpoint's: what evaluated better after it is trained anew
+        self.folder.save_best(self.best)  # those of the checkpoint: later ones will be trained again
         self.folder.set_status("running")
         columns, marks = list(metrics.rows[0]), self.folder.marks
         log = MetricsLog(self.folder, columns=columns, resume_step=self.resume_step, mark=marks.get(METRICS))
@@ -214,15 +213,15 @@ class Writer:
             self.display.note(sentence)
 
     def is_due(self, metrics: Any, checkpoint_seconds: float) -> bool:
-        """Is it time for a checkpoint? Also where a language model's warm start, not to be made twice, has ended."""
+        """Whether to write a checkpoint now. One follows a warm start, so that it is never repeated."""
         started = self.language and metrics.step == 0
         return started or metrics.finished or time.monotonic() - self.saved >= checkpoint_seconds
 
     def checkpoint(self, metrics: Any) -> None:
-        """Everything on disk from which the run can be continued."""
+        """Write everything that a resumed run needs."""
         for table in self.tables.values():
             table.sync()
-        if self.language:  # before the checkpoint: what that calls finished has its model
+        if self.language:  # before the checkpoint, so that a finished run has its model
             self.folder.save_model(metrics.save_model)
             if metrics.has_adapter:
                 self.folder.save_adapter(metrics.save_adapter)
@@ -237,7 +236,7 @@ class Writer:
 
 
 def follow(algorithm: str, config: Any, state: dict[str, Any] | None, **more: Any) -> int:
-    """The same loop on the ranks beside the first: they train along, and write and print nothing."""
+    """The same loop on all ranks but the first. They train, and write and print nothing."""
     from telescope.algorithms import find
     from telescope.language import parallel
 
@@ -246,7 +245,7 @@ def follow(algorithm: str, config: Any, state: dict[str, Any] | None, **more: An
         for metrics in find(algorithm).train(config, state, **more):
             stop, due = parallel.agree(received, False)
             if due:
-                metrics.save_model("")  # weights may be sharded: all ranks take part in what the first one saves
+                metrics.save_model("")  # weights may be sharded, so all ranks take part in saving
                 _ = metrics.state
             if stop:
                 break
@@ -254,7 +253,7 @@ def follow(algorithm: str, config: Any, state: dict[str, Any] | None, **more: An
 
 
 def follows(algorithm: str) -> bool:
-    """Has torchrun started this process beside a first one, which alone writes and prints?"""
+    """Whether torchrun started this process as another rank than the first, which alone writes and prints."""
     from telescope.algorithms import LANGUAGE
     from telescope.language import parallel
 
@@ -265,25 +264,25 @@ def follows(algorithm: str) -> bool:
 
 
 def draw_curve(folder: Any, say: Callable[[str], None]) -> None:
-    """The learning curve into the folder, and a sentence on where it is, or why there is none."""
+    """Draw the learning curve into the folder, and print where it is, or why there is none."""
     from telescope.runs.files import RunError
     from telescope.runs.formats.curves import plot as draw
 
     try:
         draw([folder], folder.curves_path)
-    except (ValueError, RunError) as error:  # no episode has ended yet, say: that takes nothing from the run
+    except (ValueError, RunError) as error:  # for example no ended episode: the run itself is fine
         say(f"no learning curve: {error}")
     else:
         say(f"learning curve: {folder.path / folder.curves_path.name}")
 
 
 def resumable(folder: RunFolder) -> str:
-    """How this run goes on, as the end of a sentence."""
+    """How to continue this run, as the end of a sentence."""
     return f"continue with: telescope train --resume {shlex.quote(str(folder.path))}"
 
 
 def subject_of(config: Any) -> str:
-    """What a run is about, in a word: its task, or its environment's id or name."""
+    """The subject of a run: its task, or its environment's id or name."""
     from telescope.algorithms import subject_field
 
     subject = getattr(config, subject_field(config))
@@ -292,10 +291,10 @@ def subject_of(config: Any) -> str:
 
 @contextlib.contextmanager
 def _signals(display: Display | None = None, folder: RunFolder | None = None) -> Iterator[list[int]]:
-    """A list that SIGINT, SIGTERM or SIGHUP is put into, to be looked at between iterations; a 2nd SIGINT interrupts.
+    """A list that receives SIGINT, SIGTERM or SIGHUP, for a check between iterations. A second SIGINT interrupts now.
 
-    The first one is answered at once on the display. In a thread, which gets no signals, the list stays empty.
-    A SIGHUP that is ignored already (nohup) stays so.
+    The display confirms the first one at once. In a thread, which receives no signals, the list stays empty. An ignored
+    SIGHUP (nohup) stays ignored.
     """
     received: list[int] = []
 
@@ -305,7 +304,7 @@ def _signals(display: Display | None = None, folder: RunFolder | None = None) ->
         received.append(number)
         if display is not None and folder is not None:
             again = "Ctrl-C again stops now" if number == signal.SIGINT else "SIGINT stops now"
-            with contextlib.suppress(RuntimeError, OSError):  # it may interrupt the display's own writing
+            with contextlib.suppress(RuntimeError, OSError):  # the signal may interrupt the display's own writing
                 display.note(f"stopping after this iteration, with a checkpoint; {again}; then {resumable(folder)}")
 
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Standard output and error as a long run needs them: there, able to write every character, and never what ends it.
+"""Make standard output and error safe for long runs: open, able to write every character, and never a reason to stop.
 
 Leaves out what is written.
 """
@@ -14,15 +14,15 @@ from typing import Any
 
 @contextlib.contextmanager
 def mended() -> Iterator[None]:
-    """Open what is closed, on nothing; let an encoding that lacks a character write a question mark for it.
+    """Connect closed streams to the null device, and replace characters that the encoding lacks by a question mark.
 
-    A closed standard error is otherwise the next file that is opened, and what a library prints goes into that. What
-    cannot be written to it (a terminal that is gone, a full disk) is lost, and the work goes on.
+    Otherwise the next opened file would take the place of a closed standard error, and libraries would print into it.
+    Output that cannot be written (a terminal that is gone, a full disk) is lost, and the run continues.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # the lowest that is free is the one that comes
+        except OSError:  # open returns the lowest free descriptor
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as nowhere:
@@ -39,18 +39,18 @@ def mended() -> Iterator[None]:
 
 
 def delivered() -> str:
-    """Why what was printed on standard output did not arrive, if so; empty otherwise."""
+    """Why the text printed on standard output did not arrive; empty if it did."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError, ValueError):  # or Python tries again when it ends, and complains
+        with contextlib.suppress(OSError, ValueError):  # otherwise Python tries again at exit and prints an error
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return f"cannot write to standard output: {getattr(error, 'strerror', None) or error}"
     return ""
 
 
 class Unfailing:
-    """A text stream whose failures are nobody's."""
+    """A text stream that ignores write errors."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

@@ -1,6 +1,6 @@
-"""Torch's global settings: a training loop has its own while it works, and its caller has theirs whenever they do.
+"""Torch's global settings: a training loop sets its own while it works, and restores the caller's whenever it yields.
 
-How many threads a run takes is decided where its execution is.
+Leaves out the choice of the number of threads (`control/execution.py`, `language/execution.py`).
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-deterministic: Any = torch.utils.deterministic  # a module whose one setting is made by assigning to it
+deterministic: Any = torch.utils.deterministic  # a module with one setting, made by assignment
 
 
 class Settings(NamedTuple):
-    """What a process sets once for all of its torch."""
+    """Global torch settings of a process."""
 
     threads: int
     dtype: torch.dtype
-    """Of tensors that name none."""
+    """The default dtype of new tensors."""
     order: int
-    """1: sums that threads share are added up in one order, so that equal commands give equal bits."""
+    """1 sums in a fixed order across threads, so that equal commands give equal bits."""
     filled: bool
-    """Is memory that nobody has written filled, which costs time and changes no result of ours?"""
+    """Whether new memory is filled, which costs time and does not change our results."""
 
     @classmethod
     def found(cls) -> Settings:
@@ -38,17 +38,17 @@ class Settings(NamedTuple):
 
 
 def settle(threads: int, device: str) -> None:
-    """The settings of a run, once it is known where it computes; `own_settings` gives the caller's back.
+    """Apply the settings of a run on this device. `own_settings` restores the caller's.
 
-    On the CPU the gradient of x[rows], rows drawn several times over, would otherwise be added up in the order in
-    which threads come by. On CUDA the same switch refuses operations and asks for environment variables.
+    Without them, on the CPU the gradient of x[rows] with repeated rows would be summed in the order in which threads
+    arrive. On CUDA the same switch forbids operations and needs environment variables.
     """
     order = 1 if device == "cpu" else torch.get_deterministic_debug_mode()
     Settings(threads, torch.get_default_dtype(), order, False).hold()
 
 
 def own_settings(train: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """`train` in float32, with threads of its own from the caller's `next` to its answer; both never last longer."""
+    """Decorate `train` to run in float32 and with its own threads, only from the caller's `next` to its result."""
 
     @functools.wraps(train)
     def alone(*arguments: Any, **more: Any) -> Iterator[Any]:

@@ -1,6 +1,6 @@
-"""Trees of tensors: NamedTuples of tensors and of NamedTuples, as an algorithm's learner is.
+"""Trees of tensors: NamedTuples of tensors and of NamedTuples, such as an algorithm's Learner.
 
-One learner is one tree, whatever it holds (parameters, targets, optimisers); these functions take it as a whole.
+A Learner is one tree, whatever it holds (parameters, target networks, optimisers). These functions take whole trees.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 def where(condition: Tensor, new: Any, old: Any) -> Any:
-    """Choose between two trees of one structure by a 0-d condition, leaf by leaf."""
+    """Choose between two trees of one structure by a condition without axes, leaf by leaf."""
     if isinstance(new, Tensor):
         return torch.where(condition, new, old)
     return type(new)(*(where(condition, a, b) for a, b in zip(new, old, strict=True)))
 
 
 def to_dict(tree: Any, *, without: Tensor) -> dict[str, Any]:
-    """A tree as nested dictionaries of copies, less the leaf that is `without` itself."""
+    """A tree as nested dictionaries of copies, except the leaf `without`."""
     return {
         name: part.clone() if isinstance(part, Tensor) else to_dict(part, without=without)
         for name, part in tree._asdict().items()
@@ -29,7 +29,7 @@ def to_dict(tree: Any, *, without: Tensor) -> dict[str, Any]:
 
 
 def from_dict(like: Any, saved: Mapping[str, Any], *, without: Tensor) -> Any:
-    """The tree that `to_dict` took apart, on the devices of `like`; `without` stays what `like` has."""
+    """The inverse of `to_dict`, on the devices of `like`. The leaf `without` is taken from `like`."""
     parts = (
         part
         if part is without

@@ -317,7 +317,7 @@ def test_a_stale_state_is_refused():
     iterations = train(dataclasses.replace(SMALL, env="CartPole-v1", total_steps=512))
     metrics = next(iterations)
     next(iterations)
-    with pytest.raises(RuntimeError, match="before asking for the next metrics"):
+    with pytest.raises(RuntimeError, match="before requesting the next iteration"):
         _ = metrics.state
 
 

@@ -152,7 +152,7 @@ def test_more_steps_plan_the_schedules_anew_and_say_so(tmp_path, capsys):
     assert train(tmp_path / "run", "--total-steps", 96) == 0
     assert float(metrics(tmp_path / "run")[-1]["learning_rate"]) == pytest.approx(1e-3 / 3)
     assert main(["train", "--resume", str(tmp_path / "run"), "--total-steps", "192"]) == 0
-    assert "schedules are planned anew" in capsys.readouterr().err
+    assert "schedules are recomputed" in capsys.readouterr().err
     rows = metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [str(s) for s in range(32, 193, 32)]
     assert float(rows[3]["learning_rate"]) == pytest.approx(1e-3 / 2)
@@ -289,16 +289,16 @@ def test_two_writers_are_refused(tmp_path):
     [
         (["fly"], "there is no command 'fly'"),
         (["train", "pop", "CartPole-v1"], "algorithm is 'pop'.*did you mean 'ppo'"),
-        (["train", "ppo"], "no environment was named"),
+        (["train", "ppo"], "the environment is missing"),
         (["train", "ppo", "CartPool-v1", "--out", "OUT"], "CartPool-v1.*CartPole"),
         (["train", "ppo", "CartPole-v1", "--gamma", "1.5", "--out", "OUT"], "gamma is 1.5; expected a number in"),
         (["train", "ppo", "CartPole-v1", "--env-kwargs", "wind", "3", "--out", "OUT"], "wind"),
         (["train", "ppo", "CartPole-v1", "--out", "/dev/null/run"], "/dev/null"),
         (["train", "ppo", "CartPole-v1", "--device", "abacus", "--out", "OUT"], "device is 'abacus'"),
-        (["train", "ppo", "CartPole-v1", "--env", "Acrobot-v1", "--out", "OUT"], "two environments were named"),
+        (["train", "ppo", "CartPole-v1", "--env", "Acrobot-v1", "--out", "OUT"], "two environments are given"),
         (["train", "ppo", "CartPole-v1", "--config", "nowhere.toml"], "nowhere.toml"),
         (["train", "--resume", "nowhere"], "nowhere is not a folder"),
-        (["train", "ppo", "--resume", "nowhere"], "'ppo' stands before --resume.*leave it out"),
+        (["train", "ppo", "--resume", "nowhere"], "'ppo' comes before --resume.*leave it out"),
         (["eval", "nowhere"], "nowhere is not a folder"),
         (["plot", "nowhere"], "nowhere"),
         (["plot"], "at least one run"),

@@ -87,17 +87,17 @@ def test_values_are_taken_as_they_are_meant(line: str, field: str, value: Any) -
         ("--rows x", "--rows is 'x'; expected a whole number or none"),
         ("--rate fast", "--rate is 'fast'; expected a number"),
         ("--kind x", "--kind is 'x'; expected one of fast, slow"),
-        ("--hidden", "--hidden needs a value after it"),
-        ("--hidden --steps 3", "--hidden needs a value after it"),
-        ("--hidden=", "--hidden needs a value after it"),
-        ("--steps", "--steps needs a value after it"),
+        ("--hidden", "--hidden needs a value"),
+        ("--hidden --steps 3", "--hidden needs a value"),
+        ("--hidden=", "--hidden needs a value"),
+        ("--steps", "--steps needs a value"),
         ("--steps 1 2", "--steps takes one value, got 2: 1 2"),
         ("--hidden 8 --hidden 9", "--hidden is given twice"),
         ("--more a 1 --more b 2", "--more is given twice"),
         ("--loud yes", "--loud takes no value, got 'yes'; --loud means yes, --no-loud no"),
         ("--stepz 4", "no flag --stepz here; did you mean --steps?"),
         ("-q 4", "no flag --q here; `telescope try --help`"),
-        ("here", "'here' is not understood here"),
+        ("here", "'here' is not a flag"),
         ("--pair 1", "--pair takes 2 values, got 1: 1"),
         ("--hidden 64,64", "expected a whole number; separate several by spaces: --hidden 1 2"),
         ("--steps -3", "^steps is -3; expected at least 0, (which is a long sentence ?){12}$"),
@@ -145,7 +145,7 @@ def test_flags_of_other_libraries_are_answered_with_ours(algorithm: str, typed: 
 
 
 def test_a_setting_of_a_run_that_goes_on_is_answered_with_start() -> None:
-    with pytest.raises(ValueError, match="a run keeps its settings: one with others begins with --start RUN"):
+    with pytest.raises(ValueError, match="a run keeps its settings; to change them, begin a new run with --start RUN"):
         values(["--gamma", "0.9"], known_flags(ResumeOptions), "telescope train --resume RUN")
 
 

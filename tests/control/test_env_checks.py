@@ -31,7 +31,7 @@ WRONG = [  # space, what fits, what does not, the sentence's words
     (FLOATS, np.zeros(3, np.float32), None, "is None"),
     (FLOATS, np.zeros(3, np.float32), ["1", "2", "3"], "real numbers"),
     (FLOATS, np.zeros(3, np.float32), np.ones(3, complex), "real numbers"),
-    (FLOATS, np.zeros(3, np.float32), [[1.0], [1.0, 2.0], []], "no array of numbers"),
+    (FLOATS, np.zeros(3, np.float32), [[1.0], [1.0, 2.0], []], "not an array of numbers"),
     (BYTES, np.zeros(3, np.uint8), np.array([0.2, 0.7, 1.0]), "dtype float64"),
     (BYTES, np.zeros(3, np.uint8), np.zeros(3), "dtype float64"),  # also where nothing would be cut this time
     (BYTES, np.zeros(3, np.uint8), np.array([300, 0, 0]), "holds 300"),

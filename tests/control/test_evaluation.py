@@ -183,7 +183,7 @@ def test_numbers_that_make_no_sense_are_refused(arguments, sentence):
 
 def test_a_film_of_an_endless_episode_ends(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    with pytest.warns(UserWarning, match="the film ends after 40 steps, its episode does not"):
+    with pytest.warns(UserWarning, match="the video stops after 40 steps, before its episode ends"):
         film = record(Drawn, policy().act, tmp_path, env_kwargs={"endless": True}, max_steps=40)
     assert film.stat().st_size > 0
 
@@ -203,7 +203,7 @@ class Blank(Drawn):
 
 
 @pytest.mark.parametrize(
-    ("env", "sentence"), [(Undrawn, "Undrawn takes no render_mode"), (Blank, "a NoneType; a film")]
+    ("env", "sentence"), [(Undrawn, "Undrawn takes no render_mode"), (Blank, "a NoneType; a video")]
 )
 def test_an_environment_that_draws_nothing_is_no_film(tmp_path, env, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -254,7 +254,9 @@ def test_what_cannot_remember_is_told(algorithm, config, network, message):
 
 
 def test_sequences_need_minibatches_of_their_length():
-    with pytest.raises(ValueError, match=r"minibatch_size is 12, but a policy that remembers \(gru\) learns from whole"):
+    with pytest.raises(
+        ValueError, match=r"minibatch_size is 12, but a policy that remembers \(gru\) learns from whole"
+    ):
         dataclasses.replace(SMALL, minibatch_size=12)
 
 

@@ -158,7 +158,7 @@ BROKEN = {
         changed(None, lambda: nn.Linear(1, 4).double()),
         "'body.weight' is torch.float64, .* call .float",
     ),
-    "its batch": (changed(lambda o, x, p, v: (p - p.mean(0), v)), "alone than among others"),
+    "its batch": (changed(lambda o, x, p, v: (p - p.mean(0), v)), "alone than in a batch"),
     "a counter in place": (
         lambda: from_module(lambda: Net(Counter(True))),
         "writes into its own parameters or buffers",

@@ -243,7 +243,7 @@ def test_envpool_starts_new_episodes_and_says_so():
     with opened("CartPole-v1", **options) as first, opened("CartPole-v1", **options) as second:
         assert not first.exact_resume
         assert "EnvPool" in first.resume_note
-        assert "anew" in first.resume_note
+        assert "new episodes" in first.resume_note
         starts = [first.reset()[0]]
         for _ in range(3):  # each resume goes on from the state of the one before
             starts.append(second.restore(through_files(first.state()))[0])

@@ -112,7 +112,7 @@ def test_what_fails_in_a_process_fails_here():
 
 def test_what_cannot_be_sent_is_refused():
     lock = threading.Lock()
-    with pytest.raises(ValueError, match="processes is 2, but what is to run there cannot be sent"):
+    with pytest.raises(ValueError, match="processes is 2, but the environment or network cannot be sent"):
         next(iter(train(dataclasses.replace(CONFIG, env=lambda: (lock, worlds.Forever())[1]))))
     with pytest.raises(ValueError, match="processes is 4, but there are 3 seeds"):
         dataclasses.replace(CONFIG, processes=4)

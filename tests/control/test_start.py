@@ -61,7 +61,7 @@ def test_a_start_takes_parameters_and_statistics_into_a_changed_run(old, change)
     for had, has in ((old["policy"]["normaliser"], state["policy"]["normaliser"]),):
         np.testing.assert_allclose(has["count"][:, 0], had["count"][rows, 0] + seen + config.num_envs)
     assert (first.step, first.rows[0]["iteration"]) == (seen, 1)
-    assert any("trained for 32 steps before" in note for note in first.notes)
+    assert any("trained for 32 steps" in note for note in first.notes)
     for part in state.get("shares", [state]):
         assert torch.all(part["learner"]["adam"]["first_decay"] > 0.8)  # one or two steps of a new optimiser
         np.testing.assert_allclose(part["rollouts"]["scaler"]["count"], 1e-4 + 32 + seen)
@@ -86,7 +86,7 @@ def test_a_start_that_does_not_fit_is_refused(old):
     for wrong in (old["policy"], {"policy": 1}, 5):
         with pytest.raises(ValueError, match=r"metrics\.state"):
             next(train(EASY, start=wrong))
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="pass one of them"):
         next(train(EASY, old, start=old))
 
 
@@ -153,7 +153,7 @@ def test_a_run_whose_environments_repeat_nothing_resumes_when_allowed(walk, tmp_
     for steps in ("56", "84"):
         before = contents(run)
         assert main(["train", "--resume", str(run), "--total-steps", steps]) == 1
-        assert "would not continue bit for bit, as new episodes begin" in capsys.readouterr().err
+        assert "would not continue bit for bit, because new episodes begin" in capsys.readouterr().err
         assert contents(run) == before
         assert main(["train", "--resume", str(run), "--total-steps", steps, "--allow-inexact"]) == 0
     state = RunFolder.open(run).load_checkpoint()
@@ -177,7 +177,7 @@ def test_start_begins_with_the_settings_of_a_run_and_flags_override_them(walk, t
     capsys.readouterr()
     for words, sentence in (
         (["ppo", "Walk-v0", "--hidden", "5"], "spaces and the network"),
-        (["grpo", "lm/addition"], "is a run of ppo; grpo cannot begin with its agents"),
+        (["grpo", "lm/addition"], "is a run of ppo; grpo cannot start from its agents"),
     ):
         assert main(["train", *words, "--start", str(run), "--out", str(tmp_path / "none")]) == 2
         assert sentence in capsys.readouterr().err

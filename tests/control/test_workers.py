@@ -83,10 +83,10 @@ def test_a_worker_that_runs_the_script_again_ends_without_a_word(monkeypatch):
 
 
 def test_what_cannot_be_sent_is_a_sentence():
-    with pytest.raises(ValueError, match=r"processes is 2, but what is to run there cannot be sent .*TypeError"):
+    with pytest.raises(ValueError, match=r"processes is 2, but the environment or network cannot be sent .*TypeError"):
         sent(threading.Lock(), "processes is 2")
     lock = threading.Lock()
-    with pytest.raises(ValueError, match="vectorization is 'async', but what is to run there cannot be sent"):
+    with pytest.raises(ValueError, match="vectorization is 'async', but the environment or network cannot be sent"):
         recorded_lane([Factory(lambda: (lock, Forever())[1], {})], "same_step", True)
 
 

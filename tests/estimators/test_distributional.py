@@ -124,7 +124,7 @@ def test_torch_and_gradients() -> None:
     [
         (
             {"quantiles": np.ones((20, 3))},
-            r"quantiles has shape \(20, 3\) but rewards has \(20, 3\); expected that and",
+            r"quantiles has shape \(20, 3\) but rewards has \(20, 3\); expected the same and",
         ),
         ({"quantiles": np.ones((20, 3, 0))}, r"quantiles has shape \(20, 3, 0\)"),
         ({"next_quantiles": np.ones((20, 3, 4))}, r"next_quantiles has shape \(20, 3, 4\) but .* \(20, 3, 5\)"),

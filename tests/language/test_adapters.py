@@ -124,7 +124,7 @@ def without_one(folder):
         (without_one, "an adapter that lacks base_model.model.model.layers.0"),
         (changed("adapter_config.json", lambda c: c.update(base_model_name_or_path="/away/base")), "/away/base"),
         (changed("adapter_config.json", lambda c: c.update(base_model_name_or_path=None)), "names no base"),
-        (changed("adapter_config.json", lambda c: c.update(peft_type="IA3")), "of the type 'IA3'"),
+        (changed("adapter_config.json", lambda c: c.update(peft_type="IA3")), "of type 'IA3'"),
         (changed("adapter_config.json", lambda c: c.update(megatron_config={}, megatron_core="os")), "megatron_core"),
         (changed("adapter_config.json", lambda c: c.update(r=8)), "cannot load the adapter on its base.*size mismatch"),
         (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json"),

@@ -181,9 +181,9 @@ def test_a_warm_start_that_there_is_not_is_told(field, folder):
     module, config = BASES["grpo"]
     value = {"warm_start": 0.5, "warm_start_steps": 3, "warm_start_learning_rate": 0.1}[field]
     told = watched(module, dataclasses.replace(config, **{"model": folder, "warm_start_steps": 2000, field: value}))[3]
-    assert any(f"{field} is without effect: a model was given" in note for note in told)
+    assert any(f"{field} has no effect: a model was given" in note for note in told)
     silent = watched(module, dataclasses.replace(config, model=folder, warm_start_steps=2000))[3]
-    assert not any("without effect" in note for note in silent)
+    assert not any("has no effect" in note for note in silent)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_warm_start_that_there_is_not_is_told(field, folder):
         (lambda: grpo.GRPO(off_policy_cap=4.0), "off_policy_cap is 4.0, but off_policy is 'none'"),
         (lambda: reward_model.RewardModelling(max_tokens=3), "max_tokens is 3, but a reward model"),
         (lambda: reward_model.RewardModelling(digits=3).open_task(), "digits is 3, but lm/taste has none"),
-        (lambda: sft.SFT(task="lm/reverse", digits=1).open_task(), "digits is 1, but the hash holds out none"),
+        (lambda: sft.SFT(task="lm/reverse", digits=1).open_task(), "digits is 1, but lm/reverse then has no"),
         (lambda: sft.SFT(stop_at=0.5, eval_every=0), "stop_at is 0.5, but eval_every is 0"),
         (lambda: sft.SFT(task="lm/taste", stop_at=0.5).open_task(), "stop_at is 0.5, but lm/taste has no correct"),
     ],

@@ -88,12 +88,12 @@ def test_the_command_line_goes_by_the_model(name, task, folders):
 def test_a_file_of_another_kind_is_a_task_and_refused_with_what_to_do(name):
     """Not an environment that nobody has heard of."""
     assert meant("ppo", name)[0] == "rlhf"
-    with pytest.raises(ValueError, match=r"rows are read from \.jsonl files.*to_json"):
+    with pytest.raises(ValueError, match=r"expected a \.jsonl file.*to_json"):
         open_task(name)
 
 
 def test_a_folder_of_data_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"rows are read from \.jsonl files"):
+    with pytest.raises(ValueError, match=r"expected a \.jsonl file"):
         open_task(str(tmp_path))
 
 

@@ -145,7 +145,7 @@ def test_a_text_beyond_the_last_position_is_refused():
     prompts = Prompts(torch.ones(1, 60, dtype=torch.long), torch.ones(1, 60, dtype=torch.bool))
     model = made("GPT2", PAD)
     sample(model, prompts, ends=[-1], max_tokens=5)
-    with pytest.raises(ValueError, match=r"65 tokens.* too long for GPT2LMHeadModel, which knows 64 positions"):
+    with pytest.raises(ValueError, match=r"65 tokens.* too long for GPT2LMHeadModel, which has 64 positions"):
         sample(model, prompts, ends=[-1], max_tokens=6)
     answer = torch.ones(1, 6, dtype=torch.long)
     with pytest.raises(ValueError, match=r"65 tokens.* too long for GPT2Model"):

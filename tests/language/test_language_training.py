@@ -384,7 +384,7 @@ def test_what_evaluations_cannot_show_is_said(files, capsys):
     ("settings", "sentence"),
     [
         ({"group": 1}, "group is 1, but grpo compares"),
-        ({"prompts": 9}, "prompts is 9, which 2 minibatches do not divide"),
+        ({"prompts": 9}, "prompts is 9, but minibatches is 2"),
         ({"temperature": 0.0}, "temperature is 0"),
         ({"top_p": 0.0}, "top_p is 0"),
         ({"objective": "trl/gro"}, "objective is 'trl/gro'"),

@@ -156,7 +156,7 @@ def test_environments_are_not_for_torchrun(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"), [({"sharding": "fsdp", "lora_rank": 4}, "an adapter trains with ddp alone")]
+    ("settings", "sentence"), [({"sharding": "fsdp", "lora_rank": 4}, "an adapter needs sharding 'ddp'")]
 )
 def test_settings_that_cannot_work_are_named(settings, sentence):
     from telescope.algorithms.grpo import GRPO

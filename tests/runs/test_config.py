@@ -60,7 +60,7 @@ def test_none_survives_where_the_default_is_something_else(tmp_path: Path) -> No
     write_config(tmp_path / "c.toml", Config("a", None, kl_stop=None))
     assert 'kl_stop = "none"' in (tmp_path / "c.toml").read_text()
     assert read_config(tmp_path / "c.toml", Config).kl_stop is None
-    with pytest.raises(ValueError, match="note is 'none', the word that stands for None"):
+    with pytest.raises(ValueError, match="note is 'none', which means None in a configuration file"):
         write_config(tmp_path / "c.toml", Config("a", "none"))
 
 

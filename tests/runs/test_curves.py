@@ -189,7 +189,7 @@ def test_the_ending_is_the_format(tmp_path: Path, name: str, begins: bytes) -> N
 
 @pytest.mark.parametrize("name", ["x.jpg", "x", "x.csv", "png"])
 def test_another_ending_is_refused_before_anything_is_drawn(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=r"ending is none of \.png, \.pdf, \.svg"):
+    with pytest.raises(ValueError, match=r"expected an ending among \.png, \.pdf, \.svg"):
         plot([tmp_path / "nowhere"], tmp_path / name)
 
 
@@ -213,5 +213,5 @@ def test_a_bad_run_or_target_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [[1.0]])
     with pytest.raises(RunError, match="not a run folder"):
         plot([tmp_path], tmp_path / "x.png")
-    with pytest.raises(RunError, match="a file of that name is in the way"):
+    with pytest.raises(RunError, match="a file of that name exists"):
         plot([run], run.metrics_path / "x.png")

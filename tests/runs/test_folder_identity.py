@@ -53,7 +53,7 @@ def test_a_checkpoint_of_another_run_is_refused(run, tmp_path):
     shutil.copy(other.checkpoint_path, run.checkpoint_path)
     shutil.copy(other.best_path, run.best_path)
     for read in (run.load_checkpoint, run.load_best):
-        with pytest.raises(RunError, match="belongs to another run; nothing of it was loaded"):
+        with pytest.raises(RunError, match="belongs to another run, so it was not loaded"):
             read()
 
 

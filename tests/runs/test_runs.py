@@ -255,5 +255,5 @@ def test_importing_runs_is_light() -> None:
 
 def test_a_missing_dependency_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tomli_w", None)
-    with pytest.raises(ImportError, match=r"tomli_w is not installed; `pip install 'telescope-rl\[control\]'`"):
+    with pytest.raises(ImportError, match=r"tomli_w is not installed; run `pip install 'telescope-rl\[control\]'`"):
         create(tmp_path / "run")

@@ -1,7 +1,7 @@
-"""Flags and positional arguments: checked one by one, told in a sentence where they are wrong, made a dataclass.
+"""Turn flags and positional arguments into a dataclass, with an error sentence for each wrong one.
 
-tyro prints the help from the same dataclass. It does not read the words: it answers wrong ones with a box, and knows
-neither `1e5` for a whole number, nor `none`, nor what other libraries call a flag (`flags.py`).
+tyro prints the help from the same dataclass. It does not parse the arguments: it answers wrong ones with a box, and
+accepts neither `1e5` for an integer, nor `none`, nor other libraries' names for a flag (`flags.py`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)
 
 
 def parse(cls: type[Any], words: Sequence[str], title: str, defaults: dict[str, Any] | None = None) -> Any:
-    """Flags → the dataclass; nested dataclasses share one flat set of flags. ValueError says what is wrong.
+    """Flags → the dataclass. Nested dataclasses share one flat set of flags. A ValueError says what is wrong.
 
-    Where help is asked for, that is all that happens: it is printed, and SystemExit(0) raised.
+    With --help, print the help and raise SystemExit(0).
     """
     default = None if defaults is None else cls(**defaults)
     if HELP & set(words):
@@ -44,7 +44,7 @@ def _print_help(cls: type[Any], title: str, default: Any) -> None:
 
 
 def _filled(cls: Any, given: Mapping[str, Any], default: Any) -> Any:
-    """The dataclass of the given values, by flag; the default's, or the class's own, where none is given."""
+    """The dataclass with the given values, by flag. Other fields come from the default, or from the class."""
     fields: dict[str, Any] = {}
     for name, hint in hints(cls).items():
         if _is_inside(hint):
@@ -55,7 +55,7 @@ def _filled(cls: Any, given: Mapping[str, Any], default: Any) -> Any:
 
 
 def known_flags(cls: Any) -> dict[str, Any]:
-    """The flags of a dataclass and of those inside it: name → type."""
+    """The flags of a dataclass and of its nested dataclasses: name → type."""
     flags: dict[str, Any] = {}
     for name, hint in hints(cls).items():
         flags |= known_flags(hint) if _is_inside(hint) else {name.replace("_", "-"): hint}
@@ -63,16 +63,16 @@ def known_flags(cls: Any) -> dict[str, Any]:
 
 
 def _is_inside(hint: Any) -> bool:
-    """Is it a dataclass, whose fields are flags like the others?"""
+    """Whether it is a dataclass, whose fields are flags too."""
     return dataclasses.is_dataclass(hint)
 
 
 def values(words: Sequence[str], known: Mapping[str, Any], title: str) -> dict[str, Any]:
-    """The values by flag; ValueError for an unknown flag, a missing value, or one of the wrong kind."""
+    """The values by flag. A ValueError for an unknown flag, a missing value, or a value of the wrong type."""
     found: dict[str, Any] = {}
     for flag, told in _grouped(words):
         if flag is None:
-            raise ValueError(f"{told[0]!r} is not understood here; `{title} --help` shows what is")
+            raise ValueError(f"{told[0]!r} is not a flag; `{title} --help` lists the arguments")
         name = flag.removeprefix("no-") if _is_switch(flag, known) else flag
         if name not in known:
             raise ValueError(unknown_flag(flag, known, title))
@@ -83,19 +83,19 @@ def values(words: Sequence[str], known: Mapping[str, Any], title: str) -> dict[s
             found[name] = flag == name
             continue
         if not told or told == [""]:
-            raise ValueError(f"--{flag} needs a value after it; `{title} --help` shows which")
+            raise ValueError(f"--{flag} needs a value; `{title} --help` shows which")
         if not _takes_many(hint) and len(told) > 1:
             raise ValueError(f"--{flag} takes one value, got {len(told)}: {' '.join(told)}")
         if (count := _how_many(hint)) and len(told) != count and [word.lower() for word in told] != ["none"]:
             raise ValueError(f"--{flag} takes {count} values, got {len(told)}: {' '.join(told)}")
         if _takes_many(hint) and name in found:
-            raise ValueError(f"--{flag} is given twice; give all its values behind one --{flag}")
+            raise ValueError(f"--{flag} is given twice; give all its values after one --{flag}")
         found[name] = _joined(told, flag, hint)
     return found
 
 
 def under_current_names(flags: list[str], cls: type[Any]) -> list[str]:
-    """The flags of a configuration with those by former names as they are today, which a DeprecationWarning says."""
+    """The flags of a configuration, with former names replaced by current ones and a DeprecationWarning."""
     given: dict[str, Any] = {}
     for flag, values in _grouped(flags):
         name = (flag or "").replace("-", "_")
@@ -107,7 +107,7 @@ def under_current_names(flags: list[str], cls: type[Any]) -> list[str]:
 
 
 def _words(flag: str, value: Any) -> list[str]:
-    """A flag with its value as they are typed; the words in front of all flags have none."""
+    """A flag with its values, as typed. Words before the first flag have no flag."""
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
     values = [str(one) for one in (value if isinstance(value, list) else ["none" if value is None else value])]
@@ -116,7 +116,7 @@ def _words(flag: str, value: Any) -> list[str]:
 
 @contextlib.contextmanager
 def notes(category: type[Warning] = UserWarning) -> Iterator[None]:
-    """Warnings of the block as plain lines on standard error."""
+    """Print the warnings of the block as plain lines on standard error."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", category)
         yield
@@ -126,10 +126,10 @@ def notes(category: type[Warning] = UserWarning) -> Iterator[None]:
 
 
 def positionals(arguments: Sequence[str], *options: type[Any]) -> tuple[list[str], list[str]]:
-    """The arguments that are no flags nor values of flags of these dataclasses, and the rest."""
+    """Split arguments into positional ones, and flags of these dataclasses with their values."""
     known = {flag: hint for cls in options for flag, hint in known_flags(cls).items()}
     free, rest = list[str](), list[str]()
-    room = 0  # for how many more values the last flag has room
+    room = 0  # how many more values the last flag takes
     for word in arguments:
         if (flag := _flag(word)) is not None:
             many = _takes_many(known.get(flag))
@@ -140,12 +140,12 @@ def positionals(arguments: Sequence[str], *options: type[Any]) -> tuple[list[str
 
 
 def value_of(flag: str, words: Sequence[str]) -> str | None:
-    """The value of one flag before the others are read."""
+    """The value of one flag, before the others are parsed."""
     return next((told[0] for name, told in _grouped(words) if told and name == flag), None)
 
 
 def _grouped(words: Sequence[str]) -> Iterator[tuple[str | None, list[str]]]:
-    """Each flag with the words behind it; words before the first flag without one."""
+    """Each flag with the words after it. Words before the first flag come without a flag."""
     flag: str | None = None
     values: list[str] = []
     for word in words:
@@ -160,7 +160,7 @@ def _grouped(words: Sequence[str]) -> Iterator[tuple[str | None, list[str]]]:
 
 
 def _flag(word: str) -> str | None:
-    """The name of a flag, with hyphens; None for a value. Negative numbers are values."""
+    """The name of a flag, with hyphens, or None for a value. Negative numbers are values."""
     if not word.startswith("-") or word == "-" or _NUMBER.fullmatch(word):
         return None
     return word.lstrip("-").partition("=")[0].replace("_", "-")
@@ -175,13 +175,13 @@ def _takes_many(hint: Any) -> bool:
 
 
 def _how_many(hint: Any) -> int:
-    """The length of a tuple that has a fixed one; 0 for every other kind."""
+    """The length of a tuple type of fixed length; 0 for all other types."""
     tuples = [typing.get_args(one) for one in (hint, *typing.get_args(hint)) if typing.get_origin(one) is tuple]
     return 0 if not tuples or Ellipsis in tuples[0] else len(tuples[0])
 
 
 def _joined(words: Sequence[str], flag: str, hint: Any) -> Any:
-    """What the words after a flag are together: NAME VALUE pairs, a tuple, or the one value."""
+    """The value of the words after a flag: NAME VALUE pairs, a tuple, or one value."""
     if typing.get_origin(hint) is dict:
         try:
             return keywords.parsed(words)
@@ -192,7 +192,7 @@ def _joined(words: Sequence[str], flag: str, hint: Any) -> Any:
 
 
 def _value(word: str, flag: str, hint: Any) -> Any:
-    """The word as what the flag holds: 1e5 is the integer 100000, and none is None."""
+    """The word as a value of the flag's type: 1e5 is the integer 100000, and none is None."""
     kinds = set(_kinds(hint))
     choices = [choice for choice in kinds if isinstance(choice, str)]
     if word == "None" and type(None) in kinds:
@@ -205,7 +205,7 @@ def _value(word: str, flag: str, hint: Any) -> Any:
         if float in kinds:
             return float(word)
         if int in kinds and float(word).is_integer():
-            return int(Decimal(word))  # exact, which the float need not be
+            return int(Decimal(word))  # exact, unlike a float
     wanted = [f"one of {', '.join(sorted(choices))}"] if choices else []
     wanted += ["a number"] if float in kinds else ["a whole number"] if int in kinds else []
     wanted += ["none"] if type(None) in kinds else []
@@ -214,7 +214,7 @@ def _value(word: str, flag: str, hint: Any) -> Any:
 
 
 def _kinds(hint: Any) -> Iterator[Any]:
-    """The plain types and literal values inside an annotation; `object` for one of anything."""
+    """The plain types and literal values inside an annotation; `object` if it accepts anything."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         yield object

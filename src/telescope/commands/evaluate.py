@@ -59,7 +59,7 @@ class AnswerOptions:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """`telescope eval RUN`; what kind of run it is stands in its folder."""
+    """`telescope eval RUN`. The folder says which kind of run it is."""
     from telescope.algorithms import LANGUAGE
     from telescope.runs.folder import RunFolder
 
@@ -114,22 +114,22 @@ def _answers(run: str, options: AnswerOptions) -> int:
 
 
 def _film(policy: Any, folder: str, max_steps: int | None) -> Any:
-    """One episode as a film. What a renderer lacks is told in one sentence: the numbers stand already."""
+    """Record one episode as a video. An error of the renderer becomes one sentence, after the results."""
     from telescope.control.video import record
     from telescope.runs.files import RunError
 
     config, hook = policy.config, sys.unraisablehook
     bound = {} if max_steps is None else {"max_steps": max_steps}
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # otherwise SDL looks for a display, and complains
-    sys.unraisablehook = lambda _: None  # a renderer that was half made complains once more when it is freed
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # otherwise SDL looks for a display and prints errors
+    sys.unraisablehook = lambda _: None  # a half-made renderer prints another error when it is freed
     try:
         return record(config.env, policy.player(), folder, env_kwargs=config.env_kwargs, seed=config.seed, **bound)
     except Exception as error:
         if is_users(error):
             raise
         said = " ".join(str(error).split()).rstrip(".")
-        if not isinstance(error, ValueError):  # not our own refusal of an environment that draws nothing
+        if not isinstance(error, ValueError):  # not our own error about an environment that renders nothing
             said = (
                 f"{type(error).__name__}: {said}. Without a display, set MUJOCO_GL=egl (or osmesa) for MuJoCo and "
                 "SDL_VIDEODRIVER=dummy for others"

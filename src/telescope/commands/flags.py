@@ -1,6 +1,7 @@
-"""What other libraries call our flags, so that a flag typed from memory is answered with the right one.
+"""Other libraries' names for our flags, so that the error about an unknown flag can name ours.
 
-One table for every algorithm: of the flags that share another library's name, the first that the command has is meant.
+The table serves all algorithms. If several of our flags share another library's name, the first one that the command
+has is suggested.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ ALIASES = {
     "activation": "activation-fn",
     "log-std": "log-std-init",
     "lora-rank": "lora-r",
-    # what it is about
+    # environment and model
     "env": "env-id",
     "env-kwargs": "max-episode-steps",
     "task": "dataset data dataset-name",
@@ -68,7 +69,7 @@ ALIASES = {
     "out": "exp-name output output-dir out-dir log-dir save-dir save-path",
     "resume": "checkpoint resume-from-checkpoint",
 }
-"""Our flag → its names in Stable-Baselines3, CleanRL, TRL, verl, OpenRLHF, and everybody's short ones."""
+"""Our flag → its names in Stable-Baselines3, CleanRL, TRL, verl, OpenRLHF, and common short names."""
 
 REMARKS = {
     "vf-coef": "twice Stable-Baselines3's number, because our value loss has a factor ½",
@@ -86,14 +87,16 @@ REMARKS = {
 
 
 def unknown_flag(name: str, known: Mapping[str, Any], title: str) -> str:
-    """The sentence for `--name`, which is none of the `known` ones."""
+    """The error sentence for `--name`, which is not one of the `known` flags."""
     bare = name.removeprefix("no-")
     meant = [flag for flag, names in ALIASES.items() if bare in names.split() and flag in known][:1]
     meant = meant or difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(bare, known, n=1)
     remark = f" ({REMARKS[bare]})" if bare in REMARKS else ""
     no = "no-" if name != bare and meant and known[meant[0]] is bool else ""
-    others = "; a run keeps its settings: one with others begins with --start RUN, of a language model with --model RUN"
+    others = (
+        "; a run keeps its settings; to change them, begin a new run with --start RUN (language model: --model RUN)"
+    )
     kept = others if "--resume" in title else ""
-    listed = f"`{title} --help` lists those it has{remark}{kept}"
+    listed = f"`{title} --help` lists the flags{remark}{kept}"
     hint = f"did you mean --{no}{meant[0]}?{remark}" if meant else listed
     return f"there is no flag --{name} here; {hint}"

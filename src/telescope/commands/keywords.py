@@ -1,6 +1,6 @@
-"""Keyword arguments on the command line, `--env-kwargs NAME VALUE NAME VALUE`: values are what TOML knows.
+"""Keyword arguments on the command line, `--env-kwargs NAME VALUE NAME VALUE`, with TOML values.
 
-Leaves out what the names mean; the environment says which it takes.
+Leaves out which names are valid; the environment decides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 CAPITALS = {"True": True, "False": False}
-"""As Python writes them, which fingers do too."""
+"""Python's spelling of values, which users type too."""
 
 
 def registry() -> Any:
@@ -37,7 +37,7 @@ def registry() -> Any:
 
 
 def parsed(words: Sequence[str]) -> dict[str, Any]:
-    """NAME VALUE pairs as a dictionary; a value that is not TOML is a string."""
+    """NAME VALUE pairs as a dictionary. A value that is not TOML is a string."""
     if len(words) % 2:
         raise ValueError(f"{' '.join(words)!r} leaves a NAME without a VALUE; expected pairs: NAME VALUE NAME VALUE")
     names = words[::2]
@@ -47,7 +47,7 @@ def parsed(words: Sequence[str]) -> dict[str, Any]:
 
 
 def value(word: str) -> Any:
-    """`false`, `5`, `0.1`, `[1, 2]`, `{x = 1}`, `"5"` as TOML reads them; everything else is the word itself."""
+    """`false`, `5`, `0.1`, `[1, 2]`, `{x = 1}`, `"5"` as TOML values; everything else is the word itself."""
     if word in CAPITALS:
         return CAPITALS[word]
     try:
@@ -59,14 +59,14 @@ def value(word: str) -> Any:
 
 
 def _kept(found: Any) -> bool:
-    """Is it made of what a run's config.toml can hold? A date is left a word."""
+    """Whether a run's config.toml can hold it. A date stays a word."""
     if isinstance(found, Mapping):
         return all(map(_kept, found.values()))
     return all(map(_kept, found)) if isinstance(found, list) else isinstance(found, bool | int | float | str)
 
 
 def written(keywords: Mapping[str, Any]) -> list[str]:
-    """The words that `parsed` reads back, for the help text."""
+    """The words that `parsed` would read, for the help text."""
     return list(itertools.chain.from_iterable((name, _word(value)) for name, value in keywords.items()))
 
 

@@ -1,4 +1,4 @@
-"""Help without the libraries that take seconds to load: stand-ins take their place while a config class is read.
+"""Print help without loading slow libraries: empty stand-ins replace them while a config class is imported.
 
 As documentation tools do it. For a process that prints help and ends; where a stand-in is not enough, the libraries
 themselves are loaded after all. The bar: `telescope train ALGORITHM ENV --help` within 1.5 s. An algorithm's file has
@@ -18,7 +18,7 @@ HEAVY = {"torch", "gymnasium", "numba"}
 
 
 class _Anything(type):
-    """The class of a class that is whatever is asked of it: a base class, a decorator, a type, a constant."""
+    """The metaclass of a class that can be anything: a base class, a decorator, a type, a constant."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -33,11 +33,11 @@ class _Anything(type):
 
 
 class Anything(metaclass=_Anything):
-    """What every name of a stand-in's is."""
+    """The value of every name in a stand-in module."""
 
 
 class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the heavy libraries and all of their modules, empty."""
+    """Finds slow libraries and all of their modules, as empty modules."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
         heavy = name.partition(".")[0] in HEAVY
@@ -51,14 +51,14 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def with_standins(command: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Run a command that prints help. Nothing else may follow in this process."""
+    """Run a command that prints help. Nothing else may run in this process afterwards."""
     if HEAVY & set(sys.modules):
         return command(arguments)
     finder = StandIns()
     sys.meta_path.insert(0, finder)
     try:
         return command(arguments)
-    except Exception:  # what a stand-in cannot do; a mistake of the user's comes up again
+    except Exception:  # a stand-in was not enough; an error of the user's will occur again
         sys.meta_path.remove(finder)
         for name in [name for name in sys.modules if name.partition(".")[0] in HEAVY | {"telescope"}]:
             del sys.modules[name]

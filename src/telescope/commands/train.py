@@ -61,7 +61,7 @@ def train(arguments: list[str]) -> int:
     if any(a == "--resume" or a.startswith("--resume=") for a in arguments):
         if not arguments[0].startswith("-") and not HELP & set(arguments):
             raise ValueError(
-                f"{arguments[0]!r} stands before --resume, but a run folder says what it trains; leave it out"
+                f"{arguments[0]!r} comes before --resume, but the run folder says what it trains; leave it out"
             )
         return resume(arguments)
     from telescope.algorithms import CONFIGS, ROWS
@@ -98,7 +98,7 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
     algorithm, preset = meant(name, positional or value_of("task", flags) or settings.get("task"))
     if algorithm in LANGUAGE:
         if sum(word.partition("=")[0] == "--reward" for word in flags) > 1:
-            raise ValueError("--reward is given twice, but a run has one reward; add them up in a function of your own")
+            raise ValueError("--reward is given twice, but a run has one reward; add them in a function of your own")
         preset["model"] = value_of("model", flags) or settings.get("model") or "tiny"
     cls = config_class(algorithm)
     with notes(DeprecationWarning):
@@ -107,12 +107,14 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
     subject = _one_subject(what, positional, value_of(field, flags)) or settings.get(field)
     if subject is None and not any(flag in flags for flag in ("-h", "--help")):
         example = "lm/addition" if field == "task" else "CartPole-v1"
-        raise ValueError(f"no {what} was named; it comes right after the algorithm: train {name} {example}")
+        raise ValueError(f"the {what} is missing; it follows the algorithm: train {name} {example}")
     if not isinstance(subject, str | None):
         raise ValueError(f"{field} is {subject!r} in {file}; expected a string")
     default = find(algorithm).preset(subject, **preset) if subject else cls()
     named = {field: subject} if subject else {}
-    chosen = {"processes": 0} if hasattr(default, "processes") else {}  # a script has one, unless it asks for more
+    chosen = (
+        {"processes": 0} if hasattr(default, "processes") else {}
+    )  # the command line chooses; a Python script has one
     default = from_mapping(cls, to_mapping(default) | chosen | settings | named, source=str(file or begun_from))
     arguments = dataclasses.make_dataclass("Arguments", [("config", cls), ("run", TrainOptions)])
     title = f"telescope train {name} {subject or field.upper()}"
@@ -121,7 +123,7 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
 
 
 def _settings_of(run: str | None, name: str, *, trusted: bool) -> dict[str, Any]:
-    """The settings of the run from whose agents this one of algorithm `name` begins; none without such a run."""
+    """The settings of the run given by --start, for a new run of algorithm `name`; None without --start."""
     from telescope.algorithms import LANGUAGE, config_class
     from telescope.runs.folder import RunFolder
     from telescope.runs.formats.config import to_mapping
@@ -130,20 +132,20 @@ def _settings_of(run: str | None, name: str, *, trusted: bool) -> dict[str, Any]
         return {}
     folder = RunFolder.open(run)
     if folder.algorithm in LANGUAGE:
-        raise ValueError(f"--start is for agents in environments; a language model begins with --model {run}/model")
+        raise ValueError(f"--start is for agents in environments; for a language model use --model {run}/model")
     if folder.algorithm != name:
-        raise ValueError(f"--start {run} is a run of {folder.algorithm}; {name} cannot begin with its agents")
+        raise ValueError(f"--start {run} is a run of {folder.algorithm}; {name} cannot start from its agents")
     return to_mapping(folder.config_to_use(config_class(folder.algorithm), trusted=trusted))
 
 
 def _one_subject(what: str, positional: str | None, flag: str | None) -> str | None:
     if positional is not None and flag is not None and positional != flag:
-        raise ValueError(f"two {what}s were named, {positional} and {flag}; name one")
+        raise ValueError(f"two {what}s are given, {positional} and {flag}; give one")
     return positional or flag
 
 
 def resume(arguments: list[str]) -> int:
-    """Continue a run from its checkpoint, or from its config where it has none yet."""
+    """Continue a run from its checkpoint, or from its config if it has none yet."""
     from telescope.runs.folder import RunFolder
 
     options: ResumeOptions = parse(ResumeOptions, arguments, "telescope train --resume RUN")
@@ -169,10 +171,10 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
     execution = None
     if options.total_steps is not None and options.total_steps != config.total_steps:
         config = dataclasses.replace(config, total_steps=options.total_steps)
-        say(f"total_steps is now {config.total_steps:,}: schedules are planned anew over it", file=sys.stderr)
+        say(f"total_steps is now {config.total_steps:,}: schedules are recomputed for it", file=sys.stderr)
     moved = _moved(config, options)
     if moved is not None:
-        say(f"device is now {moved}, and was {config.device}: the last bits may differ from here on", file=sys.stderr)
+        say(f"device is now {moved}, before {config.device}: the last bits may differ from here on", file=sys.stderr)
         config = dataclasses.replace(config, device=moved)
         state = None if state is None else _on_device(state, shared.execution(config))
     done = state is not None and (state["iteration"] >= config.iterations or state.get("stopped"))
@@ -190,7 +192,7 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
     elif done:
         at = f"{state['step']:,} steps done, total_steps is {config.total_steps:,}"
         say(f"{options.resume} is finished: {at}; a larger --total-steps extends it")
-        if first and folder.status != "finished":  # killed between its last checkpoint and its end
+        if first and folder.status != "finished":  # killed after its last checkpoint
             folder.set_status("finished")
             draw_curve(folder, say)
         return 0
@@ -198,7 +200,7 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
         now = parallel.now(state["execution"])
         inexact = options.allow_inexact or moved is not None
         if folder.check_execution(now, allow_inexact=inexact):
-            execution = now  # from here on the run is this machine's
+            execution = now  # from here on the run belongs to this machine
         if folder.algorithm not in LANGUAGE:
             _require_same_episodes(state, options)
     if not first:
@@ -213,19 +215,19 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
 
 
 def _require_same_episodes(state: dict[str, Any], options: ResumeOptions) -> None:
-    """RunError where the episodes under way cannot go on and that was not allowed."""
+    """Raise a RunError if the current episodes cannot continue, unless --allow-inexact."""
     from telescope.control.starting import new_episodes
     from telescope.runs.files import RunError
 
     if (reason := new_episodes(state)) and not options.allow_inexact:
         raise RunError(
-            f"{options.resume} would not continue bit for bit, as new episodes begin: {reason.rstrip('.')}; "
+            f"{options.resume} would not continue bit for bit, because new episodes begin: {reason.rstrip('.')}; "
             "`--allow-inexact` continues anyway"
         )
 
 
 def _moved(config: Any, options: ResumeOptions) -> str | None:
-    """The device that a run goes on with, where it is not its own; ValueError where there is none such here."""
+    """The device to continue on, if it is not the run's own. A ValueError if this machine does not have it."""
     from telescope.checks import missing_device
 
     device = options.device or config.device
@@ -236,7 +238,7 @@ def _moved(config: Any, options: ResumeOptions) -> str | None:
 
 
 def _on_device(state: dict[str, Any], execution: dict[str, Any]) -> dict[str, Any]:
-    """The state as one that was made in this way; of a run in several processes, each share, as many as they are."""
+    """The state with another execution mode. In a run with several processes, each share gets it."""
     execution = {**execution, "processes": state["execution"]["processes"]}
     shares = [share | {"execution": {**execution, "processes": 1}} for share in state.get("shares", [])]
     return state | {"execution": execution} | ({"shares": shares} if shares else {})

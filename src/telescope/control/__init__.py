@@ -1,4 +1,4 @@
-"""Agents on environments: environments and their autoreset, rollouts, networks, the population of seeds.
+"""Agents in environments: environments, networks, rollouts, and the bookkeeping of training loops.
 
-This package file imports nothing, so that `import telescope.control` stays cheap; import the module you need.
+Import the module that you need; this file imports nothing, so that `import telescope.control` is fast.
 """

@@ -1,7 +1,7 @@
-"""What every algorithm on environments is told: the environment, the seeds, the amount of work, the machine.
+"""The settings that all algorithms on environments share: the environment, the seeds, the amount of work, the machine.
 
-Frozen dataclasses with a docstring under each field; an algorithm's own settings extend `ControlConfig`. Command-line
-flags and config files are made from them elsewhere.
+They are frozen dataclasses with a docstring under each field; an algorithm extends them with its own settings. Other
+modules make command-line flags and config files from them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from telescope.control.experience.normalisation import RewardScaler
 
 MOST_ENVIRONMENTS = 2**20
-"""Of a run, all seeds together: more is a slip of the finger, and would fill the memory before anything is said."""
+"""The largest number of environments in a run, of all seeds. More is probably a typing error and would fill memory."""
 MUJOCO_FAMILY = (
     "Ant",
     "HalfCheetah",
@@ -32,7 +32,7 @@ MUJOCO_FAMILY = (
     "Swimmer",
     "Walker2d",
 )
-"""The names, without version, of Gymnasium's MuJoCo environments, which share one preset."""
+"""Gymnasium's MuJoCo environments, without their version. They share one preset."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class ControlConfig:
     """Cut an evaluation episode after this many steps, with a note. Some policies never end an episode."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, by name and number."""
+        """Raise a ValueError for values that cannot work."""
         typed(self)
         positive(self, "seeds", "total_steps", "num_envs", "eval_episodes", "eval_max_steps")
         at_least_zero(self, "seed", "eval_every", "threads", "processes")
@@ -100,7 +100,7 @@ class AgentConfig(ControlConfig):
     """The settings that all algorithms with networks share."""
 
     num_steps: int = 2048
-    """Steps of each environment per iteration , written T in formulas."""
+    """Steps of each environment per iteration (T in formulas)."""
     gamma: float = 0.99
     """Discount factor γ per step, between 0 and 1."""
     learning_rate: float = 3e-4
@@ -131,7 +131,7 @@ class AgentConfig(ControlConfig):
 
     @property
     def batch_size(self) -> int:
-        """N, steps per seed and iteration."""
+        """Steps per seed and iteration (N in formulas)."""
         return self.num_steps * self.num_envs
 
     @property
@@ -140,21 +140,21 @@ class AgentConfig(ControlConfig):
         return self.total_steps // self.batch_size
 
     def head(self, action_space: Any) -> Distribution:
-        """From network outputs to actions, in this space."""
+        """Return the distribution that turns network outputs into actions of this space."""
         raise NotImplementedError
 
     def network(self, observation_size: int, action_space: Any) -> Network:
-        """The network that these settings describe, for this action space."""
+        """Return the network that these settings describe, for this action space."""
         raise NotImplementedError
 
     def bound(self, action_space: Any) -> Bound:
-        """From the head's actions to the environment's."""
+        """Return the function that maps the head's actions to the environment's."""
         from telescope.control.agents.actions import bounding
 
         return bounding(action_space, "clip")
 
     def scaler(self) -> RewardScaler:
-        """How rewards are scaled before anything is learned from them."""
+        """Return the scaling of rewards; by default they stay as they are."""
         from telescope.control.experience.normalisation import RewardScaler
 
         return RewardScaler(self.seeds, self.num_envs, gamma=self.gamma, enabled=False, clip=1.0)
@@ -192,25 +192,25 @@ class OnPolicyConfig(AgentConfig):
         finite(self, "log_std")
 
     def head(self, action_space: Any) -> Distribution:
-        """The action distribution of this space."""
+        """Return the action distribution of this space."""
         from telescope.control.agents.distributions import distribution
 
         return distribution(action_space)
 
     def network(self, observation_size: int, action_space: Any) -> Network:
-        """Perceptrons for actor and critic."""
+        """Return perceptrons for actor and critic."""
         from telescope.control.agents.actor import default_network
 
         return default_network(self, observation_size, action_space)
 
     def bound(self, action_space: Any) -> Bound:
-        """From a Gaussian's actions to a Box's bounds, as `action_bounds` says."""
+        """Return the function that keeps a Gaussian's actions within a Box, as `action_bounds` says."""
         from telescope.control.agents.actions import bounding
 
         return bounding(action_space, self.action_bounds)
 
     def scaler(self) -> RewardScaler:
-        """Rewards by the deviation of their running return, where asked for."""
+        """Return the scaling by the standard deviation of the running return, if `normalise_rewards` is True."""
         from telescope.control.experience.normalisation import RewardScaler
 
         enabled, clip = self.normalise_rewards, self.clip_rewards

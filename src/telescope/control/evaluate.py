@@ -1,7 +1,8 @@
-"""Episode returns of a population whose parameters and normalisation stand still.
+"""Evaluation: episode returns of a population with fixed parameters and normalisation.
 
-Every seed runs a fixed number of episodes, each with random numbers of its own, so that neither short episodes nor the
-number of environments count. Statistics of the returns are computed elsewhere (`telescope.metrics`).
+Every seed runs a fixed number of episodes, each with its own random numbers. So short episodes are not
+over-represented, and the number of environments does not matter. `telescope.metrics` computes statistics of the
+returns.
 """
 
 # S seeds, E episodes per seed, B environments per seed, D observation size
@@ -27,24 +28,24 @@ from telescope.control.experience.normalisation import ObservationNormaliser
 from telescope.randomness import EVALUATION_ACTIONS, EVALUATION_ENVIRONMENTS, generator
 
 MOST_ROWS = 32
-"""Rows per seed of a vector environment of an id's own; they begin together and wait for the last."""
+"""Rows per seed in an environment's own vector version. They start together and wait for the last one."""
 POLICY_ROWS = 8
-"""Observations per seed of a policy call, whatever B is: products of another size may round otherwise."""
+"""Observations per seed in a policy call, for every B: products of another size may round differently."""
 
 
 class Evaluation(NamedTuple):
-    """E episodes per seed."""
+    """The results of E episodes per seed."""
 
     returns: np.ndarray  # [S, E]
     lengths: np.ndarray  # [S, E]
-    cut: np.ndarray  # [S, E] bool, True where an episode had not ended after the most steps it may have
+    cut: np.ndarray  # [S, E] bool, True where an episode had not ended after the maximum number of steps
 
 
 class OwnEpisodes(gym.Wrapper):
-    """Some episodes one after the other, each from its own seed, and then none; what goes on too long is truncated.
+    """Plays some episodes one after the other, each from its own seed, and truncates long ones.
 
-    A reset with a seed begins with the first of them again. The step after the `most` allowed ones is not made, and
-    ends the episode: so much longer it looks than one whose own time limit is the same.
+    A reset with a seed starts again with the first episode. After `most` steps the next step is not executed but ends
+    the episode. So a cut episode looks one step longer than one that its own time limit ends.
     """
 
     def __init__(self, env: gym.Env, *, seeds: Sequence[int], most: int) -> None:
@@ -75,7 +76,7 @@ class OwnEpisodes(gym.Wrapper):
 
 
 def evaluation_environments(config: AgentConfig, *, episodes: int, max_steps: int) -> Environments:
-    """Environments for `episodes` episodes of at most `max_steps` steps; each seed has as many as it has cores."""
+    """Environments for `episodes` episodes of at most `max_steps` steps. Each seed gets one per available core."""
     make = functools.partial(Environments.of, config, stream=EVALUATION_ENVIRONMENTS, autoreset="same_step")
     source = config.env if config.backend == "envpool" else find_source(config.env)
     if choose_vectorization(source, config.backend, config.vectorization) not in ("sync", "async"):
@@ -98,14 +99,14 @@ def evaluate(
     bound: Bound,
     stochastic: bool = False,
 ) -> Evaluation:
-    """Run `episodes` episodes of every seed by the policy's mode, in what `evaluation_environments` made for them."""
+    """Run `episodes` episodes of every seed with the policy's mode, in environments of `evaluation_environments`."""
     act = _policy(agents, parameters, normaliser, environments)
     shape, rows = (len(seeds), environments.num_envs), np.arange(environments.num_envs)
     kept = shape[0], episodes
     result = Evaluation(np.zeros(kept), np.zeros(kept, dtype=np.int64), np.zeros(kept, dtype=bool))
     noise = _Noise(agents, seeds) if stochastic else None
-    number = np.broadcast_to(rows, shape).copy()  # [S, B] the episode that runs in each environment; from E on none
-    returns, lengths = np.zeros(shape), np.zeros(shape, dtype=np.int64)  # [S, B] of that episode so far
+    number = np.broadcast_to(rows, shape).copy()  # [S, B] the current episode of each environment; E or more means none
+    returns, lengths = np.zeros(shape), np.zeros(shape, dtype=np.int64)  # [S, B] of the current episode
     observations, masks = environments.reset()
     width = agents.agent.network.memory
     memory = np.zeros((*shape, width), np.float32) if width else None  # [S, B, H]
@@ -126,7 +127,7 @@ def evaluate(
         if environments.own_episodes:
             number[finished] += shape[1]
             continue
-        number[finished] = episodes  # the others of this round go on
+        number[finished] = episodes  # the other environments of this round continue
         if begun < episodes and (number >= episodes).all():
             observations, masks = environments.reset(first=begun)
             returns, lengths = np.zeros(shape), np.zeros(shape, dtype=np.int64)
@@ -137,7 +138,7 @@ def evaluate(
 
 
 def _keep(result: Evaluation, number: np.ndarray, finished: np.ndarray, *ends: Any) -> None:
-    """Write down the episodes [S, B] that are over; the step beyond the bound is no part of a cut one."""
+    """Record the episodes [S, B] that ended. The step beyond the limit does not belong to a cut episode."""
     returns, lengths, max_steps = ends
     for s, b in np.argwhere(finished & (number < result.returns.shape[1])):
         place = s, number[s, b]
@@ -146,7 +147,7 @@ def _keep(result: Evaluation, number: np.ndarray, finished: np.ndarray, *ends: A
 
 
 def cut_note(result: Evaluation, seeds: Sequence[int], max_steps: int) -> str:
-    """A sentence about the episodes that had to be cut; empty if none had to."""
+    """A sentence about the episodes that were cut; empty if there are none."""
     if not result.cut.any():
         return ""
     which = "; ".join(
@@ -155,21 +156,21 @@ def cut_note(result: Evaluation, seeds: Sequence[int], max_steps: int) -> str:
         if row.any()
     )
     return (
-        f"{result.cut.sum()} of {result.cut.size} evaluation episodes were cut after {max_steps:,} steps, so their "
-        f"returns are those until then ({which}, counted from 0); a larger --eval-max-steps (--max-steps of eval) lets "
-        "them go on"
+        f"{result.cut.sum()} of {result.cut.size} evaluation episodes were cut after {max_steps:,} steps, and their "
+        f"returns count the steps until then ({which}, counted from 0); raise --eval-max-steps (eval: --max-steps) to "
+        "let them continue"
     )
 
 
 class _Noise:
-    """What a sampled action needs, from a generator of each episode's own."""
+    """Noise for sampled actions, from a separate generator for each episode."""
 
     def __init__(self, agents: Agents, seeds: Sequence[int]) -> None:
         self._draw, self._seeds = agents.agent.distribution.noise, seeds
         self._generators: dict[tuple[int, int], tuple[int, np.random.Generator]] = {}
 
     def draw(self, number: np.ndarray) -> np.ndarray:
-        """[S, B, …] for the episodes [S, B] that run."""
+        """Noise [S, B, …] for the current episodes [S, B]."""
         rows = [[self._draw(self._of(s, b, int(e)), ()) for b, e in enumerate(row)] for s, row in enumerate(number)]
         return np.array(rows)
 

@@ -1,6 +1,7 @@
-"""How a run on environments computes: compiled or eager, with how many threads, in how many processes.
+"""The execution mode of a run on environments: compiled or eager, the number of threads and processes.
 
-Decided once, from the work of the whole run, and kept with it: these decide the last bits of its results.
+It is decided once, from the work of the whole run, and stored with the run, because it affects the last bits of
+results.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from telescope.control.config import ControlConfig
 from telescope.processors import most_threads, processors
 
 UPDATES_THAT_PAY = 15_000
-"""Gradient steps from which compiling saves time: it costs tens of seconds once, a compiled step is shorter."""
+"""From this number of gradient steps on, compiling saves time. It costs tens of seconds once."""
 SAMPLES_WORTH_SHARING = 1024
-"""Samples of a gradient step, of all seeds, from which two threads are clearly faster than one."""
+"""From this number of samples per gradient step on (of all seeds), two threads are clearly faster than one."""
 STEPS_WORTH_SPREADING = 200_000
-"""Environment steps, of all seeds, from which worker processes save more time than the seconds that they start in."""
+"""From this number of environment steps on (of all seeds), worker processes save more time than they take to start."""
 MOST_PROCESSES = 16
-"""Each holds a few hundred megabytes, and beyond these a share of the seeds hardly gets faster."""
+"""The maximum number of processes. Each needs a few hundred megabytes, and more hardly make a run faster."""
 
 
 def execution(config: ControlConfig) -> dict[str, Any]:
-    """What must stay the same for a resumed run to be bit-exact; decided once, from the whole run's work."""
+    """The settings that must stay the same for an exact resume, decided from the work of the whole run."""
     pays = getattr(config, "updates", 0) >= UPDATES_THAT_PAY
     missing = missing_for_compiling(config.device)
     if config.compile == "on" and missing:
-        raise ValueError(f"compile is 'on', but {missing}; install it, or train with compile 'off'")
+        raise ValueError(f"compile is 'on', but {missing}; install it, or set compile to 'off'")
     processes = config.processes or processes_that_pay(config)
     return {
         "compiled": config.compile == "on" or (config.compile == "auto" and pays and not missing),
@@ -43,7 +44,7 @@ def execution(config: ControlConfig) -> dict[str, Any]:
 
 
 def in_words(execution: dict[str, Any], config: ControlConfig) -> str:
-    """How this run's arithmetic is done, and why, as a sentence for its user."""
+    """A sentence for the user: how this run computes, and why."""
     how = "compiled" if execution["compiled"] else "captured in CUDA graphs" if execution["cuda_graph"] else "eager"
     why = f"--compile {config.compile}"
     if config.compile == "auto":
@@ -56,15 +57,15 @@ def in_words(execution: dict[str, Any], config: ControlConfig) -> str:
 
 
 def processes_that_pay(config: ControlConfig) -> int:
-    """One for a short run; else as many as there are processors, each of which gets one seed or more."""
-    apart = config.device != "cpu" or config.vectorization == "async"  # others than these processors do the work
+    """1 for a short run; otherwise one process per processor, with at least one seed each."""
+    apart = config.device != "cpu" or config.vectorization == "async"  # the work happens elsewhere
     if apart or config.seeds * config.total_steps < STEPS_WORTH_SPREADING:
         return 1
     return min(processors(), config.seeds, MOST_PROCESSES)
 
 
 def threads_that_pay(config: ControlConfig, processes: int) -> int:
-    """One where a gradient step is so short that waking others takes as long; else a share of the processors, up to 4.
+    """1 if a gradient step takes less time than waking other threads; otherwise a share of the processors, up to 4.
 
     OMP_NUM_THREADS is an upper bound.
     """
@@ -74,7 +75,7 @@ def threads_that_pay(config: ControlConfig, processes: int) -> int:
 
 
 def missing_for_compiling(device: str) -> str:
-    """What torch.compile would lack on this machine, in words; empty if nothing. It writes C++ for the CPU."""
+    """A clause that says what torch.compile lacks on this machine; empty if nothing. It compiles C++ for the CPU."""
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device == "cpu" and shutil.which(compiler) is None:
         return f"there is no C++ compiler ({compiler}) for torch.compile to use"

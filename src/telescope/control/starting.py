@@ -1,7 +1,6 @@
-"""A new run from the agents of another: their parameters, and the statistics by which they see and are paid.
+"""Start a new run from the agents of another run: their parameters and normalisation statistics.
 
-What a run that continues needs besides (optimiser, episodes, clock) is left behind: `Session` in `training.py` restores
-that.
+Leaves out optimiser, episodes and clock; a resumed run needs them too, and `Session` in `training.py` restores them.
 """
 
 # S seeds of the new run, Z of the old one, P parameters of one agent
@@ -20,25 +19,25 @@ from telescope.control.experience.encoding import encoder
 
 
 class Start(NamedTuple):
-    """What the new run's agents begin with, one row for each of its seeds."""
+    """What the agents of the new run begin with, one row per seed."""
 
     parameters: Tensor  # [S, P]
-    observations: dict[str, Any]  # statistics of the observations: mean, variance, count
-    rewards: dict[str, Any]  # those of the discounted returns that scale rewards
-    step: int  # of the run they come from
+    observations: dict[str, Any]  # statistics of observations: mean, variance, count
+    rewards: dict[str, Any]  # statistics of the discounted returns that scale rewards
+    step: int  # of the old run
 
 
 def start_from(state: dict[str, Any], seeds: int) -> Start:
-    """The start of a run with `seeds` agents: the old run's in order, and from its first again where it has fewer.
+    """The start of a run with `seeds` agents. If the old run has fewer agents, they are repeated in order.
 
     Raises:
-        ValueError: `state` is not what `metrics.state` or `RunFolder.load_checkpoint` give.
+        ValueError: `state` is not a state from `metrics.state` or `RunFolder.load_checkpoint`.
     """
     if isinstance(state, Start):
         return state
     try:
         policy, step = state["policy"], int(state["step"])
-        parts = state.get("shares", [state])  # of a run over several processes
+        parts = state.get("shares", [state])  # a run over several processes has shares
         scalers = [part["rollouts"]["scaler"] for part in parts]
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
@@ -61,7 +60,7 @@ def rows_of(start: Start, first: int, count: int) -> Start:
 
 
 def require_same_shape(start: Start, parameters: Tensor, observation_shape: tuple[int, ...]) -> None:
-    """ValueError where agents of other spaces or another network are to begin this run."""
+    """Raise a ValueError if the agents have other spaces or another network than this run."""
     there, here = start.parameters.shape[1], parameters.shape[1]
     shape = start.observations["mean"].shape[1:]
     if there != here or shape != observation_shape:
@@ -73,13 +72,13 @@ def require_same_shape(start: Start, parameters: Tensor, observation_shape: tupl
 
 
 def require_fit(state: dict[str, Any], config: AgentConfig, environments: Environments) -> None:
-    """The same before anything is begun, for the network that the config describes."""
+    """The same check before training begins, for the network that the config describes."""
     shape = encoder(environments.observation_space).shape
     network = config.network(math.prod(shape), environments.action_space)
     require_same_shape(start_from(state, 1), create(network, [config.seed])[0], shape)
 
 
 def new_episodes(state: dict[str, Any]) -> str:
-    """Why a run that resumes from this state begins new episodes; empty if those under way go on."""
+    """Why a run that resumes from this state begins new episodes; empty if the current episodes continue."""
     environments = [part["rollouts"]["environments"] for part in state.get("shares", [state])]
     return next((one["resume_note"] for one in environments if not one["exact_resume"]), "")

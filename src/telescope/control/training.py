@@ -1,6 +1,6 @@
-"""What all algorithms on environments set up and book alike: population, environments, execution mode, metrics rows.
+"""The bookkeeping of all algorithms on environments: population, environments, execution mode, metrics rows, state.
 
-The training loop itself stands in each algorithm's own file; nothing here decides what an update is.
+Leaves out the training loop and the update, which are in the algorithm's own file.
 """
 
 # S seeds, P parameters of one agent
@@ -61,7 +61,8 @@ class Session:
     ) -> None:
         if resume and start:
             raise ValueError(
-                "resume continues a run and start begins a new one from another's agents; give one of them"
+                "both resume and start are given; resume continues a run, start begins a new one from another run's "
+                "agents; pass one of them"
             )
         self.config = config
         self.learner: Any
@@ -77,7 +78,7 @@ class Session:
         self._environments = Environments.of(config, stream=TRAINING_ENVIRONMENTS)
         try:
             self._begin(resume, network, start, allow_inexact, recurrent)
-        except BaseException:  # no worker process may outlive a run that never began
+        except BaseException:  # leave no worker process behind if the run cannot begin
             self.close()
             raise
 
@@ -97,13 +98,13 @@ class Session:
         self.agents = Agents(self.agent, compiled=self.execution["compiled"])
         if callable(config.env) and import_path(config.env).endswith(":"):
             self.notes.append(
-                "no import finds the environment's function or class again, so the command line can't resume or "
-                "evaluate a run folder of it; put it in a module of its own, or go on from Python"
+                "the environment's function or class cannot be imported by name, so the command line cannot resume or "
+                "evaluate a run folder of it; put it into a module of its own, or continue from Python"
             )
         if own is not None:
             try_network(self.agent, self.parameters, self.rollouts.encoder)
             self.notes += filter(None, [without_effect(config)])
-        if config.eval_every:  # here, so that what cannot be evaluated does not train until the first evaluation
+        if config.eval_every:  # now, so that an error shows before training
             self._evaluation = evaluation_environments(
                 config, episodes=config.eval_episodes, max_steps=config.eval_max_steps
             )
@@ -116,22 +117,22 @@ class Session:
         self.rollouts.reset()
 
     def _start_from(self, state: Any) -> None:
-        """Agents and statistics of another run; its optimiser, schedules and episodes stay behind."""
+        """Take agents and statistics from another run, but not its optimiser, schedules and episodes."""
         start = start_from(state, self.config.seeds)
         require_same_shape(start, self.parameters, self.rollouts.encoder.shape)
         self.learner = self._first_learner(start.parameters.to(self.config.device).clone())
         self.rollouts.normaliser.restore(start.observations)
         self.rollouts.scaler.restore({**start.rewards, "returns": self.rollouts.scaler.returns})
-        self.notes.append(f"begins with agents that were trained for {start.step:,} steps before, and a new optimiser")
+        self.notes.append(f"begins with agents that were trained for {start.step:,} steps, and with a new optimiser")
 
     def lift(self, update: Callable[..., Any], in_dims: tuple[int | None, ...]) -> Callable[..., Any]:
-        """An update of one agent as one of all, executed in the way that was decided for this run."""
+        """Turn an update of one agent into one of all agents, in the execution mode of this run."""
         compiled, cuda_graph = self.execution["compiled"], self.execution["cuda_graph"]
         return lift(update, in_dims, compiled=compiled, cuda_graph=cuda_graph)
 
     @property
     def parameters(self) -> Tensor:
-        """What acts now, [S, P]."""
+        """The parameters that act [S, P]."""
         return self.learner.acting  # type: ignore[no-any-return]
 
     @property
@@ -139,7 +140,7 @@ class Session:
         return self.iteration * self.config.batch_size
 
     def iterations(self) -> Iterator[int]:
-        """The iterations still to do, by number; keeps the clock and the schedules' position."""
+        """Yield the numbers of the remaining iterations. Updates the clock, and `remaining` for schedules."""
         try:
             while self.iteration < self.config.iterations:
                 self._started, self._collecting = time.perf_counter(), 0.0
@@ -147,12 +148,12 @@ class Session:
                 self.rollouts.time = {"env": 0.0, "policy": 0.0}
                 self.remaining = 1 - self.iteration / self.config.iterations
                 yield self.iteration
-            self._last_state = self.state()  # still to be had when the loop is over and the environments are gone
+            self._last_state = self.state()  # readable after the environments are closed
         finally:
             self.close()
 
     def collect(self) -> Rollout:
-        """The next rollout, by the current policies."""
+        """Collect the next rollout with the current policies."""
         started = time.perf_counter()
         act = self.agents.actor(self.parameters)
         rollout, self._episodes = self.rollouts.collect(act, self.iteration)
@@ -160,10 +161,10 @@ class Session:
         return rollout
 
     def play(self, noise: np.ndarray, t: int) -> Transition:
-        """Step t of this iteration by the current policies, with the randomness [S, B, …]; kept in the replay."""
+        """Play step t of this iteration with the current policies and noise [S, B, …], and store it in the replay."""
         started = time.perf_counter()
         act, row = self.agents.actor(self.parameters), self.iteration * self.config.num_steps + t
-        with np.errstate(over="ignore", invalid="ignore"):  # agents that diverge within an iteration: `finish` tells
+        with np.errstate(over="ignore", invalid="ignore"):  # `finish` reports divergence
             transition = self.rollouts.play(act, noise, row, self._episodes)
         if self.replay is not None:
             self.replay.add(transition)
@@ -171,21 +172,21 @@ class Session:
         return transition
 
     def value(self, observations: Tensor, memory: Tensor | None = None) -> Tensor:
-        """V of observations [S, N, D] by the current critics, without gradient: [S, N]."""
+        """Values [S, N] of observations [S, N, D] by the current critics, without gradient."""
         return self.agents.value(self.parameters, *self.to_device((observations, memory)))
 
     def evaluate(
         self, observations: Tensor, actions: Tensor, masks: Tensor | None, memory: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """log π(a|s) and V(s) of samples [S, N, …] by the current agents, without gradient: [S, N]."""
+        """log π(a|s) and V(s) [S, N] of samples [S, N, …] by the current agents, without gradient."""
         return self.agents.evaluate(self.parameters, *self.to_device((observations, actions, masks, memory)))
 
     def to_device(self, samples: Any) -> Any:
-        """A structure of tensors (or None) on the device where the networks live."""
+        """Move a structure of tensors (or None) to the networks' device."""
         return tree_map(lambda x: x.to(self.config.device) if isinstance(x, Tensor) else x, samples)
 
     def finish(self, statistics: Mapping[str, np.ndarray | None]) -> Iteration:
-        """Close an iteration: evaluate when due, and make its rows from `statistics` (name → [S], or None for all)."""
+        """End an iteration: evaluate if due, and make its rows from `statistics` (name → [S], None for no value)."""
         self._require_finite()
         updated = time.perf_counter()
         self.iteration += 1
@@ -287,19 +288,19 @@ class Session:
         if parameters.shape != self.parameters.shape:
             raise ValueError(
                 f"resume holds {parameters.shape[1]} parameters per agent, but this network has "
-                f"{self.parameters.shape[1]}; pass the config and network the run began with"
+                f"{self.parameters.shape[1]}; pass the config and network of the run"
             )
         same_kind("agents", {"parameters": parameters}, {"parameters": self.parameters.cpu()})
-        # cloned, so that the run never writes into the caller's state; torch's allocator also keeps the alignment
+        # a clone, so that the run never writes into the caller's state and torch's allocator keeps the alignment
         fresh = self._first_learner(parameters.to(self.config.device).clone())
         same_kind("learner", state["learner"], to_dict(fresh, without=fresh.acting))
         self.learner = from_dict(fresh, state["learner"], without=fresh.acting)
         self._elapsed = state["elapsed"]
-        # a run whose rollout size changed would not continue where it stopped
+        # a run with another rollout size would not continue where it stopped
         if state["step"] != state["iteration"] * self.config.batch_size:
             raise ValueError(
-                f"resume stands at step {state['step']} after {state['iteration']} iterations, which does not fit "
-                f"num_steps {self.config.num_steps} × num_envs {self.config.num_envs}"
+                f"resume holds step {state['step']} after {state['iteration']} iterations, which does not match "
+                f"num_steps {self.config.num_steps} × num_envs {self.config.num_envs}; pass the run's own config"
             )
         self.iteration = state["iteration"]
         self.rollouts.normaliser.restore(state["policy"]["normaliser"])
@@ -316,7 +317,7 @@ class Session:
 
 
 def try_out(config: AgentConfig, start: dict[str, Any] | None = None) -> None:
-    """ValueError if there is no such device or environment, or one whose spaces (or those of `start`) do not fit."""
+    """Raise a ValueError if the device or environment does not exist, or its spaces do not fit (also to `start`)."""
     require_device(config)
     environments = Environments.of(config, seeds=[config.seed], num_envs=1)
     environments.close()
@@ -334,13 +335,13 @@ def _spare(config: AgentConfig) -> Environments:
 
 
 def mean_statistics(names: Sequence[str], rows: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """Average per-update statistics, each a tensor [S, len(names)], over the updates of an iteration."""
+    """The means over updates of per-update statistics, each a tensor [S, len(names)]: name → [S]."""
     table = torch.stack(list(rows)).double()
     return dict(zip(names, table.mean(0).cpu().numpy().T, strict=True))
 
 
 def _episode_metrics(episodes: Episodes, s: int) -> dict[str, float | None]:
-    """How many episodes of seed s ended in this iteration, and their means (None where none did)."""
+    """Number, mean return and mean length of seed s's episodes that ended in this iteration; None without any."""
     returns, lengths = episodes.returns[s], episodes.lengths[s]
     means = (float(np.mean(returns)), float(np.mean(lengths))) if returns else (None, None)
     return {"episodes": len(returns), "return_mean": means[0], "length_mean": means[1]}

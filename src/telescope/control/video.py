@@ -1,6 +1,6 @@
-"""Record one episode as a film, frame by frame, from a single rendered environment.
+"""Record a video of one episode from a single rendered environment.
 
-Returns are measured elsewhere (`evaluate.py`); this is only to look at.
+Leaves out returns; `evaluate.py` measures them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def record(
     seed: int = 0,
     max_steps: int = 3000,
 ) -> Path:
-    """Play one episode by `act(observation, action_mask=…)` and write folder/episode.mp4; returns its path.
+    """Play one episode with `act(observation, action_mask=…)`, write folder/episode.mp4 and return its path.
 
-    A film of an episode that has not ended after `max_steps` ends there, with a warning.
+    If the episode has not ended after `max_steps`, the video stops there, with a warning.
     """
     import imageio.v2 as imageio
 
@@ -40,7 +40,7 @@ def record(
         observation, info = world.reset(seed=seed)
         fps = world.metadata.get("render_fps", 30)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with imageio.get_writer(target, fps=fps, macro_block_size=2) as film:  # one frame in memory at a time
+        with imageio.get_writer(target, fps=fps, macro_block_size=2) as film:  # holds one frame in memory
             for _ in range(max_steps):
                 film.append_data(_frame(world))
                 action = act(observation, action_mask=info.get("action_mask"))
@@ -48,7 +48,7 @@ def record(
                 if terminated or truncated:
                     break
             else:
-                warnings.warn(f"the film ends after {max_steps:,} steps, its episode does not", stacklevel=2)
+                warnings.warn(f"the video stops after {max_steps:,} steps, before its episode ends", stacklevel=2)
             film.append_data(_frame(world))
     finally:
         world.close()
@@ -56,12 +56,12 @@ def record(
 
 
 def _world(env: str | Callable[..., gym.Env], kwargs: Mapping[str, Any]) -> Recorder:
-    """One environment that draws frames; made, checked and searched for masks as those of training are."""
+    """One environment that renders frames, with the same checks and action masks as in training."""
     source = find_source(env)
     drawing = {**kwargs, "render_mode": "rgb_array"}
     if callable(source) and refused_keywords(source, drawing) and not refused_keywords(source, kwargs):
         raise ValueError(
-            f"{name_of(source)} takes no render_mode; a film needs a constructor with render_mode=None "
+            f"{name_of(source)} takes no render_mode; a video needs a constructor with render_mode=None "
             "and a render() that returns an array [height, width, 3]"
         )
     return Factory(source, time_limit(source, drawing))()
@@ -72,6 +72,6 @@ def _frame(world: Recorder) -> np.ndarray:
     if not isinstance(frame, np.ndarray):
         raise ValueError(
             f"render() of {type(world.unwrapped).__name__} returned a {type(frame).__name__}; "
-            "a film needs an array [height, width, 3]"
+            "a video needs an array [height, width, 3]"
         )
     return frame

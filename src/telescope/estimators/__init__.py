@@ -1,6 +1,6 @@
-"""Estimators: pure functions of arrays, from a rollout to the numbers a loss needs.
+"""Estimators: pure functions of arrays that turn a rollout into the numbers that a loss needs.
 
-They know neither losses nor environments, models or configuration.
+They know nothing of losses, environments, models or configuration.
 """
 
 from telescope.estimators.distributional import DistributionalAdvantages, distributional_gae

@@ -1,10 +1,10 @@
-"""From the conventions in use to ours: each function returns the arguments of `gae` as a dictionary, but γ and λ.
+"""Translate other libraries' conventions into ours. Each function returns the arguments of `gae`, except γ and λ.
 
     rollout = conventions.from_episode_starts(rewards, values, last_values, episode_starts=…, …)
     advantages, returns = gae(**rollout, gamma=0.99, lam=0.95)
 
-Nothing is estimated here. What a convention does not tell (was an end a termination or a truncation, what was the
-value of the final state) is an argument; `truncated` has no default, and None says that there are none.
+Nothing is estimated here. What a convention does not say is an argument: whether an end was a termination or a
+truncation, and the value of the final state. `truncated` has no default; None says that there are none.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,10 +55,10 @@ def from_last_values(
     mask: Array | None = None,
     axis: int = 0,
 ) -> Arguments:
-    """This-step flags and the value after the last step; the one that the others come down to.
+    """Flags of this step, and the value after the last step. The other functions use this one.
 
-    Gymnasium's SAME_STEP autoreset is this, with `final_values` from `final_observations` and
-    `dense_final_values`. Arguments and errors are those of `next_values`.
+    For Gymnasium's SAME_STEP autoreset, take `final_values` from `final_observations` and `dense_final_values`.
+    Arguments and errors are those of `next_values`.
     """
     check_rewards(rewards, values)
     ends: Arguments = {"terminated": terminated, "truncated": truncated, "mask": mask, "axis": axis}
@@ -77,7 +77,7 @@ def from_values_with_bootstrap(
     mask: Array | None = None,
     axis: int = 0,
 ) -> Arguments:
-    """Values [T+1, *batch], the last row being the bootstrap; everything else [T, *batch] (rlax, DeepMind's agents)."""
+    """Values [T+1, *batch], whose last row is the bootstrap; all else is [T, *batch] (rlax, DeepMind's agents)."""
     axis = arrays.time_axis("rewards", rewards, axis)
     arrays.check_neighbour("rewards", rewards, "values", values)
     shape = list(rewards.shape)
@@ -100,10 +100,10 @@ def from_dones(
     mask: Array | None = None,
     axis: int = 0,
 ) -> Arguments:
-    """One flag for both endings, at the step that ended, and another that says which of them were time limits.
+    """One flag for both kinds of ends, at the step that ended the episode, and `truncated` for time limits.
 
-    A done step is terminated unless it is truncated (old Gym's and Stable-Baselines3's
-    `infos["TimeLimit.truncated"]`). With `truncated=None` all are terminations.
+    A done step is terminated unless it is truncated (`infos["TimeLimit.truncated"]` in old Gym and Stable-Baselines3).
+    With `truncated=None` all ends are terminations.
     """
     arrays.library("dones", dones)
     arrays.check_alike(rewards=rewards, dones=dones, truncated=truncated, mask=mask)
@@ -134,11 +134,11 @@ def from_episode_starts(
     mask: Array | None = None,
     axis: int = 0,
 ) -> Arguments:
-    """Flags one row late: does step t begin an episode (baselines, Stable-Baselines3, CleanRL's `dones`).
+    """Flags one row late: whether step t begins an episode (baselines, Stable-Baselines3, CleanRL's `dones`).
 
-    `episode_starts` is [T, *batch]; `last_dones` [*batch] says whether the state after the last step would begin
-    one (Stable-Baselines3's `dones`, CleanRL's `next_done`). `truncated` is of this step, as everywhere here.
-    Row 0 of `episode_starts` is not read: how the step before the buffer ended is no longer of interest.
+    `episode_starts` is [T, *batch]. `last_dones` [*batch] says whether the state after the last step begins an episode
+    (Stable-Baselines3's `dones`, CleanRL's `next_done`). `truncated` is that of this step, as everywhere here. Row 0 of
+    `episode_starts` is not read, because it is about the step before the buffer.
     """
     arrays.library("episode_starts", episode_starts)
     xp = arrays.check_alike(rewards=rewards, episode_starts=episode_starts)
@@ -160,9 +160,9 @@ def from_discounts(
     mask: Array | None = None,
     axis: int = 0,
 ) -> Arguments:
-    """Discounts [T, *batch] with γ in them, 0 where the episode terminated, and values [T+1, *batch] (rlax).
+    """Discounts [T, *batch], which are γ, or 0 where the episode terminated, and values [T+1, *batch] (rlax).
 
-    The result holds `gamma` too, so only λ is left: `gae(**rollout, lam=0.95)`.
+    The result includes `gamma`, so pass only λ: `gae(**rollout, lam=0.95)`.
     """
     arrays.library("discounts", discounts)
     arrays.check_alike(rewards=rewards, discounts=discounts)
@@ -183,11 +183,11 @@ def from_arrivals(
     mask: Array | None = None,
     axis: int = 0,
 ) -> Arguments:
-    """Rows [T+1, *batch] of what arrived together: an observation, and what the action before it earned.
+    """Rows [T+1, *batch] of what arrives together: an observation, and the reward of the action before it.
 
     So `rewards[t+1]` and the flags, final values and mask of that row belong to the action of row t; only `values`
-    belong to their own row (PufferLib, torchbeast, SEED RL, dm_env). Row 0 of the others belongs to the buffer
-    before. The result has T steps; the last row's action has not been paid yet.
+    belong to their own row (PufferLib, torchbeast, SEED RL, dm_env). Row 0 of all arrays except `values` belongs to the
+    previous buffer. The result has T steps, because the reward of the last row's action has not arrived yet.
     """
     arrays.check_alike(
         rewards=rewards,
@@ -218,10 +218,10 @@ def from_next_step_autoreset(
 ) -> Arguments:
     """Gymnasium's NEXT_STEP autoreset (also EnvPool's): the step after an end only resets, and is masked.
 
-    Its action was ignored and its reward is 0. The row holds the final observation of the episode before, so the
-    next row's value is the right one to look ahead to at every live step, truncated ones included.
-    `previous_dones` [*batch] says where the step before the buffer ended an episode, which makes row 0 such a row:
-    zeros for a buffer that begins with a reset.
+    That step ignores its action and has reward 0. Its row holds the final observation of the previous episode, so every
+    live step bootstraps from the next row's value, also if it is truncated. `previous_dones` [*batch] says where the
+    step before the buffer ended an episode, so that row 0 is such a row. Pass zeros for a buffer that begins with a
+    reset.
     """
     check_rewards(rewards, values)
     xp = arrays.check_alike(rewards=rewards, values=values, terminated=terminated, truncated=truncated)
@@ -244,20 +244,20 @@ def from_next_step_autoreset(
 
 
 class FinalObservations(NamedTuple):
-    """Where episodes ended, K times, and what was seen there."""
+    """The K places where episodes ended, and the observations there."""
 
     places: tuple[np.ndarray, np.ndarray]  # steps [K] and environments [K]
-    observations: Any  # [K, ...], a tree where observations are one
+    observations: Any  # [K, ...]; a dictionary or tuple if observations are one
 
 
 @quiet
 def final_observations(infos: Sequence[Mapping[str, Any]], like: Any) -> FinalObservations:
-    """The final observations that an autoreset within the step hides in the infos, as one batch.
+    """The final observations in the infos of an autoreset within the step, as one batch.
 
-    `infos` are those of T steps, in order: dictionaries of a vector environment, where they are called `final_obs`
-    (Gymnasium from 1.0 on, SAME_STEP) or `final_observation` (before), or B dictionaries a step, where it is
-    `terminal_observation` (Stable-Baselines3). `like` is any batch of observations [B, ...] of these environments: its
-    structure (dictionaries, tuples), shape and dtype are the result's, also where nothing ended.
+    `infos` are those of T steps, in order. Each is a dictionary of a vector environment with `final_obs` (Gymnasium
+    from 1.0 on, SAME_STEP) or `final_observation` (before), or a list of B dictionaries with `terminal_observation`
+    (Stable-Baselines3). `like` is any batch of observations [B, ...] of these environments; the result has its
+    structure (dictionaries, tuples), shape and dtype, also if no episode ended.
     """
     ended = [(t, b, observation) for t, info in enumerate(infos) for b, observation in _finals(t, info)]
     steps, environments = np.array([place for *place, _ in ended], int).reshape(-1, 2).T
@@ -268,7 +268,7 @@ FINALS = ("final_obs", "final_observation", "terminal_observation")
 
 
 def _finals(t: int, info: Any) -> Iterator[tuple[int, Any]]:
-    """Environment and final observation of those that ended in a step."""
+    """Yield environment and final observation of each episode that ended in a step."""
     if isinstance(info, Mapping):
         name = next((name for name in FINALS if name in info), None)
         given = () if name is None else info[name]
@@ -283,9 +283,9 @@ def _finals(t: int, info: Any) -> Iterator[tuple[int, Any]]:
 
 @quiet
 def dense_final_values(values: Array, places: tuple[Array, ...], final_values: Array) -> Array:
-    """Final values [K] at their places, NaN ("there is none") elsewhere: [T, *batch], like `values`.
+    """Final values [K] at their places, and NaN ("none") elsewhere: [T, *batch], like `values`.
 
-    `places` are K indices for each axis of `values`, as `np.nonzero(truncated)` and `final_observations` give them.
+    `places` are K indices for each axis of `values`, as from `np.nonzero(truncated)` or `final_observations`.
     """
     arrays.check_neighbour("values", values, "final_values", final_values)
     arrays.check_float("values", values)
@@ -299,7 +299,7 @@ def dense_final_values(values: Array, places: tuple[Array, ...], final_values: A
         if "int" not in str(index.dtype) or index.ndim != 1 or len(index) != len(places[0]):
             raise ValueError(f"places holds {index.dtype}, {tuple(index.shape)}; expected integers [K] for each axis")
     for axis, (index, length) in enumerate(zip(places, values.shape, strict=True)):
-        if arrays.any_true((index < 0) | (index >= length)):  # a negative one would count from the end
+        if arrays.any_true((index < 0) | (index >= length)):  # a negative index would count from the end
             raise ValueError(f"places holds indices outside [0, {length}) for axis {axis} of values")
     arrays.check_shape("final_values", final_values, tuple(places[0].shape), "places has")
     if final_values.dtype != values.dtype:
@@ -321,12 +321,12 @@ def _stacked(found: list[Any], like: Any) -> Any:
 
 
 def _rows(array: Array, axis: int, start: int | None = None, stop: int | None = None) -> Array:
-    """A view of some of the time axis."""
+    """A view of a part of the time axis."""
     return array[(slice(None),) * axis + (slice(start, stop),)]
 
 
 def _row(name: str, flags: Array, rewards: Array, axis: int) -> Array:
-    """Flags [*batch], one per column, as one row of time; for rewards [T] a plain True or False will do."""
+    """Flags [*batch], one per column, as one row of time. For rewards [T], True or False is enough."""
     if isinstance(flags, bool | np.bool_):
         flags = arrays.scalar(flags, rewards)
     arrays.check_neighbour("rewards", rewards, name, flags)

@@ -1,7 +1,6 @@
-"""GAE for critics that predict a distribution of returns, given as N quantiles.
+"""GAE for critics that predict a distribution of returns, as N quantiles.
 
-It leaves out the loss such a critic is trained with, and mixtures of distributions over λ: a mixture of
-distributions is not the distribution with mixed quantiles.
+Leaves out the critic's loss, and mixtures of distributions over λ (mixing quantiles does not mix distributions).
 """
 
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from telescope.recurrence import linear_recurrence
 
 
 class DistributionalAdvantages(NamedTuple):
-    """What `distributional_gae` returns: advantages [T, *batch], quantiles to fit the critic to [T, *batch, N]."""
+    """The result of `distributional_gae`: advantages [T, *batch], and targets for the quantiles [T, *batch, N]."""
 
     advantages: Array
     targets: Array
@@ -41,26 +40,26 @@ def distributional_gae(
         δ[t] = Σ_q w_q (r[t] + γ'[t] G'[t, q] − G[t, q])
         A[t] = δ[t] + γ'[t] λ κ[t] A[t+1]          targets[t, q] = r[t] + γ'[t] G'[t, q]
 
-    with G the N quantiles of the return at s[t], G' those at the state that step t really led to. Positive is
-    better than the critic expected, as everywhere here: Σ w (U − V) > 0 where U lies above V, so that A grows
-    with the reward and can take the place of `gae` in any loss. The published metric is quoted with the opposite
-    sign; taken so, it would make the policy gradient point downhill.
+    G are the N quantiles of the return at s[t], and G' those at the state that step t really led to. A positive
+    advantage is better than the critic expected, as everywhere here: Σ w (U − V) > 0 if U lies above V. So A grows with
+    the reward and can replace `gae` in any loss. The published metric has the opposite sign; with it the policy
+    gradient would point downhill.
 
-    Equal weights give `gae` on the mean of the quantiles; N = 1 gives `gae`. Weights on the low quantiles alone
-    (CVaR) make an advantage that shuns risk, where λ < 1 and the risk lies in the return after the next state. At λ = 1
-    the sum telescopes to the discounted return minus Σ w G[t], a baseline, and is neutral to risk; so is every λ
-    to the risk of the step's own reward and next state, over which samples are averaged. The targets are the one-step
-    Bellman targets that a quantile-Huber loss compares with.
+    Equal weights give `gae` on the mean of the quantiles; N = 1 gives `gae`. Weights on the low quantiles alone (CVaR)
+    avoid risk if λ < 1 and the risk lies in the return after the next state. At λ = 1 the sum telescopes to the
+    discounted return minus Σ w G[t], a baseline, and is neutral to risk. For every λ it is neutral to the risk of the
+    step's own reward and next state, because samples of them are averaged. The targets are the one-step Bellman targets
+    of a quantile-Huber loss.
 
     Args:
         rewards, terminated, truncated, mask: [T, *batch], as in `gae`.
-        quantiles, next_quantiles: [T, *batch, N], the same N levels at every step, in rising order of level.
+        quantiles, next_quantiles: [T, *batch, N], at the same N levels in every step, in rising order of level.
             `next_quantiles` are not read where terminated.
-        weights: [N], w_q, with sum 1; None: 1 / N each.
+        weights: [N], w_q, with sum 1. None: 1 / N each.
         gamma, lam, axis, differentiable: as in `gae`, for arrays [T, *batch].
 
     Returns:
-        (advantages, targets), in the dtype of `quantiles` (float32 where that is half precision).
+        (advantages, targets), in the dtype of `quantiles` (float32 if that is half precision).
     """
     arrays.check_switch("differentiable", differentiable)
     _check_quantiles(rewards, quantiles, next_quantiles)
@@ -100,14 +99,14 @@ def _named(quantiles: Array, next_quantiles: Array) -> tuple[tuple[str, Array], 
 
 
 def _check_quantiles(rewards: Array, quantiles: Array, next_quantiles: Array) -> None:
-    """Both [T, *batch, N] where the rewards are [T, *batch], of one dtype, and N > 0."""
+    """Check that both are [T, *batch, N] for rewards [T, *batch], of one dtype, with N > 0."""
     arrays.library("rewards", rewards)
     for name, array in _named(quantiles, next_quantiles):
         arrays.check_neighbour("rewards", rewards, name, array)
         if array.ndim != rewards.ndim + 1 or array.shape[-1] == 0:
             raise ValueError(
                 f"{name} has shape {tuple(array.shape)} but rewards has {tuple(rewards.shape)}; "
-                f"expected that and one more axis, with at least one quantile"
+                f"expected the same and one more axis, with at least one quantile"
             )
         arrays.check_shape(name, array, (*rewards.shape, quantiles.shape[-1]), "rewards and quantiles ask for")
         arrays.check_float(name, array)

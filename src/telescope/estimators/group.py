@@ -1,6 +1,6 @@
-"""Credit across samples: several answers to one question judge each other, and no critic is needed.
+"""Credit across samples: each answer to a question is compared with the other answers, so no critic is needed.
 
-Groups lie along the last axis, [..., G]. It leaves out credit through time; a sample is one number here.
+Groups lie along the last axis, [..., G]. Leaves out credit through time; a sample is one number here.
 """
 
 from telescope import arrays
@@ -21,20 +21,19 @@ def group_relative(
 ) -> Array:
     """Group-relative advantage A[i] = (r[i] − mean r) / (std r + eps) over each group (GRPO; Shao et al. 2024, 4.1.2).
 
-    It is `whiten` over the last axis; without `scale` (Dr. GRPO, Liu et al. 2025) r[i] − mean r, which is
-    (n−1)/n of `leave_one_out`.
+    It is `whiten` over the last axis. Without `scale` (Dr. GRPO, Liu et al. 2025) it is r[i] − mean r, which is (n−1)/n
+    times `leave_one_out`.
 
     Args:
-        rewards: [..., G], G samples a group, in a floating point dtype.
-        mask: of the same shape, True counts. A sample that was not scored gives 0, counts for nothing and may be
-            NaN.
+        rewards: [..., G], G samples per group, in a floating point dtype.
+        mask: of the same shape, True counts. A sample without a score gives 0, does not count and may be NaN.
         scale: divide by the standard deviation of the group.
-        biased: that with n (True) or with n − 1.
-        eps: added to it.
+        biased: compute the standard deviation with n (True) or with n − 1.
+        eps: added to the standard deviation.
         differentiable: let gradients through (torch).
 
     Returns:
-        An array like `rewards`; float32 where that is half precision. A group of one, or of equal rewards, gives 0.
+        An array like `rewards`; float32 if that is half precision. A group of one, or of equal rewards, gives 0.
     """
     _check_axis(rewards)
     arrays.check_switch("scale", scale)
@@ -50,10 +49,10 @@ def group_relative(
 def leave_one_out(rewards: Array, *, mask: Array | None = None, differentiable: bool = False) -> Array:
     """Leave-one-out advantage A[i] = r[i] − the mean of the others (RLOO; Kool et al. 2019, Ahmadian et al. 2024).
 
-    The baseline does not depend on the sample it judges, so it leaves the policy gradient unbiased. It equals
-    n/(n−1) (r[i] − mean r), which is how it is computed: `group_relative` without `scale`, times n/(n−1).
+    The baseline does not depend on its own sample, so the policy gradient stays unbiased. It equals
+    n/(n−1) (r[i] − mean r), and is computed this way: `group_relative` without `scale`, times n/(n−1).
 
-    Arguments, result and errors are as in `group_relative`. A group of one has no others: 0.
+    Arguments, result and errors are as in `group_relative`. A group of one gives 0.
     """
     _check_axis(rewards)
     xp, numbers, live = entered("rewards", rewards, mask, differentiable)

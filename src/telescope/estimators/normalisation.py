@@ -1,6 +1,6 @@
-"""Normalisation of advantages, an operation of its own: it happens where the caller says so.
+"""Normalisation of advantages, as a separate operation that the caller decides on.
 
-It leaves out running statistics, which need a state; those of observations and rewards are the environments'.
+Leaves out running statistics, which need a state (`control/experience/normalisation.py`).
 """
 
 import math
@@ -33,23 +33,21 @@ def whiten(
 
     Args:
         x: an array of any shape.
-        mask: of the same shape, True counts; masked entries give 0 and, NaN or not, are not read.
-        axis: the axes the statistics are taken over. None: all, one mean and one std; 0 on [T, B]: one of
-            each per environment.
+        mask: of the same shape, True counts. Masked entries give 0 and are not read, even if NaN.
+        axis: the axes to compute the statistics over. None: the whole array. 0 on [T, B]: per environment.
         biased: divide the sum of squares by n (True) or by n − 1 (Bessel).
         eps: added to the standard deviation.
         eps_inside: add eps to the variance instead, (x − mean) / √(variance + eps).
-        scale_only: x / (std + eps), the mean stays.
-        group: a torch.distributed process group; the statistics are then those of the entries of all its ranks
-            together, as if they lay side by side along one of the axes. One small message per rank; ranks may
-            hold different numbers of entries, or none. `torch.distributed.group.WORLD` is all ranks.
+        scale_only: x / (std + eps), without subtracting the mean.
+        group: a torch.distributed process group. The statistics are then those of the entries of all its ranks, as if
+            they were concatenated along one of the axes. Each rank sends one small message; ranks may hold different
+            numbers of entries, or none. `torch.distributed.group.WORLD` is all ranks.
         differentiable: let gradients through (torch).
 
     Returns:
-        An array like x; float32 where that is half precision. A single entry, or equal ones, give 0, also with
-        eps 0 (with `scale_only` and another eps, x / eps). On a tensor it consists of torch operations without a
-        branch on data, so it works under torch.compile and torch.func.vmap, given a boolean mask and no process
-        group.
+        An array like x; float32 if that is half precision. A single entry, or equal ones, give 0, also with eps 0
+        (with `scale_only` and another eps, x / eps). On a tensor it uses torch operations without a branch on data, so
+        it works under torch.compile and torch.func.vmap, with a boolean mask and without a process group.
 
     Raises:
         ValueError: names the argument, what came and the likely fix.
@@ -75,7 +73,7 @@ def whiten(
 
 
 def entered(name: str, x: Array, mask: Array | None, differentiable: bool) -> tuple[ModuleType, Array, Array | None]:
-    """The library, the numbers in working precision and the mask as booleans; all checks are made here."""
+    """The library, the numbers in working precision and the mask as booleans, after all checks."""
     xp = arrays.check_alike(**{name: x, "mask": mask})
     arrays.check_float(name, x)
     arrays.check_switch("differentiable", differentiable)
@@ -88,31 +86,31 @@ def entered(name: str, x: Array, mask: Array | None, differentiable: bool) -> tu
 
 
 def alive(xp: ModuleType, live: Array | None, array: Array) -> Array:
-    """The array where it counts, 0 elsewhere: a select, since what is masked may be NaN."""
+    """The array where it counts, 0 elsewhere: a select, because masked entries may be NaN."""
     return array if live is None else xp.where(live, array, 0.0)
 
 
 class Moments(NamedTuple):
-    """Of the live entries, in halves, since the distance of two numbers can overflow.
+    """Moments of the live entries, halved because the distance of two numbers can overflow.
 
-    Where all are equal, their value is the mean, and distances are 0, to the last bit.
+    If all entries are equal, the mean is exactly their value, and distances are exactly 0.
     """
 
     n: Array
-    mean: Array  # half of it
+    mean: Array  # half of the mean
     distances: Array  # (x − mean) / 2, of the shape of x; 0 where masked
     scale: Array  # half of largest − smallest
-    squares: Array  # Σ (distance / scale)²: without it, squares of large numbers would be infinite, of small ones 0
+    squares: Array  # Σ (distance / scale)²: scaled, so that squares neither overflow nor vanish
 
     def deviation(self, xp: ModuleType, n: Array) -> Array:
-        """Half of √(Σ (x − mean)² / n), n being at least 1."""
+        """Half of √(Σ (x − mean)² / n), with n at least 1."""
         variance = self.squares / xp.clip(n, 1, None)
-        # The root of 0 has no finite slope. Where all are equal, the product of what is left is 0.
+        # the root of 0 has no finite slope; if all entries are equal, the remaining product is 0
         return self.scale * xp.sqrt(xp.clip(variance, _tiny(xp, variance), None))
 
 
 def moments(xp: ModuleType, x: Array, live: Array | None, axes: tuple[int, ...]) -> Moments:
-    """Of the live entries along the axes, which stay with length 1."""
+    """The moments of the live entries along the axes, which keep length 1."""
 
     def total(array: Array) -> Array:
         return xp.sum(array, axis=axes, keepdims=True)
@@ -122,11 +120,11 @@ def moments(xp: ModuleType, x: Array, live: Array | None, axes: tuple[int, ...])
         return Moments(nothing, nothing, x, nothing, nothing)
     n = _count(xp, x, live, axes)
     share = 1 / xp.clip(n, 1, None)
-    fixed = arrays.detached(x)  # no mean depends on what it is counted from, no variance on its unit
+    fixed = arrays.detached(x)  # no gradient: the mean does not depend on the origin, nor the variance on the unit
     smallest = xp.amin(fixed if live is None else xp.where(live, fixed, math.inf), axis=axes, keepdims=True) / 2
     above = alive(xp, live, x / 2 - smallest)
     mean = total(above * share)
-    if xp.__name__ != "torch":  # which does not add up long columns one by one
+    if xp.__name__ != "torch":  # torch does not sum long columns one by one
         mean = mean + total(alive(xp, live, above - mean) * share)
     distances = alive(xp, live, above - mean)
     scale = xp.clip(xp.amax(arrays.detached(above), axis=axes, keepdims=True), _tiny(xp, x), None)
@@ -135,7 +133,7 @@ def moments(xp: ModuleType, x: Array, live: Array | None, axes: tuple[int, ...])
 
 
 def _tiny(xp: ModuleType, x: Array) -> float:
-    """The smallest number of full precision."""
+    """The smallest normal number of the dtype."""
     return float(xp.finfo(x.dtype).tiny)
 
 
@@ -159,7 +157,7 @@ def _over_ranks(xp: ModuleType, own: Moments, x: Array, group: Any, differentiab
     torch.distributed.all_gather(every, message, group=group)
     counts, means, scales, squares = torch.stack(every).unbind(1)
     n = counts.sum(0)
-    # As above, from the smallest: where all ranks have one mean, it is that.
+    # relative to the smallest, as above: if all ranks have the same mean, the result is exactly that
     smallest = torch.where(counts > 0, means, torch.inf).amin(0)
     above = torch.where(counts > 0, means - smallest, 0.0)
     mean = (above * (counts / n.clip(1))).sum(0)
@@ -180,8 +178,8 @@ def _axes(axis: int | Sequence[int] | None, dimensions: int) -> tuple[int, ...]:
         return tuple(range(dimensions))
     chosen = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
     if not chosen:
-        raise ValueError(f"axis is {axis}, which names no axis; None takes all")
+        raise ValueError(f"axis is {axis}, which names no axis; pass None for all axes")
     axes = tuple(arrays.checked_axis(a, dimensions) for a in chosen)
     if len(set(axes)) < len(axes):
-        raise ValueError(f"axis is {axis}, which names one axis twice")
+        raise ValueError(f"axis is {axis}, which names one axis twice; name each axis once")
     return axes

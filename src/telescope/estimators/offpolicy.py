@@ -1,7 +1,7 @@
-"""Credit from data of another policy: V-trace and Retrace(λ), importance ratios cut at a bound.
+"""Credit from data of another policy: V-trace and Retrace(λ), with clipped importance ratios.
 
-It leaves out where the ratios come from: log π(a|s) − log μ(a|s), with π the policy that learns and μ the one that
-acted. Terms (γ', κ, v') are those of `pairs.py`.
+Leaves out the ratios' origin: log π(a|s) − log μ(a|s), where π is the policy that learns and μ the one that acted. The
+terms γ', κ and v' are those of `pairs.py`.
 """
 
 import math
@@ -16,7 +16,7 @@ from telescope.recurrence import linear_recurrence
 
 
 class VTrace(NamedTuple):
-    """What `vtrace` returns: targets for the critic, advantages for the policy gradient."""
+    """The result of `vtrace`: targets for the critic, and advantages for the policy gradient."""
 
     targets: Array
     advantages: Array
@@ -40,23 +40,22 @@ def vtrace(
     axis: int = 0,
     differentiable: bool = False,
 ) -> VTrace:
-    """V-trace targets and the advantages that go with them (Espeholt et al. 2018, eq. 1 and section 4.2).
+    """V-trace targets and advantages (Espeholt et al. 2018, eq. 1 and section 4.2).
 
         ρ̄ = min(rho_clip, ρ),   c̄ = min(c_clip, ρ),   ρ̂ = min(pg_rho_clip, ρ),   ρ = exp(log_ratios)
         y[t]          = ρ̄[t] (r[t] + γ'[t] v'[t] − v[t]) + γ'[t] λ c̄[t] κ[t] y[t+1]
         targets[t]    = v[t] + y[t]
         advantages[t] = ρ̂[t] (r[t] + γ'[t] (κ[t] targets[t+1] + (1 − κ[t]) v'[t]) − v[t])
 
-    Ends are as in `gae`. On-policy (log_ratios = 0, clips ≥ 1) the targets are `lambda_return`, and at λ = 1
-    the advantages are those of `gae`; at λ < 1 they are not: λ decays the trace in the targets and has no
-    further part in the advantages.
+    Ends of episodes are treated as in `gae`. On-policy (log_ratios = 0, clips ≥ 1) the targets are `lambda_return`. The
+    advantages are those of `gae` only at λ = 1, because λ decays the trace in the targets but not in the advantages.
 
     Args:
-        log_ratios: [T, *batch], log π(a|s) − log μ(a|s) of the action that was taken; the dtype of `values`.
-        rho_clip: bound of the ratio at δ; it decides whose value the targets are: π's only if unclipped.
-        c_clip: bound of the ratio in the trace; it only decides how fast and how noisily they get there.
-        pg_rho_clip: bound of the ratio at the advantages. None: not clipped; so for all three.
-        lam: as in `gae`, 1 unless given. All else is as in `gae`.
+        log_ratios: [T, *batch], log π(a|s) − log μ(a|s) of the action that was taken; the dtype of `values`. rho_clip:
+        bound of the ratio at δ. It decides which policy's value the targets estimate: π's only without a clip. c_clip:
+        bound of the ratio in the trace. It decides how fast and how noisily the targets converge. pg_rho_clip: bound of
+        the ratio at the advantages. None does not clip (also for the other two). lam: as in `gae`, with default 1. All
+        else is as in `gae`.
 
     Returns:
         (targets, advantages), like `values`.
@@ -88,18 +87,17 @@ def retrace(
 
         y[t] = r[t] + γ'[t] (v'[t] + κ[t] c[t+1] (y[t+1] − q[t+1])),   c = λ min(c_clip, ρ)
 
-    The trace to the action at t + 1 is cut by that action's own ratio: the first action is given, so its ratio
-    plays no part. λ = 0 is the expected-Sarsa target r + γ'v'; on-policy, with next_values[t] = q_values[t+1], it
-    is `lambda_return`.
+    The ratio of the action at t + 1 weights the trace from t to t + 1. The first action is given, so its ratio has no
+    effect. λ = 0 is the expected-Sarsa target r + γ'v'. On-policy, with next_values[t] = q_values[t+1], it is
+    `lambda_return`.
 
     Args:
-        rewards: [T, *batch].
-        q_values: [T, *batch], Q(s[t], a[t]) of the action that was taken.
-        next_values: [T, *batch], Σ_a π(a|s') Q(s', a) at the state s' that step t really led to: the value that
-            the learning policy π expects there, never at the state after a reset. Not read where terminated.
+        rewards: [T, *batch]. q_values: [T, *batch], Q(s[t], a[t]) of the action that was taken. next_values: [T,
+        *batch], Σ_a π(a|s') Q(s', a), the expected Q of the learning policy π at the state s' that step
+            t really led to, never at the state after a reset. Not read where terminated.
         log_ratios: [T, *batch], log π(a|s) − log μ(a|s) of the action that was taken.
-        lam: a number, or per step: that of step t + 1 weighs the trace from t to t + 1, with its ratio.
-        c_clip: bound of the ratio; None: not clipped. All else is as in `gae`.
+        lam: a number, or one per step. That of step t + 1 weights the trace from t to t + 1, like its ratio.
+        c_clip: bound of the ratio. None does not clip. All else is as in `gae`.
 
     Returns:
         [T, *batch] like `q_values`.
@@ -114,7 +112,7 @@ def retrace(
 def _targets_and_advantages(
     steps: Steps, rho_clip: float | None, c_clip: float | None, pg_rho_clip: float | None
 ) -> tuple[Array, Array]:
-    """v + y, and ρ̂ times how far r + γ'(κ·target[t+1] + (1−κ)v') lies from v."""
+    """Targets v + y, and advantages ρ̂ (r + γ'(κ·target[t+1] + (1−κ)v') − v)."""
     rewards, values, next_values, _ = steps.floats.values()
     x = _ratios(steps, "rho_clip", rho_clip) * residual(steps)
     a = trace(steps, steps.discounts["lam"] * _ratios(steps, "c_clip", c_clip))
@@ -133,7 +131,7 @@ def _retrace_pair(steps: Steps, clip: float | None) -> tuple[Array, Array]:
 
 
 def _ratios(steps: Steps, name: str, clip: float | None) -> Array:
-    """min(clip, exp(log_ratios)); exp is not taken of what is clipped, so that its gradient is 0 and not NaN."""
+    """min(clip, exp(log_ratios)), without an exp of clipped ratios, so that their gradient is 0 and not NaN."""
     log_ratios = steps.live(steps.floats["log_ratios"])
     if clip is None:
         return steps.xp.exp(log_ratios)

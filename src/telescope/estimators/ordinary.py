@@ -1,4 +1,4 @@
-"""The short way into GAE: what is plainly in order need not wait for questions that take longer than a small kernel.
+"""A shortcut into GAE for simple valid calls, because the full checks take longer than a small kernel.
 
 It knows no rule of its own and refuses nothing: its answer is a result, or None for "ask the door" (`steps.py`),
 where all rules are. So whatever is unusual, and whatever is wrong, goes through there. It serves the bars of
@@ -43,7 +43,7 @@ def gae(floats: Three, flags: Three, discounts: Three, axis: Any, out: Any) -> P
 
 
 def _on_arrays(floats: Three, flags: Three, decays: Three, axis: int, out: Pair | None) -> Pair | None:
-    """Contiguous arrays of one shape, floats of one dtype, flags bool."""
+    """Whether arrays are contiguous and of one shape, with floats of one dtype and boolean flags."""
     values = floats[1]
     shape, dtype = values.shape, values.dtype
     if not ((dtype is SINGLE or dtype is DOUBLE) and _fits(axis, len(shape))):
@@ -80,7 +80,7 @@ def _plain(array: Any, shape: tuple[int, ...]) -> bool:
 
 
 def _may_be_written(out: Pair, read: tuple[Any, ...], shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    """Certainly: like the values, and apart from all that is read and from each other."""
+    """Whether outputs certainly match the values, and share no memory with inputs or each other."""
     for array in out:
         if not (_plain(array, shape) and array.dtype is dtype):
             return False
@@ -91,14 +91,14 @@ def _may_be_written(out: Pair, read: tuple[Any, ...], shape: tuple[int, ...], dt
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> bool:
-    """Certainly no memory in common: what owns its memory shares it with nobody but views, and those have a base."""
+    """Whether two arrays certainly share no memory: an owner shares memory only with views, and a view has a base."""
     if other is one:
         return False
     return (other.base is None and one.flags.owndata) or not np.may_share_memory(one, other)
 
 
 def _on_tensors(torch: Any, floats: Three, flags: Three, decays: Three, axis: int, out: Pair | None) -> Pair | None:
-    """Dense tensors on one device; on the CPU they are the arrays that NumPy sees, on CUDA they stay what they are."""
+    """Dense tensors on one device. On the CPU they become NumPy views; on CUDA they stay tensors."""
     values = floats[1]
     if values.is_cuda and out is None:
         found = _recurrence().gae_again(floats, flags, decays, axis)
@@ -126,7 +126,7 @@ def _on_tensors(torch: Any, floats: Three, flags: Three, decays: Three, axis: in
 
 
 def _on_cuda(torch: Any, tensors: tuple[Any, ...], decays: Three, axis: int) -> Pair | None:
-    """The kernel reads every layout and every real dtype: no number is looked at, converted or waited for here."""
+    """GAE on CUDA. The kernel reads every layout and real dtype, so nothing is read, converted or waited for here."""
     rewards, values, next_values, *flags = tensors[:6]
     if rewards is None or next_values is None:
         return None
@@ -161,7 +161,7 @@ def _recurrence() -> ModuleType:
 
 
 def _ranges_apart(out: Pair, tensors: tuple[Any, ...], shape: Any, dtype: Any) -> bool:
-    """`_may_be_written` for tensors: certainly, where each fills a range of addresses and no two of them meet."""
+    """`_may_be_written` for tensors: True if each fills a range of addresses and no two ranges overlap."""
     if not all(array.shape == shape and array.dtype is dtype for array in out):
         return False
     if not all(array is None or array.is_contiguous() for array in tensors):

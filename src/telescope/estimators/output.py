@@ -1,6 +1,6 @@
-"""Arrays that the caller gives to be written into: what is asked of them, and what autograd is told.
+"""Arrays of the caller to write results into: their checks, and the note for autograd.
 
-It leaves out who writes.
+Leaves out writing.
 """
 
 import sys
@@ -15,7 +15,7 @@ Pair = tuple[Array, Array]
 
 
 def check_out(steps: Steps, out: Pair, differentiable: bool) -> Pair:
-    """The arrays to write into, as seen from here: nothing is cast on the way, no input overwritten."""
+    """The arrays to write into, as views with time first. Checks that nothing is cast and no input overwritten."""
     if differentiable:
         raise ValueError("out is given, but differentiable is True; a gradient cannot be written in place")
     if arrays.is_jax(steps.reference):
@@ -28,7 +28,7 @@ def check_out(steps: Steps, out: Pair, differentiable: bool) -> Pair:
         arrays.check_neighbour("values", steps.reference, name, array)
         arrays.check_shape(name, array, tuple(steps.reference.shape), "the result is")
         if getattr(array, "requires_grad", False):
-            raise ValueError(f"{name} requires a gradient, which writing into it would make wrong; pass one without")
+            raise ValueError(f"{name} requires a gradient, which writing would make wrong; pass a tensor without one")
         if array.dtype != arrays.working_dtype(steps.reference):
             expected = arrays.working_dtype(steps.reference)
             raise ValueError(f"{name} has dtype {array.dtype}; expected {expected}")
@@ -36,34 +36,36 @@ def check_out(steps: Steps, out: Pair, differentiable: bool) -> Pair:
         repeated = any(n > 1 and step == 0 for n, step in zip(array.shape, _strides(array), strict=True))
         if repeated and 0 not in array.shape:
             raise ValueError(
-                f"{name} repeats its memory, as an expanded array does; pass one with a place for each number"
+                f"{name} repeats its memory, as an expanded array does; pass one with separate memory for each number"
             )
         if steps.xp is np and not view.flags.writeable:
             raise ValueError(f"{name} is read-only")
         if any(_overlap(view, other) for other in used):
-            raise ValueError(f"{name} shares memory with an input or the other result; pass one of its own")
+            raise ValueError(
+                f"{name} shares memory with an input or the other result; pass an array with its own memory"
+            )
         used.append(view)
     return used[-2], used[-1]
 
 
 def count_as_written(tensors: Pair) -> None:
-    """For autograd, which then refuses a backward pass that still needs what stood there before."""
+    """Tell autograd about the write, so that it refuses a backward pass that needs the former content."""
     torch = sys.modules["torch"]
-    if not torch.compiler.is_compiling():  # it sees by itself what is written
+    if not torch.compiler.is_compiling():  # the compiler sees writes itself
         torch.autograd.graph.increment_version(tensors)
 
 
 def _strides(array: Array) -> tuple[int, ...]:
-    """How far the next number lies along each axis, in whatever unit the library has."""
+    """The strides along each axis, in the library's own unit."""
     strides: tuple[int, ...] = array.strides if isinstance(array, np.ndarray) else array.stride()
     return strides
 
 
 def _overlap(one: Array, other: Array) -> bool:
-    """Do the two share memory? Exact for numpy; for tensors, do the ranges they span meet."""
+    """Whether two arrays share memory: exact for NumPy; for tensors, whether their address ranges overlap."""
     if isinstance(one, np.ndarray):
         return np.may_share_memory(one, other) and np.shares_memory(one, other)
-    if sys.modules["torch"].compiler.is_compiling():  # tensors have no addresses there
+    if sys.modules["torch"].compiler.is_compiling():  # tensors have no addresses while compiling
         return False
     (low, high), (other_low, other_high) = _span(one), _span(other)
     return low < other_high and other_low < high

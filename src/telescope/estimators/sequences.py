@@ -1,7 +1,7 @@
-"""From sequences of tokens to the arguments of `gae`: packed on one axis, or side by side under a response mask.
+"""Translate sequences of tokens into the arguments of `gae`: packed on one axis, or [B, T] with a response mask.
 
-A completion is an episode: the end-of-sequence token terminates it, the length limit truncates it. Leaves out where
-rewards come from and which tokens a loss counts. `conventions.py` exports these functions with the others.
+A completion is an episode: the end-of-sequence token terminates it, and the length limit truncates it. Leaves out
+rewards and losses. `conventions.py` exports these functions too.
 """
 
 from telescope import arrays
@@ -16,15 +16,15 @@ Arguments = dict[str, Array]  # of gae: rewards, values, next_values, terminated
 def from_lengths(
     rewards: Array, values: Array, lengths: Array, *, terminated: Array | None, final_values: Array | None = None
 ) -> Arguments:
-    """Sequences packed end to end on one time axis [N], `lengths` [B] of them; a length may be 0.
+    """B sequences packed one after another on one time axis [N], with `lengths` [B]. A length may be 0.
 
     Args:
-        rewards, values: [N]. Where values come as [N + B], each sequence's followed by its bootstrap, take them
-            apart with `split_packed_values` first.
+        rewards, values: [N]. If values are [N + B], with a bootstrap after each sequence, split them with
+            `split_packed_values` first.
         lengths: [B] integers with sum N.
-        terminated: [B], which sequences are complete (the end-of-sequence token came); None: none of them.
-        final_values: [B], v of the state after each sequence's last token. Read where not terminated, and needed
-            there: to count a sequence that hit the length limit as complete, say so in `terminated`.
+        terminated: [B], True for complete sequences (with an end-of-sequence token). None: no sequence is complete.
+        final_values: [B], v of the state after each sequence's last token. Needed, and read, where not terminated. To
+            count a sequence at the length limit as complete, set `terminated`.
     """
     check_rewards(rewards, values)
     xp = arrays.library("values", values)
@@ -47,7 +47,7 @@ def from_lengths(
 def from_cu_seqlens(
     rewards: Array, values: Array, cu_seqlens: Array, *, terminated: Array | None, final_values: Array | None = None
 ) -> Arguments:
-    """The same with cumulative lengths [B+1], which begin with 0 and end with N, as flash attention takes them."""
+    """`from_lengths` with cumulative lengths [B+1], which begin with 0 and end with N, as in flash attention."""
     cu_seqlens = _whole("cu_seqlens", cu_seqlens, values)
     if cu_seqlens.ndim != 1 or len(cu_seqlens) == 0:
         raise ValueError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}; expected [B+1], 0 first and N last")
@@ -57,16 +57,16 @@ def from_cu_seqlens(
     if values.ndim == 1 and (arrays.any_true(lengths < 0) or arrays.any_true(cu_seqlens[-1:] != len(values))):
         raise ValueError(
             f"cu_seqlens ends with {cu_seqlens[-1].item()}, and holds {int((lengths < 0).sum())} numbers below the one "
-            f"before; expected rising numbers, {len(values)} being the last, which is what values holds"
+            f"before; expected rising numbers that end with {len(values)}, the length of values"
         )
     return from_lengths(rewards, values, lengths, terminated=terminated, final_values=final_values)
 
 
 @quiet
 def split_packed_values(values: Array, lengths: Array) -> tuple[Array, Array]:
-    """Values [N + B], each sequence's followed by its bootstrap, as values [N] and final values [B].
+    """Split values [N + B], with a bootstrap after each sequence, into values [N] and final values [B].
 
-    Not under jax.jit: where the sequences end decides what goes where.
+    Not available under jax.jit, because the shapes depend on the data.
     """
     lengths = _whole("lengths", lengths, values)
     arrays.check_float("values", values)
@@ -84,16 +84,16 @@ def from_response_mask(
     final_values: Array | None = None,
     masked: str = "skipped",
 ) -> Arguments:
-    """Completions [B, T] with a response mask, True counts (TRL, verl, OpenRLHF); padding on either side.
+    """Completions [B, T] with a response mask, True counts (TRL, verl, OpenRLHF). Padding may be on either side.
 
     Args:
-        rewards, values, mask: [B, T]. Whatever stands in masked places (padding, prompt, tool tokens) is not read.
-        terminated: [B], where the completion ended by itself. The end-of-sequence token terminates, the length
-            limit truncates; None says that none ended. A trainer that treats both alike has all True here.
-        final_values: [B], v of the state after the last token; read, and needed, where not terminated.
-        masked: "skipped": time stands still over masked tokens, as if they were not there (verl). "decayed": they
-            are steps with reward 0 and value 0, and a trace that crosses them fades (TRL, OpenRLHF). The two differ
-            only where tokens are masked between live ones.
+        rewards, values, mask: [B, T]. Masked places (padding, prompt, tool tokens) are not read.
+        terminated: [B], True where the completion ended by itself. The end-of-sequence token terminates, the length
+            limit truncates. None says that none ended. Pass all True for a trainer that does not distinguish them.
+        final_values: [B], v of the state after the last token. Needed, and read, where not terminated.
+        masked: "skipped" leaves masked tokens out, as if they did not exist (verl). With "decayed" they are steps with
+            reward 0 and value 0 that decay the trace (TRL, OpenRLHF). The two differ only if tokens between live ones
+            are masked.
 
     Returns:
         The arguments with `axis=1`.
@@ -111,7 +111,7 @@ def from_response_mask(
     if masked == "decayed":
         rewards, values = (xp.where(live, array, arrays.scalar(0.0, array)) for array in (rewards, values))
     mask = live if masked == "skipped" else None
-    nothing = xp.zeros_like(finals)  # after the last column; what follows a last token is put in below
+    nothing = xp.zeros_like(finals)  # after the last column; values after last tokens are set below
     following = next_values(values, nothing, terminated=None, truncated=None, mask=mask, axis=1)
     return {
         "rewards": rewards,
@@ -125,14 +125,14 @@ def from_response_mask(
 
 
 def check_rewards(rewards: Array, values: Array) -> None:
-    """Real numbers, one for each value; `gae` would refuse others too, but later."""
+    """Check that rewards are real numbers, one per value. `gae` would raise the error later."""
     arrays.library("rewards", rewards)
     arrays.check_alike(values=values, rewards=rewards)
     arrays.check_real("rewards", rewards)
 
 
 def _sequences(values: Array, lengths: Array) -> tuple[Array, Array]:
-    """For each place of a packed axis [N]: the number of its sequence, and whether it is that sequence's last."""
+    """For each place of a packed axis [N]: the number of its sequence, and whether it is the sequence's last place."""
     xp = arrays.library("values", values)
     if values.ndim != 1 or lengths.ndim != 1:
         raise ValueError(
@@ -140,7 +140,7 @@ def _sequences(values: Array, lengths: Array) -> tuple[Array, Array]:
         )
     if arrays.any_true(lengths < 0) or arrays.any_true(lengths.sum() != len(values)):
         raise ValueError(
-            f"lengths sum to {int(lengths.sum())}; expected {len(values)}, what values holds, and none below 0"
+            f"lengths sum to {int(lengths.sum())}; expected {len(values)}, the length of values, and none below 0"
         )
     ends = xp.cumsum(lengths, 0)
     after = xp.cumsum(xp.ones_like(values, dtype=ends.dtype), 0)
@@ -149,7 +149,7 @@ def _sequences(values: Array, lengths: Array) -> tuple[Array, Array]:
 
 
 def _whole(name: str, counts: Array, values: Array) -> Array:
-    """Integers that can also be negative, so that none wraps round where one is subtracted from another."""
+    """As signed integers, so that differences do not wrap around."""
     arrays.check_neighbour("values", values, name, counts)
     if "int" not in str(counts.dtype):
         raise ValueError(f"{name} has dtype {counts.dtype}; expected integers")
@@ -157,9 +157,9 @@ def _whole(name: str, counts: Array, values: Array) -> Array:
 
 
 def _endings(values: Array, lengths: Array, terminated: Array | None, finals: Array | None) -> tuple[Array, Array]:
-    """Of each sequence: did it end by itself, and the value of the state after it."""
+    """For each sequence: whether it ended by itself, and the value of the state after it."""
     xp, shape = arrays.library("values", values), tuple(lengths.shape)
-    complete = lengths < 0  # none
+    complete = lengths < 0  # all False
     if terminated is not None:
         arrays.check_neighbour("values", values, "terminated", terminated)
         arrays.check_shape("terminated", terminated, shape, "one per sequence is")

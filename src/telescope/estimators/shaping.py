@@ -1,7 +1,7 @@
 """The reward-shaping view of advantages (Schulman et al. 2016, section 4): shaped rewards, response function.
 
-Shaping is for rollouts, the response function for a small world that is known exactly. It leaves out how a
-potential is found.
+Shaping is for rollouts; the response function is for a small world that is known exactly. Leaves out how to find a
+potential.
 """
 
 from types import ModuleType
@@ -26,14 +26,14 @@ def shaped_rewards(
 ) -> Array:
     """Shaped reward r̃[t] = r[t] + γ (1 − terminated[t]) Φ(s'[t]) − Φ(s[t]) (Ng et al. 1999; Schulman 2016, eq. 20).
 
-    The potential is 0 where an episode terminates; a truncated step keeps that of the state it reached. With
-    Φ = v it is `td_error`, and GAE is its γλ-discounted sum. With values shifted by −Φ, `gae` of the shaped
-    rewards is `gae` of the plain ones: shaping leaves advantages unchanged.
+    The potential is 0 where an episode terminates. A truncated step keeps the potential of the state it reached. With Φ
+    = v this is `td_error`, and GAE is its γλ-discounted sum. With values shifted by −Φ, `gae` of the shaped rewards is
+    `gae` of the plain ones: shaping does not change advantages.
 
     Args:
         rewards: [T, *batch].
-        potentials: Φ of the state each step was taken in; the result has its dtype.
-        next_potentials: Φ of the state it really led to; not read where terminated. All else is as in `td_error`.
+        potentials: Φ of the state in which each step was taken. The result has its dtype.
+        next_potentials: Φ of the state it really led to. Not read where terminated. All else is as in `td_error`.
     """
     floats = {"rewards": rewards, "potentials": potentials, "next_potentials": next_potentials}
     flags = {"terminated": terminated}
@@ -48,18 +48,18 @@ def response_function(transitions: Array, rewards: Array, policy: Array, *, lags
         q₀(s, a) = r(s, a),   qₗ(s, a) = Σ_s' P(s'|s, a) Σ_a' π(a'|s') qₗ₋₁(s', a')
         χ(l; s, a) = qₗ(s, a) − Σ_a' π(a'|s) qₗ(s, a')
 
-    How the action moves the reward l steps later. Its discounted sum Σ_l γ^l χ(l) is the advantage A^{π,γ}(s, a),
-    so γ says how far a response may lie to count, and a shaping that shortens it lets a smaller γ do. With
-    rewards shaped by Φ = V^{π,γ} nothing is left beyond l = 0, and χ(0) is the advantage itself.
+    The response says how the action changes the reward l steps later. Its discounted sum Σ_l γ^l χ(l) is the advantage
+    A^{π,γ}(s, a). So γ limits how late a response counts, and shaping that makes responses earlier allows a smaller γ.
+    With rewards shaped by Φ = V^{π,γ} only χ(0) is not 0, and it is the advantage.
 
     Args:
-        transitions: [S, A, S], P(s'|s, a); where they sum to less than 1 the rest terminates.
+        transitions: [S, A, S], P(s'|s, a). Where they sum to less than 1, the episode terminates with the remainder.
         rewards: [S, A], the expected reward of action a in state s.
         policy: [S, A], π(a|s).
         lags: number of lags, χ(0) … χ(lags − 1).
 
     Returns:
-        [lags, S, A] in the dtype of `transitions` (float32 where that is half precision).
+        [lags, S, A] in the dtype of `transitions` (float32 if that is half precision).
     """
     xp, p, q, pi = _entered(transitions, rewards, policy)
     lags = arrays.counted("lags", lags, "the number of lags from 0")
@@ -72,7 +72,7 @@ def response_function(transitions: Array, rewards: Array, policy: Array, *, lags
 
 
 def _entered(transitions: Array, rewards: Array, policy: Array) -> tuple[ModuleType, Array, Array, Array]:
-    """The library and the three arrays in working precision: shapes that fit, and probabilities that are some."""
+    """The library, and the three arrays in working precision, after checks of shapes and probabilities."""
     xp = arrays.library("transitions", transitions)
     shape = tuple(transitions.shape)
     if len(shape) != 3 or shape[0] != shape[2]:
@@ -89,11 +89,11 @@ def _entered(transitions: Array, rewards: Array, policy: Array) -> tuple[ModuleT
     _check_probabilities("transitions", transitions, rounding)
     _check_probabilities("policy", policy, rounding)
     if arrays.any_true(abs(policy.sum(-1) - 1) > rounding):
-        raise ValueError("policy does not sum to 1 over the actions of every state")
+        raise ValueError("policy does not sum to 1 over the actions of every state; normalise it over its last axis")
     return xp, transitions, rewards, policy
 
 
 def _check_probabilities(name: str, array: Array, rounding: float) -> None:
     good = (array >= 0) & (array.sum(-1)[..., None] <= 1 + rounding)
-    if arrays.any_true(~good):  # of NaN both are False
+    if arrays.any_true(~good):  # NaN fails both
         raise ValueError(f"{name} holds negative numbers or NaN, or sums to more than 1 over its last axis")

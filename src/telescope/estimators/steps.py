@@ -1,6 +1,6 @@
-"""The steps of a rollout as the temporal estimators see them: checked, time first, in working precision.
+"""The steps of a rollout for the temporal estimators: checked, time first, in working precision.
 
-It knows what a mask and a last step are; the formulas are in `temporal.py`.
+It handles masks and last steps. Leaves out the formulas (`temporal.py`).
 """
 
 from types import ModuleType
@@ -15,25 +15,25 @@ NUMBERS = (float, int, np.floating, np.integer)
 
 
 class Steps(NamedTuple):
-    """Arrays [T, *batch] by the names the caller knows them by."""
+    """Arrays [T, *batch] by the caller's names."""
 
-    xp: ModuleType  # numpy, also for tensors on the CPU (as views of them); torch for what must stay a tensor
-    caller: ModuleType  # numpy or torch: what the results are
+    xp: ModuleType  # numpy, also for CPU tensors (as views); torch for tensors that must stay tensors
+    caller: ModuleType  # numpy or torch: the library of the results
     axis: int
     floats: dict[str, Array]
-    flags: dict[str, Array | None]  # None: there are none
+    flags: dict[str, Array | None]  # None: no such flags
     discounts: dict[str, Array]  # γ and λ: numbers, or arrays [T, *batch]
     mask: Array | None  # True counts
-    like: Array  # one of the floats: shape, dtype and device of what is computed
-    reference: Array  # the same as the caller gave it
-    differentiable: bool  # do gradients go through
+    like: Array  # one of the floats: shape, dtype and device of results
+    reference: Array  # the same array as the caller passed it
+    differentiable: bool  # whether gradients pass
 
     def inside(self, array: Array) -> Array:
-        """The caller's array as it is seen from here: a view, time first."""
+        """The caller's array as a view with time first."""
         return arrays.front(array.numpy() if self.caller is not self.xp else array, self.axis)
 
     def deliver(self, array: Array) -> Array:
-        """The way back: a result in the caller's library and layout."""
+        """A result in the caller's library and layout."""
         return self.outside(arrays.back(array, self.axis))
 
     def outside(self, array: Array) -> Array:
@@ -41,24 +41,24 @@ class Steps(NamedTuple):
         return self.caller.from_numpy(array) if self.caller is not self.xp else array
 
     def number(self, value: Array) -> Array:
-        """A plain number as an array without axes, so that it brings no precision of its own."""
+        """A number as an array without axes, so that it does not change the dtype."""
         return arrays.scalar(value, self.like) if isinstance(value, float) else value
 
     def where(self, condition: Array, then: Array, otherwise: Array) -> Array:
-        """A select, never a product: what is not chosen may be NaN."""
+        """A select, never a product, because the other number may be NaN."""
         return self.xp.where(condition, self.number(then), self.number(otherwise))
 
     def flag(self, name: str) -> Array:
-        """A flag as an array, also where None stood for "there are none"."""
+        """A flag as an array; all False if it is None."""
         flags = self.flags[name]
         return self.xp.zeros_like(self.like, dtype=bool) if flags is None else flags
 
     def live(self, array: Array, otherwise: float = 0.0) -> Array:
-        """The array where the mask is True, `otherwise` elsewhere."""
+        """The array where the mask is True, and `otherwise` elsewhere."""
         return array if self.mask is None else self.where(self.mask, array, otherwise)
 
     def last(self) -> Array:
-        """True at each column's last live step: the buffer ends, which truncates what has not terminated."""
+        """True at each column's last live step, where the end of the buffer truncates the episode."""
         if self.mask is None or len(self.like) == 0:
             no, yes = self.xp.zeros_like(self.like[:-1], dtype=bool), self.xp.ones_like(self.like[-1:], dtype=bool)
             return self.xp.concatenate([no, yes])
@@ -117,12 +117,12 @@ def enter(
 
 
 def _followed(caller: ModuleType) -> bool:
-    """Do torch.compile or torch.func look on? They follow tensors, not NumPy's views of them."""
+    """Whether torch.compile or torch.func traces. They follow tensors, not NumPy views of them."""
     return caller.__name__ == "torch" and (caller.compiler.is_compiling() or arrays.transforming())
 
 
 def _check_dtypes(floats: dict[str, Array], like: str) -> None:
-    """Rewards may have any real dtype, values one of ours, and all values the same; none may be missing."""
+    """Check floats: rewards have any real dtype, all values one supported dtype, and none is missing."""
     reference = floats[like]
     for name, array in floats.items():
         if array is None:
@@ -138,7 +138,7 @@ def _check_dtypes(floats: dict[str, Array], like: str) -> None:
 def _discount(name: str, value: Array, reference: Array, live: Array | None) -> Array:
     """γ or λ in [0, 1]: one number, or an array that broadcasts against the caller's layout."""
     if isinstance(value, NUMBERS):
-        if isinstance(value, bool) or not 0 <= value <= 1:  # NaN neither
+        if isinstance(value, bool) or not 0 <= value <= 1:  # excludes NaN
             raise ValueError(f"{name} is {value}; expected a number in [0, 1]")
         return float(value)
     arrays.check_neighbour("values", reference, name, value)

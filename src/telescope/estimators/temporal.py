@@ -1,12 +1,13 @@
-"""Credit through time: TD residual, GAE, λ-return, discounted return, and the values they look ahead to.
+"""Credit through time: TD residual, GAE, λ-return, discounted return, and the values that they bootstrap from.
 
-An estimator is a pair (x, a) over the recurrence y[t] = x[t] + a[t] · y[t+1]. It leaves out how the
-recurrence is computed (`recurrence/`), what is asked of the arguments (`steps.py`) and all normalisation
-(`normalisation.py`).
+An estimator is a pair (x, a) for the recurrence y[t] = x[t] + a[t] · y[t+1], with the terms of `pairs.py`:
 
-    γ'[t] = γ (1 − terminated[t])                      may we bootstrap
-    κ[t]  = 1 − truncated[t], and 0 at the last step   does the trace go on
+    γ'[t] = γ (1 − terminated[t])                      whether to bootstrap
+    κ[t]  = 1 − truncated[t], and 0 at the last step   whether the trace continues
     v'[t] = next_values[t]                             the value of the state that step t really led to
+
+Leaves out the computation of the recurrence (`recurrence/`), checks of arguments (`steps.py`) and normalisation
+(`normalisation.py`).
 """
 
 import math
@@ -27,7 +28,7 @@ from telescope.recurrence import cpu, linear_recurrence
 
 
 class Advantages(NamedTuple):
-    """What `gae` returns; the returns are the value targets that go with the advantages."""
+    """The result of `gae`. The returns are the targets of the value function."""
 
     advantages: Array
     returns: Array
@@ -46,8 +47,8 @@ def td_error(
 ) -> Array:
     """TD residual δ[t] = r[t] + γ (1 − terminated[t]) v'[t] − v[t] (Schulman et al. 2016, eq. 10).
 
-    It is GAE at λ = 0; with values 0 it is the one-step target. Arrays are [T, *batch] in any layout; see
-    `gae` for the rules that all estimators share. `next_values` is not read where terminated.
+    It is GAE at λ = 0. With values of 0 it is the one-step target. Arrays are [T, *batch] in any layout; `gae` has the
+    rules that all estimators share. `next_values` is not read where terminated.
     """
     floats = {"rewards": rewards, "values": values, "next_values": next_values}
     flags = {"terminated": terminated}
@@ -76,30 +77,29 @@ def gae(
         δ[t] = r[t] + γ'[t] v'[t] − v[t]
         A[t] = δ[t] + γ'[t] λ κ[t] A[t+1]        returns[t] = v[t] + A[t], which is the λ-return
 
-    with γ' = γ (1 − terminated) and κ = 1 − truncated: a terminated step does not bootstrap and ends the
-    trace; a truncated step bootstraps from `next_values` and ends the trace; both at once is terminated.
-    λ = 0 is `td_error`, λ = 1 is `discounted_return` minus v.
+    with γ' = γ (1 − terminated) and κ = 1 − truncated. A terminated step does not bootstrap and ends the trace. A
+    truncated step bootstraps from `next_values` and ends the trace. A step with both flags is terminated. λ = 0 is
+    `td_error`, λ = 1 is `discounted_return` minus v.
 
     Args:
-        rewards, values, next_values: [T, *batch], any strides. `next_values[t]` is the value of the state that
-            step t really led to, never of the state after a reset: see `next_values()`. Not read where
-            terminated.
-        terminated, truncated: [T, *batch], booleans or exactly 0/1; None says that there are none.
-        gamma, lam: discount and trace decay per step, in [0, 1]; numbers, or arrays that broadcast against
-            the array layout: (B,) per environment, (T, 1) per step.
+        rewards, values, next_values: [T, *batch], any strides. `next_values[t]` is the value of the state that step t
+            really led to, never of the state after a reset; see `next_values()`. Not read where terminated.
+        terminated, truncated: [T, *batch], booleans or exactly 0/1. None says that there are none.
+        gamma, lam: discount and trace decay per step, in [0, 1]: numbers, or arrays that broadcast against the other
+            arrays, (B,) per environment, (T, 1) per step.
         returns_lam: another λ for the returns, in the same pass.
-        mask: [T, *batch], True counts. Live steps get what they would get with the masked ones taken out;
-            masked steps give 0, and nothing that stands in them is read.
+        mask: [T, *batch], True counts. Live steps get the results of the array without the masked steps. Masked steps
+            give 0, and their content is not read.
         axis: the time axis; 1 for batch-major [B, T].
-        differentiable: let gradients through (torch): exact, by the adjoint recurrence.
+        differentiable: let gradients through (torch, JAX). They are exact, by the adjoint recurrence.
         out: a pair of arrays to write advantages and returns into.
-        time_group: the torch.distributed group (group.WORLD for all ranks) across which the time axis is split;
-            ranks in order hold consecutive rows, and each gets its own rows of the result. A rank's last step
-            is not the end of the buffer: its `next_values` is the first value of the next rank.
+        time_group: a torch.distributed group (group.WORLD for all ranks) that the time axis is split over. Its ranks
+            hold consecutive rows, in order, and each gets its own rows of the result. A rank's last step is not the end
+            of the buffer: its `next_values` is the first value of the next rank.
 
     Returns:
-        (advantages, returns), in the library, device, shape and dtype of `values`; float32 where `values` are
-        half precision. Rewards of any real dtype are converted to that. Inputs are not modified.
+        (advantages, returns), in the library, device, shape and dtype of `values`; float32 if `values` are half
+        precision. Rewards of any real dtype are converted. Inputs are not modified.
 
     Raises:
         ValueError: names the argument, what came and the likely fix.
@@ -128,7 +128,7 @@ def _through_the_door(
     out: tuple[Array, Array] | None,
     time_group: Any,
 ) -> Advantages:
-    """GAE of whatever is not plainly in order."""
+    """GAE with full checks."""
     steps = enter(floats, flags, mask, discounts, axis, differentiable)
     inside = None if out is None else check_out(steps, out, differentiable)
     fused = _fused(steps, inside) if time_group is None else None
@@ -155,9 +155,8 @@ def lambda_return(
 ) -> Array:
     """λ-return G[t] = r[t] + γ'[t] ((1 − λκ[t]) v'[t] + λκ[t] G[t+1]) (Sutton & Barto 2018, eq. 12.18).
 
-    It equals v + `gae(...).advantages` where next_values come from v (see `next_values`); λ = 0 is the
-    one-step target r + γ'v', λ = 1 is `discounted_return`. The result has the dtype of `next_values`; all
-    else is as in `gae`.
+    It equals v + `gae(...).advantages` if next_values come from v (see `next_values`). λ = 0 is the one-step target
+    r + γ'v', λ = 1 is `discounted_return`. The result has the dtype of `next_values`. All else is as in `gae`.
     """
     floats = {"rewards": rewards, "next_values": next_values}
     flags = {"terminated": terminated, "truncated": truncated}
@@ -180,8 +179,8 @@ def discounted_return(
 ) -> Array:
     """Discounted return G[t] = r[t] + γ'[t] (κ[t] G[t+1] + (1 − κ[t]) v'[t]): the λ-return at λ = 1.
 
-    Where the data stop before the episode does (a truncation, the end of the buffer) the value of the state
-    that was reached stands for what is missing. Arguments, result and errors are as in `gae`.
+    Where the data stop before the episode does (a truncation, the end of the buffer), the value of the state that was
+    reached replaces the missing rewards. Arguments, result and errors are as in `gae`.
     """
     return lambda_return(
         rewards,
@@ -207,27 +206,27 @@ def next_values(
     mask: Array | None = None,
     axis: int = 0,
 ) -> Array:
-    """v'[t], the value of the state each step really led to, from what a rollout has at hand.
+    """v'[t], the value of the state that each step really led to, computed from what a rollout has.
 
         terminated[t]                       0: there is no successor
-        truncated[t]                        final_values[t], the value of the observation it stopped at
+        truncated[t]                        final_values[t], the value of the final observation
         the column's last live step         last_values
         else                                values at the column's next live step
 
     Args:
         values: [T, *batch], v of the state in which step t was taken.
-        last_values: [*batch], v of the state after each column's last live step; for [T] a number will do. Not
-            read where that step ended its episode: after a reset it is the next episode's.
-        terminated, truncated: [T, *batch], booleans or exactly 0/1; None says that there are none.
-        final_values: [T, *batch], read only where truncated and not terminated; NaN says that there is none.
+        last_values: [*batch], v of the state after each column's last live step; for [T] a number is enough. Not read
+            if that step ended its episode, because after a reset it belongs to the next episode.
+        terminated, truncated: [T, *batch], booleans or exactly 0/1. None says that there are none.
+        final_values: [T, *batch], read only where truncated and not terminated. NaN says that there is none.
         mask, axis: as in `gae`.
 
     Returns:
         [T, *batch] in the library, device and dtype of `values`, without a gradient; 0 at masked steps.
 
     Raises:
-        ValueError: a truncated step has no final value; `values[t + 1]`, or `last_values`, is then the reset
-            state's, which is not where step t led.
+        ValueError: a truncated step has no final value. `values[t + 1]` and `last_values` belong to the state after the
+            reset, to which step t did not lead.
     """
     floats = {"values": values, "last_values": _spread_last(values, last_values, axis)}
     if final_values is not None:
@@ -243,13 +242,13 @@ def next_values(
         successors = steps.where(given, steps.floats["final_values"], successors)
         missing = missing & ~given
     _check_none_missing(steps, missing)
-    successors = steps.where(missing, math.nan, successors)  # where nobody could look: under jax.jit, on meta
+    successors = steps.where(missing, math.nan, successors)  # where numbers cannot be read: under jax.jit, on meta
     successors = steps.live(steps.where(steps.flag("terminated"), 0.0, successors))
     return arrays.to_dtype("values", steps.deliver(successors), values.dtype)
 
 
 def _fused(steps: Steps, out: tuple[Array, Array] | None) -> tuple[Array, Array] | None:
-    """GAE in one pass, where library, arrays and discounts allow it."""
+    """GAE in one pass, if library, arrays and discounts allow it; otherwise None."""
     gamma, lam = steps.discounts["gamma"], steps.discounts["lam"]
     returns_lam = steps.discounts.get("returns_lam", lam)
     kernel = _kernel(steps)
@@ -262,7 +261,7 @@ def _fused(steps: Steps, out: tuple[Array, Array] | None) -> tuple[Array, Array]
 
 
 def _kernel(steps: Steps) -> Callable[..., bool] | None:
-    """The one-pass kernel of the library; none where gradients go through."""
+    """The one-pass kernel of the library; None if gradients pass."""
     if steps.xp is np:
         return cpu.gae
     if steps.differentiable or steps.xp is not sys.modules.get("torch"):
@@ -273,7 +272,7 @@ def _kernel(steps: Steps) -> Callable[..., bool] | None:
 
 
 def _paired(steps: Steps, out: tuple[Array, Array] | None, time_group: Any) -> tuple[Array, Array]:
-    """GAE as what it is, x = δ and a = γ'λκ; the definition that `_fused` is tested against."""
+    """GAE as the pair x = δ, a = γ'λκ. Tests compare `_fused` with it."""
     lam = steps.discounts["lam"]
     returns_lam = steps.discounts.get("returns_lam", lam)
     x = residual(steps)
@@ -304,7 +303,7 @@ def _lambda_return_pair(steps: Steps) -> tuple[Array, Array]:
 def _spread_last(values: Array, last_values: Array, axis: int) -> Array:
     """last_values [*batch] as a view of the shape of values."""
     axis = arrays.time_axis("values", values, axis)
-    if isinstance(last_values, NUMBERS):  # a single column has a single last value
+    if isinstance(last_values, NUMBERS):  # a single column has one last value
         last_values = arrays.scalar(last_values, values)
     arrays.check_neighbour("values", values, "last_values", last_values)
     shape = tuple(values.shape)
@@ -320,7 +319,7 @@ def _check_none_missing(steps: Steps, missing: Array) -> None:
     step, *column = steps.xp.argwhere(missing)[0].tolist()
     raise ValueError(
         f"final_values holds no value for {int(missing.sum())} truncated steps "
-        f"(the first: step {step}, column {tuple(column)}); the reset state's value, which follows in values or "
-        f"last_values, is not one. Evaluate the critic on the final observation (Gymnasium: infos['final_obs']). "
-        f"Where nothing was reset, last_values is that value: leave truncated False at the column's last step"
+        f"(the first: step {step}, column {tuple(column)}); the next value in values or last_values is that of the "
+        f"state after the reset. Evaluate the critic on the final observation (Gymnasium: infos['final_obs']). "
+        f"If nothing was reset, last_values is the value: leave truncated False at the column's last step"
     )

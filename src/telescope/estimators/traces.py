@@ -1,8 +1,8 @@
 """Eligibility traces: the backward view of λ, which runs forwards in time and can be computed while acting.
 
-Accumulating and replacing traces are the recurrence of `temporal.py` read the other way; dutch traces, and the
-true-online TD(λ) they belong to, are not (the trace is multiplied by a matrix) and have a loop of their own. It
-leaves out where the features come from: state features, one-hot states, ∇v or ∇log π.
+Accumulating and replacing traces are the recurrence of `temporal.py` in the other direction. Dutch traces and
+true-online TD(λ) multiply the trace by a matrix, so they have their own loop. Leaves out the features: state features,
+one-hot states, ∇v or ∇log π.
 """
 
 from telescope import arrays
@@ -28,20 +28,20 @@ def eligibility_trace(
 ) -> Array:
     """Eligibility trace e[t] = γ'[t−1] λ κ[t−1] e[t−1] + φ[t] (Sutton & Barto 2018, eq. 12.5).
 
-    A termination, a truncation: the next step begins a trace of its own. `kind="replacing"` sets a component to
-    φ[t] where that is not 0, instead of adding (Singh & Sutton 1996; for features that are 0 or 1). λ = 0 is φ
-    itself; offline, Σ_t δ[t] e[t] = Σ_t A[t] φ[t] with A from `gae`: the backward and the forward view agree.
+    After a termination or a truncation the trace restarts. `kind="replacing"` sets a component to φ[t] where φ[t] is
+    not 0, instead of adding (Singh & Sutton 1996; for features that are 0 or 1). λ = 0 gives φ. Offline, backward and
+    forward view agree: Σ_t δ[t] e[t] = Σ_t A[t] φ[t] with A from `gae`.
 
     Args:
-        features: [T, *batch, F], the features are the last axis; for one number per step, `x[..., None]`.
+        features: [T, *batch, F], with the features on the last axis. Pass one number per step as `x[..., None]`.
         terminated, truncated, mask: [T, *batch].
-        gamma, lam: numbers, or arrays that broadcast against [T, *batch]; those of step t − 1 decay the trace
-            from t − 1 to t.
+        gamma, lam: numbers, or arrays that broadcast against [T, *batch]. Those of step t − 1 decay the trace from
+            t − 1 to t.
         kind: "accumulating" or "replacing".
         axis: the time axis of [T, *batch]. All else is as in `gae`.
 
     Returns:
-        [T, *batch, F] like `features`; masked steps give 0.
+        [T, *batch, F] like `features`. Masked steps give 0.
     """
     arrays.check_word("kind", kind, ("accumulating", "replacing"), " (dutch: telescope.dutch_trace)")
     flags = {"terminated": terminated, "truncated": truncated}
@@ -68,14 +68,14 @@ def dutch_trace(
 ) -> Array:
     """Dutch trace e[t] = γλ e[t−1] + (1 − α γλ e[t−1]ᵀφ[t]) φ[t] (van Seijen et al. 2016; Sutton & Barto 12.11).
 
-    γλ stands for γ'[t−1] λ κ[t−1]: traces begin anew behind each end. It is the trace of `true_online_td`. With
-    step_size → 0 it is the accumulating trace; for one-hot features and step_size 1 the replacing one.
+    γλ is short for γ'[t−1] λ κ[t−1], so the trace restarts after each end. It is the trace of `true_online_td`. With
+    step_size → 0 it is the accumulating trace; for one-hot features and step_size 1 it is the replacing one.
 
     Args:
-        step_size: α, a number that is not negative. All else is as in `eligibility_trace`.
+        step_size: α, a number >= 0. All else is as in `eligibility_trace`.
 
     Returns:
-        [T, *batch, F] like `features`; masked steps give 0. A loop over T in the caller's library.
+        [T, *batch, F] like `features`. Masked steps give 0. It is a loop over T in the caller's library.
     """
     alpha = _step_size(step_size)
     flags = {"terminated": terminated, "truncated": truncated}
@@ -105,14 +105,14 @@ def true_online_td(
         δ[t] = r[t] + γ'[t] wᵀφ'[t] − wᵀφ[t]
         w   += α (δ[t] + wᵀφ[t] − v_old) e[t] − α (wᵀφ[t] − v_old) φ[t],   v_old = wᵀφ'[t] before that update
 
-    with e the `dutch_trace`. After every step w is exactly what the online forward view (the λ-return of the
-    steps seen so far, all updates repeated from the start of the episode) would have. λ = 0 is TD(0).
+    with e the `dutch_trace`. After every step w equals the weights of the online forward view, which repeats all
+    updates from the start of the episode with the λ-returns of the steps so far. λ = 0 is TD(0).
 
     Args:
-        weights: [*batch, F], where each column's learner starts; not modified.
+        weights: [*batch, F], the initial weights of each column's learner. Not modified.
         rewards: [T, *batch].
-        features: [T, *batch, F], φ of the state step t was taken in.
-        next_features: [T, *batch, F], φ' of the state it really led to; not read where terminated.
+        features: [T, *batch, F], φ of the state in which step t was taken.
+        next_features: [T, *batch, F], φ' of the state it really led to. Not read where terminated.
         step_size: α. All else is as in `eligibility_trace`.
 
     Returns:
@@ -126,7 +126,7 @@ def true_online_td(
 
 
 def _dutch_traces(steps: Steps, x: Array, a: Array, alpha: float) -> Array:
-    """e[t] from e[t−1], which a[t] decays, at every step."""
+    """The traces e[t] of all steps. a[t] decays e[t−1]."""
     e, traces = steps.xp.zeros_like(x[:1].sum(0)), []
     for t in range(len(x)):
         e = _dutch(weighted(steps, a[t], e), x[t], alpha)
@@ -135,7 +135,7 @@ def _dutch_traces(steps: Steps, x: Array, a: Array, alpha: float) -> Array:
 
 
 def _learned(steps: Steps, w: Array, alpha: float) -> Array:
-    """The weights after the last step. Scalars per column are arrays [*batch, 1] or repeated over the features."""
+    """The weights after the last step. Numbers per column are arrays [*batch, 1], or repeated over the features."""
     x, successors, rewards = (steps.live(array) for array in steps.floats.values())
     discount, a = bootstrap(steps), trace(steps, steps.discounts["lam"])
     e = decay = steps.xp.zeros_like(w)
@@ -147,13 +147,13 @@ def _learned(steps: Steps, w: Array, alpha: float) -> Array:
         learned = w + alpha * (delta + v - v_old) * e - alpha * (v - v_old) * x[t]
         if steps.mask is not None:
             learned, v_next = (steps.where(steps.mask[t], *pair) for pair in ((learned, w), (v_next, v_old)))
-        w, v_old = learned, v_next  # at the start of an episode e = φ, and v_old cancels out: no reset is needed
+        w, v_old = learned, v_next  # no reset: at the start of an episode e = φ, and v_old cancels
         decay = a[t]
     return w
 
 
 def _dutch(decayed: Array, features: Array, alpha: float) -> Array:
-    """e + (1 − α eᵀφ) φ, of the trace e that has decayed."""
+    """e + (1 − α eᵀφ) φ for the decayed trace e."""
     return decayed + (1 - alpha * _dot(decayed, features)) * features
 
 
@@ -167,10 +167,10 @@ def _behind(steps: Steps, array: Array) -> Array:
 
 
 def _forwards(steps: Steps, x: Array, a: Array) -> Array:
-    """y[t] = x[t] + a[t] y[t−1]: the recurrence with time turned round."""
+    """y[t] = x[t] + a[t] y[t−1]: the recurrence with time reversed."""
     x, a = (steps.xp.flip(array, (0,)) for array in (x, a))
     y = linear_recurrence(x, a, differentiable=steps.differentiable)
-    return steps.xp.concatenate([steps.xp.flip(y, (0,))])  # a copy: a view of numpy's that runs backwards is no tensor
+    return steps.xp.concatenate([steps.xp.flip(y, (0,))])  # a copy: torch has no tensors with negative strides
 
 
 def _enter(
@@ -181,12 +181,12 @@ def _enter(
     axis: int,
     differentiable: bool = False,
 ) -> Steps:
-    """The public door for steps that have features: everything is repeated over them, as views."""
+    """`steps.enter` for steps with features. All other arrays are repeated over the features, as views."""
     features = floats["features"]
     arrays.library("features", features)
     if features.ndim < 2:
         raise ValueError(
-            f"features has shape {tuple(features.shape)}; expected [T, *batch, F], with [..., None] if F is 1"
+            f"features has shape {tuple(features.shape)}; expected [T, *batch, F]; add [..., None] if F is 1"
         )
     shape = tuple(features.shape)
 

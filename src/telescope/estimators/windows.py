@@ -1,8 +1,8 @@
 """Estimators that look a fixed number of steps ahead: the k-step advantage and the n-step return.
 
-A window has no end for the recurrence of `temporal.py` to start at, so it has a loop of its own, over the binary
-digits of the window's length: O(T log n), and no sum is ever subtracted from another. It leaves out mixtures of
-windows; those are λ.
+The recurrence of `temporal.py` needs a fixed end, which a moving window does not have. So windows have their own loop,
+over the binary digits of the window's length. It takes O(T log n), and never subtracts one sum from another. Leaves out
+mixtures of windows; those are λ-returns.
 """
 
 from telescope import arrays
@@ -31,12 +31,12 @@ def k_step_advantage(
 
         Â⁽ᵏ⁾[t] = δ[t] + γ'[t] κ[t] Â⁽ᵏ⁻¹⁾[t+1],   Â⁽⁰⁾ = 0
 
-    The sum stops where the episode or the buffer does. It telescopes: where next_values come from v (see
-    `next_values`) it is −v[t] + r[t] + … + γ^k v[t+k], `n_step_return` minus v. k = 1 is `td_error`; k ≥ T is
-    `gae` at λ = 1; and GAE(γ, λ) is (1−λ) Σ_k λ^{k−1} Â⁽ᵏ⁾.
+    The sum stops where the episode or the buffer ends. If next_values come from v (see `next_values`), it telescopes to
+    −v[t] + r[t] + … + γ^k v[t+k], which is `n_step_return` minus v. k = 1 is `td_error`; k ≥ T is `gae` at λ = 1; and
+    GAE(γ, λ) is (1−λ) Σ_k λ^{k−1} Â⁽ᵏ⁾.
 
     Args:
-        k: the number of residuals, an integer from 1 on; only live steps count. All else is as in `gae`.
+        k: the number of residuals, an integer >= 1. Only live steps count. All else is as in `gae`.
     """
     floats = {"rewards": rewards, "values": values, "next_values": next_values}
     flags = {"terminated": terminated, "truncated": truncated}
@@ -62,12 +62,13 @@ def n_step_return(
 
         G⁽ⁿ⁾[t] = r[t] + γ'[t] (κ[t] G⁽ⁿ⁻¹⁾[t+1] + (1 − κ[t]) v'[t]),   G⁽¹⁾[t] = r[t] + γ'[t] v'[t]
 
-    A window that meets the end of its episode, or of the buffer, stops there and bootstraps from what
-    `next_values` has there. n = 1 is the TD target, n ≥ T is `discounted_return`.
+    A window stops at the end of its episode or of the buffer, and bootstraps from `next_values` there. n = 1 is the TD
+    target, n ≥ T is `discounted_return`.
 
     Args:
-        n: the number of rewards, an integer from 1 on; only live steps count. All else, the dtype of the result
-            too, is as in `lambda_return`.
+        n: the number of rewards, an integer >= 1. Only live steps count. All else, including the dtype of the result,
+        is
+            as in `lambda_return`.
     """
     floats = {"rewards": rewards, "next_values": next_values}
     flags = {"terminated": terminated, "truncated": truncated}
@@ -77,7 +78,7 @@ def n_step_return(
 
 
 def _n_step_pair(steps: Steps) -> tuple[Array, Array]:
-    """What a step adds within a window, r + γ'(1−κ)v', and as its last one, r + γ'v'."""
+    """The contribution of a step within a window, r + γ'(1−κ)v', and as its last step, r + γ'v'."""
     rewards, successors = steps.floats.values()
     discount = bootstrap(steps)
     inside = steps.live(rewards + weighted(steps, steps.where(stops(steps), discount, 0.0), successors))
@@ -97,7 +98,7 @@ def _window(steps: Steps, x: Array, y: Array, length: int) -> Array:
 
 
 def _composed(steps: Steps, x: Array, a: Array, y: Array, length: int) -> Array:
-    """The window on an array without masked steps; (x, a) becomes the composition of 1, 2, 4, … steps."""
+    """The window on an array without masked steps. (x, a) becomes the composition of 1, 2, 4, … steps."""
     span = 1
     while length:
         if length % 2:
@@ -110,7 +111,7 @@ def _composed(steps: Steps, x: Array, a: Array, y: Array, length: int) -> Array:
 
 
 def _compacted(steps: Steps) -> tuple[Array, Array]:
-    """Where the rows of each column come from when its live ones move to the front, and where they went."""
+    """Indices that move the live rows of each column to the front, and the inverse indices."""
     xp, mask = steps.xp, steps.mask
     row = xp.cumsum(xp.ones_like(mask, dtype=int), 0)
     order = xp.argsort(xp.where(mask, row, row + len(row)), 0)

@@ -1,6 +1,6 @@
-"""Do the tokenizer, the context and the tokens of a model suit the texts of a task? Asked before anything is trained.
+"""Check before training whether a model's tokenizer, context and tokens suit the texts of a task.
 
-It leaves out what each is asked alone: `data/tasks.py` checks the rows, `models/pretrained.py` the files of a model.
+Leaves out checks of the data alone (`data/tasks.py`) and of model files alone (`models/pretrained.py`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from telescope.language.models import pretrained
 
 
 def require_known(config: LanguageConfig, task: Task, about: Any, tokenizer: Any) -> None:
-    """ValueError where the tokenizer is not the model's, or a text has tokens that were added to it alone."""
+    """Raise a ValueError if the tokenizer is not the model's, or a text has tokens that the model does not know."""
     size = getattr(about.get_text_config(), "vocab_size", None)
-    if size is None:  # the model itself tells when it is loaded
+    if size is None:  # loading the model will check it
         return
     pretrained.require_vocabulary(config.model, tokenizer, size)
     columns = ("prompt", *config.learned)
@@ -27,11 +27,11 @@ def require_known(config: LanguageConfig, task: Task, about: Any, tokenizer: Any
 
 
 SPECIAL = 8
-"""Tokens that a tokenizer may add to a text of its own, at most."""
+"""The maximum number of special tokens that a tokenizer adds to a text."""
 
 
 def require_room(config: LanguageConfig, task: Task, about: Any, tokenizer: Any) -> None:
-    """ValueError naming the first prompt that is longer, with what follows it, than the model's context."""
+    """Raise a ValueError that names the first prompt too long for the model's context, completion included."""
     context = models.context_of(about)
     if context is None:
         return
@@ -39,7 +39,7 @@ def require_room(config: LanguageConfig, task: Task, about: Any, tokenizer: Any)
     for row in task.rows or task.held_out:
         answers = [row[name] for name in config.learned if name in row]
         sizes = [len(text.encode()) for text in (row["prompt"], *answers)]
-        if sum(sizes) + limit + SPECIAL <= context:  # a token has a byte at least: most texts need no closer look
+        if sum(sizes) + limit + SPECIAL <= context:  # a token has at least one byte, so most texts need no closer look
             continue
         asked = len(prompt_ids(tokenizer, [row["prompt"]])[0])
         follow = max([limit, *(len(ids) + 1 for ids in plain_ids(tokenizer, answers))])
@@ -52,29 +52,29 @@ def require_room(config: LanguageConfig, task: Task, about: Any, tokenizer: Any)
 
 
 def remarks(config: LanguageConfig, task: Task, tokenizer: Any, ends: tuple[str, ...]) -> list[str]:
-    """What the user should know of the prompts of a run. ends: what closes a completion, as text."""
+    """Sentences for the user about the prompts of a run. ends: the texts that end a completion."""
     prompts = [row["prompt"] for row in task.held_out[: config.eval_prompts]]
     found = []
     if task.rows and not any(is_held_out(row["prompt"]) for row in task.rows):
         found.append(
-            f"of the {len(task.rows)} rows of {task.name} the hash holds out none: evaluations use training prompts"
+            f"none of {task.name}'s {len(task.rows)} rows is in the held-out tenth, so evaluations use training prompts"
         )
     texts = [row["prompt"] for row in task.rows]
     if closed := [text for text in texts if (bare := text.rstrip()).endswith(ends) and bare not in ends]:
         found.append(
             f"{len(closed) / len(texts):.0%} of the prompts of {task.name} end in an end token ({closed[0][-20:]!r}), "
-            "so completions begin behind the end of a text; a chat template needs add_generation_prompt=True"
+            "so completions begin after the end of a text; a chat template needs add_generation_prompt=True"
         )
     return found + unknown_characters(tokenizer, prompts, config.model)
 
 
 def unknown_characters(tokenizer: Any, prompts: Sequence[str], model: str) -> list[str]:
-    """A remark where a model, the policy or a reward model, cannot tell characters of the prompts apart."""
+    """A sentence if the tokenizer of a policy or reward model does not know some characters of the prompts."""
     unknown, name = tokenizer.unk_token_id, tokenizer.unk_token
     odd = [] if unknown is None else [text for text in prompts if unknown in plain_ids(tokenizer, [text])[0]]
     if not odd:
         return []
     return [
         f"{len(odd) / len(prompts):.0%} of the held-out prompts have characters that the tokenizer of {model} does not "
-        f"know, so that they all read {name} ({odd[0]!r}); take a model that has them"
+        f"know and replaces by {name} ({odd[0]!r}); use a model that has them"
     ]

@@ -1,6 +1,6 @@
-"""What every algorithm on language models is told: the task, the model, the amount of work, the machine.
+"""The settings that all algorithms on language models share: the task, the model, the amount of work, the machine.
 
-Frozen dataclasses with a docstring under each field; an algorithm's own settings extend `LanguageConfig`.
+They are frozen dataclasses with a docstring under each field; an algorithm extends them with its own settings.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from telescope.language.models.causal import TINY, is_built_in
 if TYPE_CHECKING:
     Source = str | Reward
 else:
-    Source = str  # what a flag and a TOML file can hold
+    Source = str  # as in a flag or a TOML file
 
 
 LIGHTER = 8
-"""Texts that need the memory of one that is learned from: per token and layer its activations are 34 bytes for every 4
-of keys and values (in 16 bits; Korthikanti et al. 2022, arXiv 2205.05198, equation 1)."""
+"""Texts in sampling that need as much memory as one in training. Per token and layer, activations take 34 bytes for
+every 4 bytes of keys and values (in 16 bits; Korthikanti et al. 2022, arXiv 2205.05198, equation 1)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,11 @@ class LanguageConfig:
     """The settings that all algorithms on language models share."""
 
     samples: ClassVar[bool] = True
-    """Does the algorithm sample completions, even if only in evaluations?"""
+    """Whether the algorithm samples completions, even if only in evaluations."""
     learned: ClassVar[tuple[str, ...]] = ()
-    """Columns of the data whose texts the algorithm learns from, beside the prompt."""
+    """Columns of the data that the algorithm learns from, besides the prompt."""
     built_in: ClassVar[dict[str, float]] = {"learning_rate": 1e-3}
-    """Learning rates for the built-in model, and for models that a run trained from it."""
+    """Learning rates for the built-in model and for models that runs trained from it."""
     given: ClassVar[dict[str, float]] = {"learning_rate": 1e-6}
     """Learning rates for all other models."""
 
@@ -76,7 +76,7 @@ class LanguageConfig:
     """With torchrun: each process holds all weights (ddp) or only its shard of them (fsdp)."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, by name and number."""
+        """Raise a ValueError for values that cannot work."""
         typed(self)
         usual = self.built_in if is_built_in(self.model) else self.given
         for name in usual:
@@ -86,7 +86,7 @@ class LanguageConfig:
         in_unit_interval(self, "min_lr_ratio")
         at_least_zero(self, "seed", "lr_warmup", "weight_decay", "lora_rank", "micro_batch", "eval_every", "threads")
         if self.sharding == "fsdp" and self.lora_rank:
-            raise ValueError(f"sharding is 'fsdp', but lora_rank is {self.lora_rank}; an adapter trains with ddp alone")
+            raise ValueError(f"sharding is 'fsdp', but lora_rank is {self.lora_rank}; an adapter needs sharding 'ddp'")
 
     @property
     def iterations(self) -> int:
@@ -100,16 +100,16 @@ class LanguageConfig:
 
     @property
     def at_once(self) -> int | None:
-        """Texts that go through the model at a time where nothing is learned from them; None: all."""
+        """Texts per forward pass in sampling and evaluation. None: all."""
         return LIGHTER * self.micro_batch or None
 
     def open_task(self) -> Task:
-        """The task; ValueError where it is none that this algorithm can learn from."""
+        """The task. A ValueError if this algorithm cannot learn from it."""
         return open_task(self.task, self.digits)
 
     @classmethod
     def on(cls, task: str, model: str | None, **settings: Any) -> Self:
-        """The settings for a task and a model; a file whose model is not named yet is for one of the user's own."""
+        """The settings for a task and a model. A data file without a model gets the settings for a user's own model."""
         own = cls.given if model is None and not task.startswith("lm/") else {}
         return cls(task=task, model=model or TINY, **{**own, **settings})
 
@@ -154,20 +154,19 @@ class RolloutConfig(LanguageConfig):
         in_unit_interval(self, "warm_start", "top_p")
         at_least_zero(self, "overlong_cache")
         if self.off_policy == "none":
-            unread(
-                self, "off_policy_cap", "it bounds the weights of off_policy truncate or mask", "off_policy is 'none'"
-            )
+            unread(self, "off_policy_cap", "only off_policy truncate or mask use it", "off_policy is 'none'")
         if not self.off_policy_cap > 1:
             raise ValueError(
-                f"off_policy_cap is {self.off_policy_cap}; expected more than 1, the weight where all is well"
+                f"off_policy_cap is {self.off_policy_cap}; expected more than 1, the weight without a mismatch"
             )
         if self.prompts % self.minibatches:
             raise ValueError(
-                f"prompts is {self.prompts}, which {self.minibatches} minibatches do not divide; groups stay whole"
+                f"prompts is {self.prompts}, but minibatches is {self.minibatches}, which does not divide it; groups "
+                "stay whole, so choose a divisor"
             )
 
     def require_company(self, whiten: str) -> None:
-        """ValueError where advantages are whitened over one completion, which has nothing to be compared with."""
+        """Raise a ValueError if advantages are whitened over a single completion."""
         if whiten != "none" and self.prompts * self.group == 1:
             raise ValueError(
                 "prompts is 1 and group is 1, but advantages are whitened over the rollout, which makes those of one "
@@ -179,13 +178,13 @@ class RolloutConfig(LanguageConfig):
         require_reward(task, self.reward)
         if self.overlong_cache > (limit := self.max_tokens or task.max_tokens):
             raise ValueError(
-                f"overlong_cache is {self.overlong_cache}, but the length limit is {limit}; it is a part of that"
+                f"overlong_cache is {self.overlong_cache}, but the length limit is {limit}; expected at most the limit"
             )
         return task
 
     @property
     def updates(self) -> int:
-        """Optimiser steps made from one rollout."""
+        """Optimiser steps per rollout."""
         return self.epochs * self.minibatches
 
     @property

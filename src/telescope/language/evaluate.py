@@ -1,6 +1,6 @@
-"""How well a model answers held-out prompts, how long, and how far it has moved from its reference.
+"""Evaluation on held-out prompts: scores, lengths, and the KL to the reference.
 
-It leaves out training; evaluating changes nothing in it.
+Leaves out training, which an evaluation does not change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Sampling(NamedTuple):
     """How completions are drawn in an evaluation."""
 
     temperature: float = 1.0
-    """0: the likeliest token each time."""
+    """0 is greedy: the most likely token each time."""
     top_k: int | None = None
     top_p: float | None = None
     samples: int = 1
@@ -38,16 +38,16 @@ GREEDY = Sampling(temperature=0.0)
 
 
 def usual(metric: str, config: Any) -> Sampling:
-    """How a metric is measured unless asked otherwise: right answers greedily, rewards as the run samples."""
+    """The default sampling of a metric: correct answers greedily, rewards as the run samples."""
     if metric == "exact_match":
         return GREEDY
     return Sampling(*(getattr(config, name, getattr(Sampling(), name)) for name in ("temperature", "top_k", "top_p")))
 
 
 def held_out(session: Session) -> dict[str, float]:
-    """The model of a session on its task's held-out prompts, by the task's own reward and by the run's.
+    """Evaluate a session's model on held-out prompts, with the task's own reward and the run's.
 
-    Nothing where there is neither, or nothing could be scored.
+    Empty if there is neither, or nothing could be scored.
     """
     rows, measured = session.task.held_out[: session.config.eval_prompts], dict[str, float]()
     for metric, scoring in session.scorings().items():
@@ -78,9 +78,9 @@ def answered(
     sampling: Sampling,
     at_once: int | None = None,
 ) -> dict[str, float]:
-    """Answer the rows: mean `reward` over all completions, mean `length`, and the share `truncated`.
+    """Complete the rows: mean `reward` over all completions, mean `length`, and the share `truncated`.
 
-    Each rank answers its share of them; the first one scores all.
+    Each rank completes its share of the rows; the first rank scores all.
     """
     device = next(policy.parameters()).device
     share, (temperature, top_k, top_p, samples) = parallel.share(len(rows)), sampling
@@ -112,7 +112,7 @@ def answered(
 
 
 def draws(rows: int, max_tokens: int, device: torch.device) -> Tensor:
-    """The random numbers of all evaluations, [rows, max_tokens]: two models differ by what they are, not by luck."""
+    """Random numbers [rows, max_tokens], the same in all evaluations, so that only the models' weights differ."""
     return torch.from_numpy(generator(0, EVALUATION).random((rows, max_tokens), dtype=np.float32)).to(device)
 
 
@@ -127,7 +127,7 @@ def distance(
     max_tokens: int,
     at_once: int | None = None,
 ) -> float:
-    """KL(π ‖ π_ref) of a completion in nats, estimated by k3 summed over the tokens of one sample for each row."""
+    """KL(π ‖ π_ref) of a completion in nats. The estimate sums k3 over the tokens of one sample per row."""
     device = next(policy.parameters()).device
     noise = draws(len(rows), max_tokens, device)
     found, length = [], min(1024, at_once or 1024)

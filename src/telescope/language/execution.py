@@ -1,6 +1,6 @@
-"""How a run on a language model is executed: threads, device and ranks, decided once and stored; a trial beforehand.
+"""The execution mode of a run on a language model: threads, device and ranks, decided once and stored. And a trial.
 
-It leaves out the run itself (`run.py`).
+Leaves out the run itself (`run.py`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from telescope.language.randomness import PROMPTS, generator
 from telescope.processors import most_threads, processors
 
 WORTH_SHARING = 7e8
-"""Parameters times tokens of an optimiser step from which a second thread is worth waking."""
+"""From this product of parameters and tokens of an optimiser step on, a second thread saves time."""
 
 
 def execution(config: LanguageConfig) -> dict[str, Any]:
-    """What must stay the same for a resumed run to be bit-exact; decided once."""
+    """The settings that must stay the same for an exact resume, decided once."""
     threads = config.threads
     if not threads:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that share these cores
@@ -35,7 +35,7 @@ def execution(config: LanguageConfig) -> dict[str, Any]:
 
 
 def work(config: LanguageConfig) -> float:
-    """Parameters of the model's layers times tokens of an optimiser step, about; inf where the model does not say."""
+    """Parameters of the model's layers times tokens of an optimiser step, roughly; inf if the model does not say."""
     about, tokenizer = models.require(config.model)
     layers = getattr(about.get_text_config(), "num_hidden_layers", None)
     width = getattr(about.get_text_config(), "hidden_size", None)
@@ -48,7 +48,7 @@ def work(config: LanguageConfig) -> float:
 
 
 def try_out(config: LanguageConfig) -> None:
-    """ValueError if there is no such device, task, reward or model."""
+    """Raise a ValueError if the device, task, reward or model does not exist."""
     require_device(config)
     about, tokenizer = models.require(config.model)
     task = config.open_task()

@@ -1,8 +1,8 @@
-"""Log-probabilities of tokens, and the entropy, without the [tokens × vocabulary] array that they are read from.
+"""Log-probabilities of tokens, and the entropy, without an array [tokens × vocabulary].
 
-The logits of a chunk of tokens are made from hidden states, used, and thrown away; the backward pass makes them again.
-That is one more product with the output matrix, and memory for one chunk instead of several arrays of full size. It
-leaves out the model that the hidden states come from.
+The logits of a chunk of tokens are computed from hidden states, used, and dropped; the backward pass computes them
+again. This costs one more product with the output matrix, but only one chunk of memory instead of several full arrays.
+Leaves out the model that computes the hidden states.
 """
 
 # N live tokens, D hidden size, V vocabulary, K size of the largest support
@@ -21,7 +21,7 @@ CHUNK = 2**24  # logits at a time: 64 MiB in float32
 
 
 class TokenLogProbs(NamedTuple):
-    """Of each token; float32 unless the hidden states are float64; 0 where masked."""
+    """Results per token, in float32 unless the hidden states are float64; 0 where masked."""
 
     log_probs: Tensor
     entropy: Tensor
@@ -41,19 +41,18 @@ def token_log_probs(
 ) -> TokenLogProbs:
     """log p(token) and entropy H = −Σ p log p of p = softmax(logits / temperature), logits = hidden · weightᵀ + bias.
 
-    Values and gradients are those of the plain formula, to rounding. Products are taken in the dtype of `hidden`, under
-    autocast too, everything after them in float32.
+    Values and gradients are those of the plain formula, up to rounding. Products use the dtype of `hidden`, also under
+    autocast; everything after them uses float32.
 
     Args:
         hidden: [..., D], the state that predicts each token: the one before it. float32, float64 or half precision.
-        weight: [V, D], the output matrix (`lm_head.weight`), of the same dtype. bias: [V] or None.
-        tokens: [...] integers.
-        mask: [...], True counts; masked places cost nothing and, NaN or not, have no influence. None: all count.
-        temperature: that of sampling; without it the ratio to the sampler is wrong from the first step.
-        support: [..., K] token ids that the sampler could have drawn (`sampling_support`), filled up with −1; the
-            probabilities are then over these alone. None: over all of the vocabulary.
-        entropy_gradient: let gradients through the entropy; only where a bonus needs them.
-        chunk: tokens at a time; None: as many as make 64 MiB of logits.
+        weight: [V, D], the output matrix (`lm_head.weight`), of the same dtype. bias: [V] or None. tokens: [...]
+        integers. mask: [...], True counts. Masked places cost nothing and have no effect, even if NaN. None: all count.
+        temperature: that of sampling; otherwise the ratio to the sampler would be wrong from the first step. support:
+        [..., K] token ids that the sampler could have drawn (`sampling_support`), padded with −1. Probabilities
+            are then over these tokens only. None: the whole vocabulary.
+        entropy_gradient: let gradients through the entropy, for an entropy bonus.
+        chunk: tokens per chunk. None: as many as have 64 MiB of logits.
     """
     _check(hidden, weight, tokens, mask, bias, temperature, support)
     shape = tokens.shape
@@ -73,13 +72,13 @@ def token_log_probs(
 
 
 def sampling_support(logits: Tensor, *, temperature: float = 1.0, top_k: int | None, top_p: float | None) -> Tensor:
-    """[..., K] ids of the tokens that top-k and then top-p sampling may draw, likeliest first, filled up with −1.
+    """Ids [..., K] of the tokens that top-k and then top-p sampling may draw, most likely first, padded with −1.
 
-    top_p keeps the fewest likeliest tokens whose probabilities, among the top k, sum to top_p or more (Holtzman et al.
-    2020, arXiv 1904.09751). logits: [..., V]; None switches a rule off.
+    top_p keeps the smallest set of most likely tokens whose probabilities, among the top k, sum to top_p or more
+    (Holtzman et al. 2020, arXiv 1904.09751). logits: [..., V]. None switches a rule off.
     """
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; expected at least 1, or None for all of the vocabulary")
+        raise ValueError(f"top_k is {top_k}; expected at least 1, or None for the whole vocabulary")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; expected a probability above 0, or None")
     _check_numbers(logits=logits)
@@ -88,17 +87,17 @@ def sampling_support(logits: Tensor, *, temperature: float = 1.0, top_k: int | N
         raise ValueError("logits has shape (); expected [..., V]")
     k = logits.shape[-1] if top_k is None else min(top_k, logits.shape[-1])
     values, ids = (logits.detach().float() / temperature).topk(k)
-    if top_p is None or top_p == 1:  # which rounding would make a little less of
+    if top_p is None or top_p == 1:  # rounding would make it a little less
         return ids
     probabilities = values.softmax(-1)
     kept = probabilities.cumsum(-1) - probabilities < top_p
-    kept[..., 0] = True  # the likeliest, also where a top_p of 1e-300 is 0 in single precision
+    kept[..., 0] = True  # the most likely token stays, even if top_p is 0 in single precision
     ids = torch.where(kept, ids, -1)
     return ids[..., : max(1, int(kept.sum(-1).amax())) if kept.numel() else k]
 
 
 def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Forward and backward take their products in one precision, wherever each of them is called."""
+    """Forward and backward use the same precision for products, wherever they are called."""
 
     @functools.wraps(function)
     def plain(ctx: Any, first: Tensor, *others: Any) -> Any:
@@ -109,7 +108,7 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _LogProbs(torch.autograd.Function):
-    """Rows in chunks: nothing of the size of the vocabulary outlives its chunk."""
+    """Processes rows in chunks, so that no array over the vocabulary outlives its chunk."""
 
     @staticmethod
     @_without_autocast
@@ -131,7 +130,7 @@ class _LogProbs(torch.autograd.Function):
             norms[rows] = z.logsumexp(-1)
             log_probs[rows] = z.gather(-1, tokens[rows, None])[:, 0] - norms[rows]
             z -= norms[rows, None]
-            # p log p as a product of finite numbers: outside the support p is 0 and log p is −∞
+            # p log p with finite factors: outside the support p is 0 and log p is −∞
             entropy[rows] = -(z.exp() * z.clamp_(min=torch.finfo(dtype).min)).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, tokens, support, norms, entropy)
         ctx.settings = temperature, size
@@ -189,10 +188,12 @@ def _part(support: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _check_numbers(**named: Any) -> None:
-    """All on one device, and numbers that can be looked at."""
+    """Check that all tensors are on one device and hold numbers."""
     (reference, first), *others = named.items()
     if arrays.library(reference, first) is not torch or first.is_meta:
-        raise ValueError(f"{reference} is a {type(first).__name__} without numbers; expected a torch tensor with some")
+        raise ValueError(
+            f"{reference} is a {type(first).__name__} without numbers; expected a torch tensor with numbers"
+        )
     for name, x in others:
         if x is not None or name in ("weight", "tokens"):
             arrays.check_neighbour(reference, first, name, x)
@@ -230,4 +231,4 @@ def _check(
         arrays.check_shape("support", support[..., 0], tuple(tokens.shape), "but for its last axis tokens has")
         drawn = (support == tokens[..., None]).any(-1)
         if arrays.any_true(~drawn if mask is None else ~drawn & mask):
-            raise ValueError("support lacks tokens that were drawn; is it that of the state before each token?")
+            raise ValueError("support lacks tokens that were drawn; is it the support at the state before each token?")

@@ -1,6 +1,6 @@
-"""AdamW over the models that a run trains, and their parameters by name: taken, kept, put back.
+"""AdamW over the models that a run trains, and functions that save and restore their parameters by name.
 
-It leaves out what a loss is, and when a step is taken.
+Leaves out the loss, and when to make a step.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ BETAS = (0.9, 0.95)
 
 
 class Optimiser:
-    """AdamW over several models, each with its own step size and gradient norm.
+    """AdamW over several models, each with its own learning rate and gradient norm.
 
-    Weights of another dtype than float32 are steered by a float32 copy: a step of 1e-6 is lost in a bfloat16 weight,
-    whose neighbours are 0.4% apart, but a thousand of them are not lost in the copy.
+    Weights of another dtype than float32 have a float32 copy that is optimised. A step of 1e-6 is lost in a bfloat16
+    weight, whose neighbours are 0.4% apart; in the copy such steps add up.
     """
 
     def __init__(self, config: LanguageConfig, trained: dict[str, nn.Module], rate: float | None = None) -> None:
@@ -39,7 +39,7 @@ class Optimiser:
         self.parameters: list[Tensor] = [p for group in self.adam.param_groups for p in group["params"]]
 
     def step(self, progress: float) -> float:
-        """Clip, move, forget the gradients; returns the first model's gradient norm. progress: of the run, 0 to 1."""
+        """Clip gradients, make a step, clear gradients. Return the first model's gradient norm. progress: 0 to 1."""
         norms = []
         for weight, parameter in self._copied():
             parameter.grad = None if weight.grad is None else weight.grad.float()
@@ -64,7 +64,7 @@ class Optimiser:
         return norms[0]
 
     def _copied(self) -> list[tuple[Tensor, Tensor]]:
-        """Weights with their float32 copies, where they have one."""
+        """Weights with their float32 copies, if they have any."""
         pairs = zip(self.weights, self.parameters, strict=True)
         return [(weight, parameter) for weight, parameter in pairs if weight is not parameter]
 
@@ -87,8 +87,11 @@ class Optimiser:
                 parameter.copy_(parallel.like(saved, parameter))
         for parameter, moments in zip(self.parameters, state["moments"], strict=True):
             if any(x.shape != parameter.shape for name, x in moments.items() if name != "step"):
-                raise ValueError(f"resume holds moments of other shapes than {tuple(parameter.shape)} for a parameter")
-            # cloned on the parameter's device: torch's allocator also keeps the alignment
+                raise ValueError(
+                    f"resume holds moments of other shapes than {tuple(parameter.shape)} for a parameter; pass the "
+                    "config of the run"
+                )
+            # a clone on the parameter's device, so that torch's allocator keeps the alignment
             self.adam.state[parameter] = {
                 name: tensor.clone() if name == "step" else parallel.like(tensor, parameter)
                 for name, tensor in moments.items()
@@ -96,12 +99,12 @@ class Optimiser:
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes in a model, by name: all of it, or its adapter; copies on the CPU."""
+    """The trained parameters of a model by name (all of them, or its adapter), as copies on the CPU."""
     return {name: parallel.whole(p.detach()).cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def everything(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters of a model by name, trained or not; copies on the CPU."""
+    """All parameters of a model by name, trained or not, as copies on the CPU."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
 
 

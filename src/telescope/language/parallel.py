@@ -1,11 +1,11 @@
-"""More than one device: the ranks that torchrun started share the work of every step.
+"""Training on several devices: the ranks that torchrun started share the work of every step.
 
-All ranks know the whole step: the same prompts and random numbers, and the gathered completions, scores and masks.
-Advantages and weights are therefore those of the whole batch, each rank runs the model on its share of the rows, and
-its loss is its part of the batch's loss, exactly; so gradients are summed over ranks, never averaged, and nothing
-depends on how rows were shared. With "ddp" every rank holds all weights; with "fsdp" a shard of each (FSDP2,
-`fully_shard`), and a layer's weights are gathered while it runs. In one process every function here does nothing. It
-leaves out what a step is.
+All ranks know the whole step: the same prompts and random numbers, and the gathered completions, scores and masks. So
+advantages and weights are those of the whole batch. Each rank runs the model on its share of the rows, and its loss is
+exactly its part of the batch's loss. Gradients are therefore summed over ranks, never averaged, and results do not
+depend on how rows are shared. With "ddp" every rank holds all weights. With "fsdp" it holds a shard of each (FSDP2,
+`fully_shard`), and a layer's weights are gathered while it runs. In one process every function here does nothing.
+Leaves out what a step does.
 """
 
 # n rows, R ranks
@@ -24,27 +24,27 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 BUCKET = 2**25
-"""Numbers of gradients that go over the wire at a time."""
+"""Gradient numbers per message."""
 
 # Ranks
 
 
 def started() -> tuple[int, int]:
-    """This process's rank and their number, as torchrun put them into the environment; (0, 1) without it."""
+    """This process's rank and the number of ranks, from torchrun's environment variables; (0, 1) without torchrun."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def join(device: str) -> None:
-    """Meet the other ranks, if torchrun started any; on CUDA each takes the device of its local rank."""
+    """Connect to the other ranks, if torchrun started any. On CUDA each rank uses the device of its local rank."""
     if started()[1] == 1 or dist.is_initialized():
         return
     if device.startswith("cuda"):
         local = int(os.environ.get("LOCAL_RANK", 0))
         if device != "cuda":
-            raise ValueError(f"device is {device!r}, but torchrun starts one process for each; name them all: cuda")
+            raise ValueError(f"device is {device!r}, but torchrun gives each process its own; set device to cuda")
         if local >= torch.cuda.device_count():
             raise ValueError(
-                f"local rank {local} has no CUDA device of its own, there are {torch.cuda.device_count()}; lower "
+                f"local rank {local} has no CUDA device, because there are only {torch.cuda.device_count()}; lower "
                 "--nproc-per-node"
             )
         torch.cuda.set_device(local)
@@ -52,10 +52,10 @@ def join(device: str) -> None:
 
 
 def leave(status: int) -> int:
-    """End this process when all ranks are done; in one process nothing but the status, which is given back.
+    """End this process when all ranks are done. In one process, only return the status.
 
-    When one ends with a status of its own torchrun kills those that are not done. Destructors are not run: those of
-    FSDP2 over gloo abort one process in twenty (torch 2.13).
+    If a rank ends with an error status, torchrun kills the others. Destructors do not run, because those of FSDP2 over
+    gloo abort one process in twenty (torch 2.13).
     """
     if dist.is_initialized():
         dist.barrier()
@@ -66,35 +66,36 @@ def leave(status: int) -> int:
 
 
 def rank() -> int:
-    """0 for the one that writes and prints."""
+    """This process's rank. Rank 0 writes and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size() -> int:
-    """R."""
+    """The number of ranks, R."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def now(execution: Mapping[str, Any]) -> dict[str, Any]:
-    """How a run is executed, with as many ranks as there are now: sums over others differ in the last bits."""
+    """The execution settings with the current number of ranks, because another number changes the last bits of sums."""
     others = {name: value for name, value in execution.items() if name != "ranks"}
     return others | ({"ranks": started()[1]} if started()[1] > 1 else {})
 
 
-# Shares of rows, and what ranks tell each other
+# Shares of rows, and messages between ranks
 
 
 def share(n: int) -> slice:
-    """This rank's of n rows; the first n mod R ranks have one more than the others."""
+    """This rank's share of n rows. The first n mod R ranks have one row more than the others."""
     each, more = divmod(n, size())
     start = rank() * each + min(rank(), more)
     return slice(start, start + each + (rank() < more))
 
 
 def pieces(n: int, length: int, *, even: bool) -> list[slice]:
-    """This rank's share of n rows, at most `length` at a time; `even`: then empty ones, until all ranks have as many.
+    """This rank's share of n rows, in pieces of at most `length`; with `even` all ranks get equally many pieces.
 
-    With FSDP a rank that ran the model less often than another would leave it waiting.
+    The additional pieces are empty. With FSDP all ranks must run the model equally often; otherwise they wait for each
+    other forever.
     """
     mine = share(n)
     found = [slice(start, min(start + length, mine.stop)) for start in range(mine.start, mine.stop, length)]
@@ -103,7 +104,7 @@ def pieces(n: int, length: int, *, even: bool) -> list[slice]:
 
 
 def gather(thing: Any) -> list[Any]:
-    """What each rank has, by rank; anything that pickles, tensors on the CPU."""
+    """The values of all ranks, by rank. Values must be picklable, with tensors on the CPU."""
     if size() == 1:
         return [thing]
     things = [None] * size()
@@ -112,12 +113,12 @@ def gather(thing: Any) -> list[Any]:
 
 
 def rows(part: Tensor) -> Tensor:
-    """The rows of all ranks, one rank's after the other."""
+    """The rows of all ranks, concatenated by rank."""
     return part if size() == 1 else torch.cat(gather(part.cpu())).to(part.device)
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-    """What rank 0 computes, or the ValueError that it raises; the others do not call."""
+    """What `compute` returns on rank 0, or the ValueError that it raises. Other ranks do not call it."""
     if size() == 1:
         return function()
     found: list[Any] = [None, None]
@@ -133,7 +134,7 @@ def from_first(function: Callable[[], Any]) -> Any:
 
 
 def combined(numbers: Mapping[str, Tensor | float], largest: Collection[str] = ()) -> dict[str, float]:
-    """By name the sum over ranks, or the largest; a rank without work may lack names."""
+    """The sum over ranks by name, or the maximum for names in `largest`. A rank without work may lack names."""
     parts = gather({name: float(number) for name, number in numbers.items()})
     found: dict[str, list[float]] = {}
     for part in parts:
@@ -143,9 +144,9 @@ def combined(numbers: Mapping[str, Tensor | float], largest: Collection[str] = (
 
 
 def agree(received: Sequence[int], save: bool) -> tuple[int, bool]:
-    """A signal that any rank received (0: none), and whether to save, for that or because rank 0 wants to.
+    """A signal that any rank received (0: none), and whether to save: after a signal, or because rank 0 wants to.
 
-    So all ranks stop after the same step, and save together.
+    So all ranks stop after the same step and save together.
     """
     parts = gather((received[0] if received else 0, save))
     stop = max(signal for signal, _ in parts)
@@ -156,9 +157,9 @@ def agree(received: Sequence[int], save: bool) -> tuple[int, bool]:
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """∇ = Σ_ranks ∇ of their shares, in place; those of sharded parameters FSDP has summed already.
+    """Sum gradients over ranks, in place. FSDP has already summed those of sharded parameters.
 
-    A parameter that no rank has a gradient of keeps none, as in one process.
+    A parameter without a gradient on any rank keeps none, as in one process.
     """
     whole_ones = [p for p in parameters if not is_sharded(p)]
     if size() == 1 or not whole_ones:
@@ -178,7 +179,7 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Gradients of one dtype, about `BUCKET` numbers each."""
+    """Groups of gradients of one dtype, with about `BUCKET` numbers each."""
     bucket = list[Tensor]()
     for gradient in gradients:
         full = sum(g.numel() for g in bucket) + gradient.numel() > BUCKET
@@ -191,7 +192,7 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
-    """Scale the gradients to a global norm of at most `max_norm`; the norm before."""
+    """Scale the gradients to a global norm of at most `max_norm`. Return the norm before."""
     if not any(map(is_sharded, parameters)):
         return float(nn.utils.clip_grad_norm_(parameters, max_norm))
     shards: list[Any] = [p.grad.to_local() for p in parameters if p.grad is not None]  # type: ignore[attr-defined]
@@ -209,30 +210,29 @@ def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
 
 
 def spread(model: nn.Module | None) -> None:
-    """Rank 0's weights on all ranks, to the last bit."""
+    """Copy rank 0's weights to all ranks, bit for bit."""
     if size() > 1 and model is not None:
         for parameter in model.parameters():
             dist.broadcast(parameter.data, 0)
 
 
 def shard(model: nn.Module, trunk: nn.Module | None = None) -> None:
-    """Keep of each parameter of a model one rank's part alone (FSDP2), in place.
+    """Shard each parameter of a model over the ranks (FSDP2), in place.
 
-    Its transformer blocks are gathered one by one as they run; what is not in a block (embedding, output matrix) stays
-    gathered until the backward pass is over. So the output matrix can be used where no module is called, after a call
-    of the model or of its `trunk`.
+    Transformer blocks are gathered one by one as they run. Other weights (embedding, output matrix) stay gathered until
+    the backward pass ends. So the output matrix can be used directly after a call of the model or of its `trunk`.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    warnings.filterwarnings("ignore", message=".*returned a view tensor")  # nothing changes it in place
+    warnings.filterwarnings("ignore", message=".*returned a view tensor")  # no code changes it in place
     mesh = init_device_mesh(next(model.parameters()).device.type, (size(),))
     names = getattr(model, "_no_split_modules", None) or ()
     for module in [*(block for block in model.modules() if type(block).__name__ in names), model]:
         part: Any = fully_shard(module, mesh=mesh, reshard_after_forward=module is not model)
         part.set_gradient_divide_factor(1.0)  # a sum, not a mean
-        part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-    if trunk is not None and trunk is not model:  # who calls the trunk alone calls the model as FSDP sees it
+        part.set_force_sum_reduction_for_comms(True)  # gloo supports only sums
+    if trunk is not None and trunk is not model:  # FSDP treats a call of the trunk as one of the model
         model.call_trunk = trunk.forward  # type: ignore[assignment]
         register_fsdp_forward_method(model, "call_trunk")
         trunk.forward = model.call_trunk  # type: ignore[assignment]
@@ -240,12 +240,12 @@ def shard(model: nn.Module, trunk: nn.Module | None = None) -> None:
 
 @contextlib.contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """All weights of a causal LM on every rank for the block, in which ranks may call it as often as each needs."""
+    """Gather all weights of a causal LM on every rank during the block. There, ranks may call it at different times."""
     shards: list[Any] = [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
     for module in shards:
         module.set_reshard_after_forward(False, recurse=False)
     if shards:
-        with torch.no_grad():  # what is gathered as it runs then stays
+        with torch.no_grad():  # keeps weights that are gathered as it runs
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
     yield
     for module in shards:
@@ -254,17 +254,17 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Does this rank hold a part of it alone?"""
+    """Whether this rank holds only a part of it."""
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor with the parts of all ranks, which must all ask; what is not sharded as it is."""
+    """The whole tensor; a plain one is returned unchanged. All ranks must call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor on the device of a parameter, and sharded as it is; a copy."""
+    """A copy of a whole tensor, on the parameter's device and sharded like it."""
     tensor = tensor.to(parameter.device).clone()
     if not is_sharded(parameter):
         return tensor

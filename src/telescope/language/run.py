@@ -1,6 +1,6 @@
-"""What all algorithms on language models set up and book alike: models, optimiser, clock, evaluation, metrics rows.
+"""The bookkeeping of all algorithms on language models: models, optimiser, clock, evaluation, metrics rows.
 
-The training loop itself stands in each algorithm's own file; nothing here decides what an update is.
+Leaves out the training loop and the update, which are in the algorithm's own file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Iteration(iteration.Iteration):
 
     def __init__(self, session: Session, row: dict[str, Any], table: list[dict[str, Any]]) -> None:
         self.table = table
-        """Some of the completions of this step, with their scores."""
+        """Some completions of this step, with their scores."""
         self.findings = session.take_findings()
         """What looks wrong in this step (`language/health.py`); `warnings` are the same as sentences."""
         self._session = session
@@ -54,7 +54,7 @@ class Iteration(iteration.Iteration):
         )
 
     def save_model(self, path: str | os.PathLike[str]) -> None:
-        """Write the model as it stands as an ordinary transformers folder."""
+        """Write the current model as an ordinary transformers folder."""
         self._require_current()
         self._session.save_model(path)
 
@@ -72,18 +72,18 @@ class Iteration(iteration.Iteration):
 
 
 class Scoring(NamedTuple):
-    """A reward that is measured on held-out prompts."""
+    """A reward to measure on held-out prompts."""
 
     reward: Reward
     name: str
-    """What an error calls it."""
+    """The reward's name in error messages."""
 
 
 def scorings(task: Task, own: Scoring | None) -> dict[str, Scoring]:
-    """By metric: the task's reward, and a run's own, which in a task of right answers is measured besides."""
+    """Rewards by metric: the task's, and the run's own if it has one."""
     found = {} if task.reward is None else {task.metric: Scoring(task.reward, f"of {task.name}")}
     if own is not None:
-        found.setdefault("reward", own)  # lm/taste measures what is hidden from the run
+        found.setdefault("reward", own)  # lm/taste measures the reward that is hidden from the run
     return found
 
 
@@ -107,7 +107,9 @@ class Session:
         self.ends = models.ends_of(policy, self.tokenizer)
         ends = end_texts(self.tokenizer, self.ends)
         if config.sharding == "fsdp" and parallel.size() == 1:
-            self.notes.append("sharding is without effect: there is one process, which holds everything; see torchrun")
+            self.notes.append(
+                "sharding has no effect in one process, which holds all weights; start ranks with torchrun"
+            )
         self.notes += remarks(config, self.task, self.tokenizer, ends)
         self.task = without_ends(self.task, ends)
         pad, token = self.tokenizer.pad_token_id, self.tokenizer.pad_token
@@ -117,13 +119,13 @@ class Session:
         self.trained: dict[str, nn.Module] = {}
         self.reference: nn.Module | None = None
         self.head: Scalar | None = None
-        """What a reward model has besides its trunk, the policy's."""
+        """A reward model with a head on the policy's trunk."""
         self.iteration, self._elapsed = 0, 0.0
         self._marks: dict[str, float] = {}
         self.stopped = bool(resume and resume["stopped"])
 
     def begin(self, trained: dict[str, nn.Module], resume: dict[str, Any] | None) -> None:
-        """Name the models that the optimiser changes, and bring them back from a state."""
+        """Set the models that the optimiser trains, and restore them from a state."""
         self.trained = trained
         if resume:
             with fitting():
@@ -136,7 +138,7 @@ class Session:
         self._started = time.perf_counter()
 
     def _distribute(self) -> None:
-        """The same weights on all ranks, whole or sharded."""
+        """Give all ranks the same weights, whole or sharded."""
         if parallel.size() == 1:
             return
         for model in (self.policy, self.reference, *self.trained.values()):
@@ -154,24 +156,24 @@ class Session:
                     parallel.shard(model.trunk)
 
     def iterations(self) -> Iterator[int]:
-        """The steps still to do, by number; keeps the clock."""
+        """Yield the numbers of the remaining steps, and keep the clock."""
         while self.iteration < self.config.iterations and not self.stopped:
             self._started, self._marks = time.perf_counter(), {}
             yield self.iteration
 
     def generator(self, stream: int, part: int = 0) -> np.random.Generator:
-        """This step's random numbers for one purpose."""
+        """A generator for one purpose in this step."""
         return generator(self.config.seed, stream, self.iteration, part)
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Book the seconds of a block under a part of the step: sample, reward, update."""
+        """Add the seconds of a block to a part of the step: sample, reward or update."""
         began = time.perf_counter()
         yield
         self._marks[part] = self._marks.get(part, 0.0) + time.perf_counter() - began
 
     def warn(self, findings: Sequence[Finding]) -> None:
-        """Say something about this step to whoever watches."""
+        """Add findings about this step."""
         self._findings += findings
 
     def take_findings(self) -> list[Finding]:
@@ -179,16 +181,16 @@ class Session:
         return taken
 
     def scorings(self) -> dict[str, Scoring]:
-        """By metric, what answers to held-out prompts are scored by."""
+        """The rewards that score held-out prompts, by metric."""
         return scorings(self.task, None)
 
     @property
     def progress(self) -> float:
-        """How much of the run is done, 0 to 1; what schedules go by."""
+        """The share of the run that is done, 0 to 1, for schedules."""
         return self.iteration / self.config.iterations
 
     def pieces(self, n: int, length: int | None = None) -> list[slice]:
-        """This rank's share of n rows, in micro-batches that go through the model at a time."""
+        """This rank's share of n rows, in micro-batches for one forward pass each."""
         even = self.config.sharding == "fsdp" and parallel.size() > 1
         return parallel.pieces(n, length or self.config.micro_batch or max(1, n), even=even)
 
@@ -198,16 +200,16 @@ class Session:
         return self.iteration
 
     def stop(self) -> None:
-        """End the run with this step."""
+        """End the run after this step."""
         self.stopped = True
 
     def due(self) -> bool:
-        """Is the step that ends now one to evaluate after?"""
+        """Whether to evaluate after the step that ends now."""
         every = self.config.eval_every
         return self.iteration == self.config.iterations or bool(every and self.iteration % every == 0)
 
     def first(self, evaluation: dict[str, float]) -> Iteration:
-        """The row of step 0: the model before it was trained."""
+        """The row of step 0: the model before training."""
         return Iteration(self, self._row(evaluation), [])
 
     def finish(
@@ -216,7 +218,7 @@ class Session:
         evaluation: dict[str, float],
         table: list[dict[str, Any]] | None = None,
     ) -> Iteration:
-        """Close a step and make its row."""
+        """End a step and make its row."""
         return Iteration(self, self._row(statistics | evaluation), table or [])
 
     def _row(self, numbers: dict[str, float]) -> dict[str, Any]:
@@ -235,7 +237,7 @@ class Session:
         }
 
     def state(self) -> dict[str, Any]:
-        """See `Iteration.state`; where weights are sharded all ranks must ask."""
+        """See `Iteration.state`. With sharded weights all ranks must call this."""
         return {
             "iteration": self.iteration,
             "step": self.iteration,

@@ -1,6 +1,6 @@
-"""How a run shows its progress: a live bar on a terminal, plain lines elsewhere.
+"""Show the progress of a run: a live bar on a terminal, plain lines elsewhere.
 
-Reads the same rows that go to metrics.csv; knows nothing about algorithms.
+It reads the rows of metrics.csv. Leaves out algorithms.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display:
-    """Shows the latest iteration; a context manager that leaves one summary line behind."""
+    """Shows the latest iteration. A context manager that prints one summary line at the end."""
 
     def __init__(self, total_steps: int, *, first_step: int = 0, stream: TextIO | None = None) -> None:
         self.stream = sys.stderr if stream is None else stream
         self.total_steps, self.first_step = total_steps, first_step
         self._started = self._printed = time.perf_counter()
         self._shares: dict[str, float] = {}
-        self._scores: dict[str, list[float | None]] = {}  # the latest of each seed
+        self._scores: dict[str, list[float | None]] = {}  # the latest score of each seed
         self._line = ""  # the latest plain line, until it is printed
         live = self.stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         self._live = self._bar(total_steps, first_step) if live else None
@@ -54,19 +54,19 @@ class Display:
         if self._live is not None:
             self._live.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
         else:
-            if self._line:  # what was reached before the sentence stands above it
+            if self._line:  # print the progress so far above the sentence
                 self._print_line()
             print(sentence, file=self.stream, flush=True)
 
     def show(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Take in the rows of an iteration."""
+        """Show the rows of an iteration."""
         now = time.perf_counter()
         step = int(rows[0]["step"])
         self._shares = _shares(rows[0])
         for label, name in SCORES.items():
             if name not in rows[0]:
                 continue
-            found = [row.get(name) for row in rows]  # None where no episode of a seed ended: its last one still stands
+            found = [row.get(name) for row in rows]  # None if no episode of a seed ended: keep its last score
             previous = self._scores.get(label, found)
             self._scores[label] = [old if new is None else new for old, new in zip(previous, found, strict=True)]
         rate = (step - self.first_step) * len(rows) / max(now - self._started, 1e-9)
@@ -92,7 +92,7 @@ class Display:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        # narrow enough for 80 columns: the shares of time stand on a second line
+        # narrow enough for 80 columns: the shares of time are on a second line
         steps, text = TextColumn("{task.completed:,}/{task.total:,}"), TextColumn("{task.fields[text]}")
         left = TextColumn("left ")
         columns = (BarColumn(bar_width=8), steps, TimeRemainingColumn(compact=True), left, text)
@@ -109,12 +109,12 @@ def _shares(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _number(score: float) -> str:
-    """Returns with one digit behind the point; scores below 2, shares among them, with three."""
+    """One decimal for returns; three for numbers below 2, such as shares."""
     return f"{score:,.1f}" if abs(score) >= 2 else f"{score:.3f}"
 
 
 def _rate(rate: float) -> str:
-    """Steps per second; a language model's step may last many seconds."""
+    """Steps per second, with decimals below 10 because a language model's step may take seconds."""
     return f"{rate:,.0f}" if rate >= 10 or rate == 0 else f"{rate:.2g}"
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writing, plain appending, and the error of everything on disk.
+"""Files: atomic writing, appending, and one error type for everything on disk.
 
 Leaves out what the files mean (`checkpoint.py`, `config.py`, `folder.py`, `log.py`).
 """
@@ -27,20 +27,20 @@ _ADVICE = {
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EROFS: "the disk is read-only; choose another folder",
     errno.EACCES: "permission denied; choose a folder you may write to",
-    errno.EEXIST: "a file of that name is in the way; choose another path",
+    errno.EEXIST: "a file of that name exists; choose another path",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
-    errno.ELOOP: "it is a link, and a run writes to no place outside its folder; remove the link",
+    errno.ELOOP: "it is a link, and a run writes only inside its folder; remove the link",
 }
 _HANDLE = "/proc/self/fd/"
 
 
 class RunError(OSError):
-    """A run folder, or a file in it, cannot be read or written as asked; one sentence says why."""
+    """A run folder, or a file in it, cannot be read or written. One sentence says why."""
 
 
 @contextlib.contextmanager
 def explained(action: str, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn an OSError of the block into a RunError: what could not be done, to which path, why."""
+    """Turn an OSError of the block into a RunError that says what failed, for which path, and why."""
     try:
         yield
     except RunError:
@@ -51,7 +51,7 @@ def explained(action: str, path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A path as its user knows it, also where a folder is reached through an open descriptor."""
+    """A path as its user knows it, also if a folder is accessed through an open descriptor."""
     text = os.fspath(path)
     if not text.startswith(_HANDLE):
         return text
@@ -62,13 +62,13 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 
 def held(descriptor: int, path: Path) -> Path:
-    """The folder that is open as `descriptor`, wherever it is moved to meanwhile; `path` where no system says so."""
+    """The current path of the folder that is open as `descriptor`, even if it was moved; `path` if unknown."""
     handle = Path(f"{_HANDLE}{descriptor}")
     return handle if handle.exists() else path
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
-    """All bytes of a file; RunError if it is missing, or something that is read without end (a pipe, a device)."""
+    """All bytes of a file. A RunError if it is missing, or not an ordinary file (a pipe, a device)."""
     with explained("read", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
@@ -78,10 +78,10 @@ def read(path: str | os.PathLike[str]) -> bytes:
 
 
 def write_atomic(path: str | os.PathLike[str], *chunks: Buffer) -> None:
-    """Write the chunks to `path` so that a reader, or a crash at any moment, finds the old file or the new.
+    """Write the chunks to `path` atomically: a reader, or a crash at any moment, finds the old file or the new one.
 
-    A temporary file in the same folder, fsync, rename, fsync of the folder. RunError if that fails: the old
-    file is untouched then, and the temporary one is removed.
+    It writes a temporary file in the same folder, syncs it, renames it and syncs the folder. A RunError if that fails;
+    the old file is then unchanged and the temporary one removed.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
@@ -93,15 +93,15 @@ def write_atomic(path: str | os.PathLike[str], *chunks: Buffer) -> None:
             os.replace(temporary, path)
             _sync(path.parent)
         finally:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
+            with contextlib.suppress(OSError):  # report the first error
                 temporary.unlink(missing_ok=True)
 
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a new folder, then put it where the old one was; of a link, what it leads to stays.
+    """Let `write` fill a new folder, then replace the old one with it. If the old one is a link, its target stays.
 
-    A crash between the two renames leaves none, so it is to be replaced before the checkpoint that it belongs to.
-    RunError if that fails: the old folder is untouched then, and the new one is removed.
+    A crash between the two renames leaves no folder, so replace it before the checkpoint that it belongs to. A RunError
+    if that fails; the old folder is then unchanged and the new one removed.
     """
     new, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}") for _ in range(2))
     with explained("write", path):
@@ -115,7 +115,7 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
                 os.replace(path, old)
             os.replace(new, path)
         except BaseException:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
+            with contextlib.suppress(OSError):  # report the first error
                 if not os.path.lexists(path):
                     os.replace(old, path)
             remove(new)
@@ -128,7 +128,7 @@ def _fill(new: Path, write: Callable[[Path], None], path: Path) -> None:
     try:
         write(new)
     except Exception as error:
-        if number := re.search(r"\(os error (\d+)\)", str(error)):  # libraries in Rust raise types of their own
+        if number := re.search(r"\(os error (\d+)\)", str(error)):  # Rust libraries raise their own types
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         if type(error).__name__ == "SafetensorError":
             raise RunError(f"cannot write {shown(path)}: {error}") from error
@@ -136,7 +136,7 @@ def _fill(new: Path, write: Callable[[Path], None], path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link (not what it leads to) or a folder, as far as that is possible."""
+    """Delete a file, a link (not its target) or a folder, as far as possible."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -145,13 +145,13 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files that a killed writer left in the folder; only for whoever holds its lock."""
+    """Delete temporary files that a killed writer left in the folder. Only the holder of the lock may call it."""
     for leftover in folder.glob(f".*{TEMPORARY}"):
         remove(leftover)
 
 
 class Appender:
-    """An unbuffered file open for appending: a failed write leaves nothing in memory to fail once more."""
+    """An unbuffered file open for appending. A failed write leaves no data in memory that could fail again."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
@@ -160,11 +160,11 @@ class Appender:
             self._file = open(os.open(path, flags, 0o666), "ab", buffering=0)  # noqa: SIM115 - closed by close()
 
     def write(self, *chunks: Buffer) -> None:
-        """Write all bytes of all chunks; RunError if the disk takes only a part."""
+        """Write all bytes of all chunks. A RunError if the disk accepts only a part."""
         with explained("write", self.path):
             for chunk in chunks:
                 rest = memoryview(chunk).cast("B")
-                while rest:  # the system call may take a part at a time
+                while rest:  # the system call may write only a part
                     rest = rest[self._file.write(rest) :]
 
     def sync(self) -> None:
@@ -173,7 +173,7 @@ class Appender:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file; what was written stays."""
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> Appender:
@@ -184,10 +184,10 @@ class Appender:
 
 
 class Table(Appender):
-    """A file that grows, and knows what a checkpoint must remember of it: its size and SHA-256 so far, its `mark`."""
+    """A growing file. Its `mark`, the size and SHA-256 so far, is stored in checkpoints."""
 
     def __init__(self, path: str | os.PathLike[str], start: Buffer) -> None:
-        """Replace what is there by `start`, atomically, and append from then on."""
+        """Replace the content by `start`, atomically, and append from then on."""
         write_atomic(path, start)
         super().__init__(path)
         self._size, self._digest = len(start), hashlib.sha256(start)
@@ -204,7 +204,7 @@ class Table(Appender):
 
 
 def until(path: str | os.PathLike[str], mark: Mapping[str, Any]) -> bytes | None:
-    """The file as it was when it had this mark; None where it is shorter, or was changed."""
+    """The content of a file when it had this mark; None if it is shorter, or was changed."""
     if not mark["size"]:
         return b""
     data = read(path)[: mark["size"]] if os.path.lexists(path) else b""
@@ -213,12 +213,12 @@ def until(path: str | os.PathLike[str], mark: Mapping[str, Any]) -> bytes | None
 
 
 def require(module: str) -> Any:
-    """Import an optional dependency, or say which extra brings it."""
+    """Import an optional dependency, or raise an error that names the extra to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{module.split('.')[0]} is not installed; `pip install 'telescope-rl[control]'` brings it"
+            f"{module.split('.')[0]} is not installed; run `pip install 'telescope-rl[control]'`"
         ) from error
 
 
@@ -229,7 +229,7 @@ def join(parts: Iterable[str]) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Return once a file is on the disk, or a folder: a rename is there only once its folder is."""
+    """Sync a file or a folder to disk. A rename is durable only after a sync of its folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
 """The run folder: a run's config, versions, metrics, checkpoints and curves; one writer at a time.
 
-Leaves out where each file lies (`layout.py`), the formats (`formats/`), what makes a folder doubtful (`identity/`), and
-when anything is written (the caller).
+Leaves out the paths of files (`layout.py`), the formats (`formats/`), checks of identity (`identity/`), and when to
+write (the caller).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Status = Literal["running", "finished", "stopped"]
 
 
 class RunFolder(Layout):
-    """A folder that holds one run; made by `create` or `open`. Usable wherever a path is."""
+    """A folder that holds one run, made by `create` or `open`. It can be used as a path."""
 
     def __init__(self, path: Path, known: dict[str, Any]) -> None:
         self._path = path
         self._record = known
         self._descriptor: int | None = None  # of the folder itself, while it is locked
         self.marks: dict[str, Any] = {}
-        """What the checkpoint that was loaded remembers of the tables beside it: name → size and SHA-256."""
+        """The marks of tables in the loaded checkpoint: name → size and SHA-256."""
 
     @classmethod
     def create(
@@ -47,43 +47,43 @@ class RunFolder(Layout):
     ) -> RunFolder:
         """Make a new run folder (and its parents) and write config.toml and run.json.
 
-        config: the algorithm's dataclass. execution: what decides the last bits of a run besides its config
-        (compile mode, threads, device, backend), kept for `check_execution`. command: the command line that
-        started the run. inputs: fields of the configuration that name files, each with their SHA-256.
+        config: the algorithm's dataclass. execution: settings besides the config that affect the last bits of a run
+        (compile mode, threads, device, backend); `check_execution` compares them. command: the command line that
+        started the run. inputs: fields of the configuration that name files, each with its SHA-256.
 
-        RunError if the folder exists and is not empty, or the disk refuses.
+        A RunError if the folder exists and is not empty, or cannot be written.
         """
         path = Path(path)
         verify.unused(path)
         with explained("create the run folder", path):
             path.mkdir(parents=True, exist_ok=True)
         with locked(path):
-            verify.unused(path)  # by another process, since the look above
+            verify.unused(path)  # again: another process may have created it since
             remove_leftovers(path)
             folder = cls(path, record.new(to_mapping(config), algorithm, execution, command))
             folder._record["inputs"] = dict(inputs or {})
             try:
-                folder._write_record()  # first: from this file alone the run can be begun
+                folder._write_record()  # first: a run can begin from this file alone
                 write_config(folder.config_path, config)
-            except BaseException:  # what is half made would only stand in the way of the next try
+            except BaseException:  # a half-made folder would block the next try
                 for half in (folder.config_path, path / record.NAME):
                     half.unlink(missing_ok=True)
                 raise
         return folder
 
     def discard(self) -> None:
-        """Remove a folder in which nothing has been trained: what `create` made, and no more."""
+        """Remove a folder without any training: only the files that `create` made."""
         if not self.metrics_path.exists():
             for made in (self.config_path, self.path / record.NAME, self.path / LOCK):
                 made.unlink(missing_ok=True)
             remove_leftovers(self.path)
             with contextlib.suppress(OSError):  # somebody else's file is in it
-                remove(self.tensorboard_path)  # opened before metrics.csv, whose first write may have failed
+                remove(self.tensorboard_path)  # opened before metrics.csv, whose first write may fail
                 self.path.rmdir()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """Open an existing run folder; RunError if it is none, or one of another format version."""
+        """Open an existing run folder. A RunError if it is not one, or has another format version."""
         path = Path(path)
         if not os.path.lexists(path / record.NAME):
             what = "has no run.json, so it is not a run folder" if path.is_dir() else "is not a folder"
@@ -92,7 +92,7 @@ class RunFolder(Layout):
 
     @property
     def path(self) -> Path:
-        """Where the folder is; while it is locked also after it was moved."""
+        """The path of the folder. While it is locked, also after it was moved."""
         if self._descriptor is None:
             return self._path
         with contextlib.suppress(OSError):
@@ -102,7 +102,7 @@ class RunFolder(Layout):
 
     @property
     def place(self) -> Path:
-        """What its files are reached by: while it is locked the folder that was locked, whatever is at its path now."""
+        """The folder to access files in. While it is locked, the locked folder, even if its path now names another."""
         return self._path if self._descriptor is None else held(self._descriptor, self._path)
 
     def __fspath__(self) -> str:
@@ -120,23 +120,23 @@ class RunFolder(Layout):
 
     @property
     def method(self) -> str:
-        """The algorithm as its user calls it: `gspo` is a row of what `grpo` trains, and `ppo` has two loops."""
+        """The name that a user types: `gspo` for a row of `grpo`, `ppo` for `rlhf`."""
         usual = {"rlhf": "ppo"}.get(self.algorithm, self.algorithm)
         return str(self.config_mapping().get("objective", usual))
 
     @property
     def id(self) -> str:
-        """A random name that its checkpoints bear too."""
+        """A random name, which its checkpoints contain too."""
         return str(self._record["id"])
 
     @property
     def execution(self) -> dict[str, Any]:
-        """What was decided once for the whole run: compile mode, threads, device, backend."""
+        """The settings that were decided once for the whole run: compile mode, threads, device, backend."""
         return dict(self._record["execution"])
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of Python and the packages that a run's bits depend on, as they were at its creation."""
+        """Versions of Python and of packages that affect a run's bits, at its creation."""
         return dict(self._record["versions"])
 
     @property
@@ -151,21 +151,20 @@ class RunFolder(Layout):
         return status
 
     def set_status(self, status: Status) -> None:
-        """Record in run.json how the run stands."""
+        """Write the status of the run to run.json."""
         self._record["status"] = status
         self._write_record()
 
     def set_execution(self, execution: Mapping[str, Any]) -> None:
-        """Record that the run begins (again) here and now: execution, versions and machine are this process's."""
+        """Write this process's execution, versions and machine to run.json, when the run begins or continues."""
         self._record |= {"execution": record.as_json(execution), **record.here()}
         self._write_record()
 
     def check_execution(self, current: Mapping[str, Any], *, allow_inexact: bool) -> list[str]:
-        """Compare how the run was executed with how it would be now; return the differences as words.
+        """Compare the stored execution, package versions and processor with the current ones; return the differences.
 
-        current: as `execution` of `create`. Compared with it are the stored execution, the package versions
-        and the processor: each may change the last bits of a float. RunError listing every difference, unless
-        allow_inexact.
+        Each of them may change the last bits of a float. current: as `execution` of `create`. A RunError that lists the
+        differences, unless allow_inexact.
         """
         differences = verify.executed_otherwise(self._record, current)
         if differences and not allow_inexact:
@@ -175,17 +174,17 @@ class RunFolder(Layout):
         return differences
 
     def changed_inputs(self, current: Mapping[str, str]) -> list[str]:
-        """What the run was made from and is something else by now, in words. current: as `inputs` of `create`."""
+        """Sentences about inputs of the run that have changed. current: as `inputs` of `create`."""
         return verify.made_otherwise(self._record, current)
 
     def check_inputs(self, current: Mapping[str, str], *, allow_inexact: bool) -> None:
-        """RunError naming what the run was made from and has changed since, unless allow_inexact: it is kept then."""
+        """Raise a RunError that names changed inputs; with allow_inexact, accept them instead."""
         if not (differences := self.changed_inputs(current)):
             return
         if not allow_inexact:
             raise RunError(
-                f"{self.path} would not continue as the run that it was: {join(differences)} since it began; bring it "
-                "back, or `--allow-inexact` continues with what is there now"
+                f"{self.path} would not continue as the same run: {join(differences)} since it began; restore it, or "
+                "`--allow-inexact` continues with the current files"
             )
         self._record["inputs"] = dict(current)
         self._write_record()
@@ -193,27 +192,27 @@ class RunFolder(Layout):
     # Config and checkpoints.
 
     def config_mapping(self) -> dict[str, Any]:
-        """The configuration as a plain dict, as run.json has it; config.toml is a copy for the reader."""
+        """The configuration as a plain dict, from run.json. config.toml is a copy for readers."""
         return dict(self._record["config"])
 
     def require_unedited(self, *but: str) -> None:
-        """RunError naming every change of config.toml, but of these fields: a run goes on as it began."""
+        """Raise a RunError that names every change in config.toml, except in these fields: a run keeps its settings."""
         verify.unedited(self.config_path, self._record, but)
 
     def require_trust(self, trusted: bool = False) -> None:
-        """RunError naming the code that the configuration names, unless the user began this run, or says trusted."""
+        """Raise a RunError that names the configuration's code, unless the user began this run or passes trusted."""
         verify.trusted(self.path, verify.on_disk(self.config_path, self._record), self._record, trusted)
 
     def config_to_use(self, cls: type[Any], *, trusted: bool = False, runs_code: bool = True) -> Any:
-        """The configuration for reading only: on whatever device, and as it was edited where the user trusts that.
+        """The configuration for evaluation: any device is accepted, and edits too if the user trusts them.
 
-        runs_code: whether the caller goes on to run what it names without asking `require_trust` again.
+        runs_code: whether the caller will run its code without calling `require_trust` again.
         """
         if not trusted:
             try:
                 self.require_unedited("device")
             except RunError:
-                self.require_trust()  # the graver of two faults
+                self.require_trust()  # the more serious of two problems
                 raise
         if runs_code:
             self.require_trust(trusted)
@@ -221,14 +220,14 @@ class RunFolder(Layout):
         return from_mapping(cls, settings, source=source, told=True)
 
     def load_config(self, cls: type[Any], *but: str) -> Any:
-        """The configuration as the dataclass `cls`; RunError where config.toml says something else, but of fields."""
+        """The configuration as the dataclass `cls`. A RunError if config.toml differs, except in `fields`."""
         self.require_unedited(*but)
         return from_mapping(cls, self.config_mapping(), source=str(self.path / record.NAME), told=True)
 
     def save_config(self, config: Any) -> None:
-        """Replace the configuration, as for a run that is resumed with another number of steps.
+        """Replace the configuration, for example when a run is resumed with another number of steps.
 
-        A run that began with other fields, or other names for them, keeps those: its checkpoint is tied to them.
+        A run that began with other fields, or other names for them, keeps them, because its checkpoint depends on them.
         """
         mapping, known = to_mapping(config), self._record["config"]
         if mapping.keys() != known.keys():
@@ -239,9 +238,9 @@ class RunFolder(Layout):
         write_mapping(self.config_path, mapping)
 
     def save_checkpoint(self, state: dict[str, Any], marks: Mapping[str, Any] | None = None) -> None:
-        """Replace the checkpoint that the run resumes from; call `MetricsLog.sync` first.
+        """Replace the checkpoint that the run resumes from. Call `MetricsLog.sync` first.
 
-        marks: of the tables, by their file's name, so that a resumed run finds them as they are now.
+        marks: the current marks of the tables, by file name, so that a resumed run can check them.
         """
         about = {"run": self.id, "config": record.fingerprint(self._record["config"]), "tables": dict(marks or {})}
         checkpoint.save(self.checkpoint_path, state, kind=f"{self.algorithm} checkpoint", about=about)
@@ -251,13 +250,13 @@ class RunFolder(Layout):
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state to resume from, or None if there is none yet.
 
-        RunError if it cannot be trusted, is missing although the run had one, or belongs to another run.
+        A RunError if it is damaged, is missing although the run had one, or belongs to another run.
         """
         if not os.path.lexists(self.checkpoint_path):
             if self._record.get("saved"):
                 raise RunError(
-                    f"{self.path / CHECKPOINT} is missing, although the run had one; bring it back, or begin the run "
-                    f"anew elsewhere: `telescope train {self._command()} --config {shlex.quote(str(self.path))}"
+                    f"{self.path / CHECKPOINT} is missing, although the run had one; restore it, or begin a new run "
+                    f"elsewhere: `telescope train {self._command()} --config {shlex.quote(str(self.path))}"
                     "/config.toml --out FOLDER`"
                 )
             return None
@@ -268,22 +267,22 @@ class RunFolder(Layout):
         return state
 
     def save_best(self, state: dict[str, Any] | None) -> None:
-        """Replace the state that evaluated best; None removes it."""
+        """Replace the best state. None removes it."""
         if state is None:
             self.best_path.unlink(missing_ok=True)
             return
         checkpoint.save(self.best_path, state, kind=f"{self.algorithm} best", about={"run": self.id})
 
     def load_best(self) -> dict[str, Any] | None:
-        """The state that evaluated best, or None if none was saved; RunError if it cannot be trusted."""
+        """The best state, or None if none was saved. A RunError if it is damaged."""
         return self._load(self.best_path, "best")[0] if os.path.lexists(self.best_path) else None
 
     def save_model(self, write: Callable[[Path], None]) -> None:
-        """Have `write` fill the folder of the language model anew, and seal it."""
+        """Let `write` fill a new folder of the language model, and seal it."""
         self._save_folder(self.model_path, write)
 
     def save_adapter(self, write: Callable[[Path], None]) -> None:
-        """The same with the folder of its adapter."""
+        """Let `write` fill a new folder of its adapter, and seal it."""
         self._save_folder(self.adapter_path, write)
 
     def _save_folder(self, path: Path, write: Callable[[Path], None]) -> None:
@@ -294,30 +293,30 @@ class RunFolder(Layout):
         replace_folder(path, sealed)
 
     def require_model(self) -> Path:
-        """The folder of the language model; RunError if there is none yet, or its files are not those of this run."""
+        """The folder of the language model. A RunError if there is none yet, or its files do not belong to this run."""
         if not self.model_path.is_dir():
             raise RunError(f"{self.path} has no model yet; `telescope train --resume` continues the run")
         seal.check(self.model_path, self.id)
         return self.model_path
 
     def require_tables(self, *, allow_inexact: bool = False) -> None:
-        """RunError if a table is shorter than the checkpoint that was loaded, or was changed before its step."""
+        """Raise a RunError if a table is shorter than at the loaded checkpoint, or its earlier rows were changed."""
         for name, mark in self.marks.items():
             complaint = verify.table(self.place / name, mark)
             if complaint and not allow_inexact:
                 raise RunError(f"{complaint}; `--allow-inexact` continues with the rows that can be read")
 
     def require_metrics(self) -> None:
-        """RunError if metrics.csv is not what it was at the latest checkpoint, with rows behind it perhaps."""
+        """Raise a RunError if the rows of metrics.csv up to the latest checkpoint were changed."""
         mark = self._record.get("tables", {}).get(METRICS)
         if mark and (complaint := verify.table(self.metrics_path, mark)):
             raise RunError(complaint)
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Be the only writer for the block; RunError naming the process that is, if there is one already.
+        """Be the only writer during the block. A RunError that names the process if there is another writer.
 
-        The lock is the operating system's: it ends with the process, however that ends. What a killed writer
-        left half written is removed.
+        The lock belongs to the operating system and ends with the process, however that ends. Half-written files of a
+        killed writer are removed.
         """
         return self._locked_and_swept()
 
@@ -334,7 +333,9 @@ class RunFolder(Layout):
     def _load(self, path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
         state, about = checkpoint.load_about(path, kind=f"{self.algorithm} {kind}")
         if about.get("run") != self.id:
-            raise RunError(f"{self.path / path.name} belongs to another run; nothing of it was loaded")
+            raise RunError(
+                f"{self.path / path.name} belongs to another run, so it was not loaded; restore this run's file"
+            )
         return state, about
 
     @property

@@ -1,4 +1,4 @@
-"""Where the files of a run lie in its folder. Leaves out what stands in them, and who may write (`folder.py`)."""
+"""The paths of a run's files in its folder. Leaves out their content, and who may write (`folder.py`)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 def _at(name: str, what: str) -> Any:
-    """The path of a file or folder within the run's."""
+    """A property: the path of a file or folder within the run's folder."""
     return property(lambda run: run.place / name, doc=what)
 
 
 class Layout(ABC):
-    """The paths of a run's files, from the folder that they lie in."""
+    """The paths of a run's files within its folder."""
 
     @property
     @abstractmethod
     def place(self) -> Path:
         """The folder."""
 
-    config_path = _at("config.toml", "The settings, for the reader; run.json has them too.")
+    config_path = _at("config.toml", "The settings, for readers; run.json has them too.")
     checkpoint_path = _at(CHECKPOINT, "The state to resume from.")
-    best_path = _at("best.safetensors", "The state that evaluated best.")
+    best_path = _at("best.safetensors", "Each seed's agent with the best evaluation.")
     metrics_path = _at(METRICS, "One row per iteration and seed.")
     curves_path = _at("curves.png", "The learning curve.")
     tensorboard_path = _at(TENSORBOARD, "The folder of TensorBoard event files.")
-    # of a language model
+    # language models only
     samples_path = _at("samples.csv", "Some completions with their scores.")
-    health_path = _at("health.csv", "What looked wrong in the training.")
-    model_path = _at("model", "The folder of the model as `from_pretrained` loads it.")
-    adapter_path = _at("adapter", "The folder of its LoRA adapter as peft loads it.")
+    health_path = _at("health.csv", "Problems found in training.")
+    model_path = _at("model", "The folder of the model, for `from_pretrained`.")
+    adapter_path = _at("adapter", "The folder of its LoRA adapter, for peft.")

@@ -1,8 +1,8 @@
-"""A lock on a folder: one writer at a time, across processes, released by the system when its holder dies.
+"""A lock on a folder: one writer at a time, across processes. The system releases it when its holder dies.
 
-What is locked is the folder itself, so that no file in it, removed or replaced, lets a second writer in; the file
-`.lock` says who the first one is, and is locked too, for network file systems that lock no folders. Leaves out
-Windows, and file systems without locks (it says so there).
+The folder itself is locked, so that removing or replacing a file cannot let a second writer in. The file `.lock` names
+the holder; it is locked too, for network file systems that cannot lock folders. Leaves out Windows, and file systems
+without locks (there it prints a note).
 """
 
 from __future__ import annotations
@@ -17,16 +17,22 @@ from pathlib import Path
 from telescope.runs.files import RunError, explained
 
 LOCK = ".lock"
-_CANNOT = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # lock a folder, that is
+_CANNOT = {
+    errno.EBADF,
+    errno.EINVAL,
+    errno.ENOLCK,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+}  # errors of systems that cannot lock a folder
 
 _held: set[int] = set()
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Hold the folder's lock for the block; RunError naming the process that does already, be it this one.
+    """Hold the folder's lock during the block. A RunError that names the holder if there is one, even this process.
 
-    Gives the descriptor of the folder, which stays that folder when it is moved.
+    Yields the descriptor of the folder, which stays valid when the folder is moved.
     """
     opened: list[int] = []
     try:
@@ -45,7 +51,7 @@ def locked(folder: Path) -> Iterator[int]:
         yield directory
     finally:
         for descriptor in opened:
-            if descriptor in _held:  # else this is a forked child, which has let go already
+            if descriptor in _held:  # otherwise this is a forked child, which has already released it
                 _held.remove(descriptor)
                 os.close(descriptor)
 
@@ -63,7 +69,7 @@ def _take(descriptor: int, folder: Path, directory: int) -> None:
 
 
 def _open_file(directory: int) -> int:
-    """The file `.lock` of the folder; a link in its place is removed, what it leads to is not touched."""
+    """The file `.lock` of the folder. A link in its place is removed; its target is not touched."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.stat(LOCK, dir_fd=directory, follow_symlinks=False).st_mode):
             os.unlink(LOCK, dir_fd=directory)
@@ -72,7 +78,7 @@ def _open_file(directory: int) -> int:
 
 
 def _holder(directory: int) -> str:
-    """Who holds the lock, by the number it wrote into the file."""
+    """The holder of the lock, from the process id in the file."""
     pid = ""
     with contextlib.suppress(OSError):
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -84,7 +90,7 @@ def _holder(directory: int) -> str:
 
 
 def _let_go() -> None:
-    """A forked child shares its parent's locks; it must not keep them alive after the parent's death."""
+    """Release the parent's locks in a forked child, so that it does not keep them after the parent's death."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()

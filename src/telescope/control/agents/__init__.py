@@ -1,1 +1,1 @@
-"""What acts: networks, heads and action ranges as functions of one parameter vector, and their lifting over seeds."""
+"""Agents: networks, action distributions and bounds as functions of one parameter vector, lifted over seeds."""

@@ -1,7 +1,7 @@
-"""From what a policy draws to what the environment gets: a Box's bounds are met by clipping, rescaling or squashing.
+"""Map drawn actions to a Box's bounds: by clipping, rescaling or squashing.
 
-The stored actions and their log-probabilities stay those of the draw: every way is a fixed map of it, whose Jacobian
-is the same under the old and the new policy and leaves their ratio alone.
+Stored actions and log-probabilities are those of the draw. Each map is fixed, so its Jacobian is the same under the old
+and the new policy and cancels in their ratio.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 
 Bound = Callable[[np.ndarray], np.ndarray]
 FARTHEST = 10.0
-"""Deviations of the first policy: a bound beyond is out of its reach for a long time."""
+"""The initial policy takes long to reach a bound that is more than this many standard deviations away."""
 LEAST_INSIDE = 0.4
-"""Share of the first policy's draws within the bounds: below it most actions are a bound."""
+"""If a smaller share of the initial policy's draws lies within the bounds, most actions are clipped."""
 
 
 def bounding(space: gym.Space, how: str = "clip") -> Bound:
-    """The function from drawn actions to those of the environment; where the space is no Box, the identity.
+    """Return the function from drawn actions to the environment's; the identity if the space is not a Box.
 
-    "clip" cuts at the bounds, "rescale" stretches -1 … 1 over them and then cuts, "squash" takes tanh first and
-    so never cuts. ValueError where there is nothing to stretch over.
+    "clip" clips to the bounds. "rescale" maps -1 … 1 onto the bounds and then clips. "squash" applies tanh first and
+    never clips. The last two raise a ValueError for a Box without bounds.
     """
     if how == "clip" and not isinstance(space, gym.spaces.Box):
         return lambda actions: actions
@@ -40,13 +40,13 @@ def bounding(space: gym.Space, how: str = "clip") -> Bound:
     middle, half = _middle_and_half(space, how)
     if how == "rescale":
         return lambda actions: clip(middle + half * actions)
-    return lambda actions: clip(middle + half * np.tanh(actions))  # rounding may pass a bound by a bit
+    return lambda actions: clip(middle + half * np.tanh(actions))  # rounding may exceed a bound by a bit
 
 
 def _middle_and_half(space: gym.spaces.Box, how: str) -> tuple[np.ndarray, np.ndarray]:
     if not space.is_bounded("both"):
         raise ValueError(
-            f"action_bounds is {how!r}, but the action space is {space} and not bounded on all sides; "
+            f"action_bounds is {how!r}, but the action space {space} is not bounded on all sides; "
             "use 'clip', or wrap the environment in gymnasium.wrappers.RescaleAction with bounds of your choice"
         )
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
@@ -54,7 +54,7 @@ def _middle_and_half(space: gym.spaces.Box, how: str) -> tuple[np.ndarray, np.nd
 
 
 def scale_note(space: gym.Space, log_std: float) -> str:
-    """A sentence where the first policy, N(0, σ²), is far from the bounds of a Box; empty elsewhere."""
+    """A sentence if the initial policy N(0, σ²) does not match the bounds of a Box; otherwise empty."""
     if not isinstance(space, gym.spaces.Box):
         return ""
     std = math.exp(min(log_std, 700.0))
@@ -66,8 +66,8 @@ def scale_note(space: gym.Space, log_std: float) -> str:
         return ""
     maps = "--action-bounds rescale (or squash) maps -1 to 1 onto them"
     return (
-        f"actions lie in {space}, but the policy begins with mean 0 and deviation {std:.3g}, and what it draws is "
-        f"clipped to the bounds; {maps if space.is_bounded('both') else 'wrap the environment so that both are alike'}"
+        f"actions lie in {space}, but the policy begins with mean 0 and standard deviation {std:.3g}, and its draws "
+        f"are clipped to the bounds; {maps if space.is_bounded('both') else 'wrap the environment so that both match'}"
     )
 
 
@@ -80,5 +80,5 @@ def _share_inside(low: float, high: float) -> float:
 
 
 def space_note(config: Any, space: gym.Space) -> str:
-    """`scale_note` where the config has a Gaussian policy and leaves its actions as they are drawn."""
+    """`scale_note` if the config has a Gaussian policy and clips its actions."""
     return scale_note(space, config.log_std) if getattr(config, "action_bounds", "") == "clip" else ""

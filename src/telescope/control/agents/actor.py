@@ -31,11 +31,11 @@ after them, all of them NumPy arrays"""
 
 
 BLOCK = 2048
-"""Samples, of all seeds together, that are evaluated at a time: 64 numbers of each are half a megabyte."""
+"""Samples of all seeds per evaluation call. 64 numbers of each are half a megabyte, which fits a cache."""
 
 
 class ActorCritic(NamedTuple):
-    """π(a|s) and V(s) of one agent, whose parameters `layout` finds in a vector [P].
+    """π(a|s) and V(s) of one agent. `layout` finds its parameters in a vector [P].
 
     Where the network broadcasts, the same functions take all agents at once: [S, P] and [S, N, D], NumPy too.
     What they call `seen` is what `see` gives: the observations or, of a network that remembers, the memory after them.
@@ -57,11 +57,11 @@ class ActorCritic(NamedTuple):
         return unroll(partial(self.network.remember, self.layout.unflatten(vector)), observations, memory, begins)
 
     def act(self, vector: Array, seen: Array, noise: Array | None, masks: Array | None) -> Array:
-        """Actions sampled with `noise`; without it the most probable ones."""
+        """Actions [N, …] sampled with `noise`; the most probable ones without it."""
         return self.choose(self.policy(self.layout.unflatten(vector), seen), noise, masks)
 
     def choose(self, outputs: Array, noise: Array | None, masks: Array | None) -> Array:
-        """The same from the policy outputs."""
+        """The same from policy outputs [N, K]."""
         if noise is None:
             return self.distribution.mode(outputs, masks)
         return self.distribution.sample(outputs, noise, masks)
@@ -86,7 +86,7 @@ class ActorCritic(NamedTuple):
 
 
 class Agents:
-    """An `ActorCritic` for the whole population: directly where its network broadcasts, else lifted by vmap."""
+    """An `ActorCritic` for the whole population. It is lifted by vmap unless its network broadcasts."""
 
     def __init__(self, agent: ActorCritic, *, compiled: bool = False) -> None:
         self.agent = agent
@@ -127,7 +127,7 @@ class Agents:
         return observations if memory is None else self._see(parameters, observations, memory)  # type: ignore[no-any-return]
 
     def _blocks(self, *samples: Tensor | None) -> Iterator[list[Any]]:
-        """The samples [S, N, …] in pieces whose activations fit a CPU's cache; whole where a call costs more."""
+        """The samples [S, N, …] in pieces whose activations fit a CPU's cache; in one piece where calls are slow."""
         first: Any = samples[0]
         seeds, count = first.shape[:2]
         rows = max(64, BLOCK // seeds) if self._broadcasts and not first.is_cuda else max(count, 1)
@@ -135,10 +135,10 @@ class Agents:
             yield [None if x is None else x[:, start : start + rows] for x in samples]
 
     def actor(self, parameters: Tensor) -> Act:
-        """The policies with these parameters [S, P], read once, as a function of NumPy arrays.
+        """Return the policies with these parameters [S, P] as a function of NumPy arrays. Reads the parameters once.
 
-        A perceptron's arithmetic takes a few microseconds, so where the network broadcasts it is NumPy's on the CPU,
-        wherever the parameters live: a tensor library spends several times as long on finding its kernels.
+        A perceptron's arithmetic takes a few microseconds; torch spends several times as long on finding its kernels.
+        So a network that broadcasts runs in NumPy on the CPU, wherever the parameters are.
         """
         if self._broadcasts:
             named = self.agent.layout.unflatten(parameters.cpu().numpy())

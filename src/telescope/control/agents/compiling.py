@@ -1,6 +1,6 @@
-"""torch's compiler as a part of a run: signals do not reach its children, and broken files of its cache are made anew.
+"""Run torch's compiler within a run: its child processes do not receive signals, and broken cache files are replaced.
 
-It leaves out what is compiled (`lifting.py`).
+Leaves out what is compiled (`lifting.py`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Processes that the block starts do not hear Ctrl-C, nor what else is sent to the whole process group.
+    """Processes that start in this block do not receive Ctrl-C or other signals to the whole process group.
 
-    They inherit what this thread blocks. A thread that does not block it takes the signals meanwhile, so that this
-    process hears them at once; what it does about them, stop at the next iteration, it does when the block is over.
+    They inherit the signals that this thread blocks. Another thread receives the signals meanwhile, so that this
+    process notes them at once. It acts on them (it stops at the next iteration) after the block.
     """
     over = threading.Event()
     threading.Thread(target=over.wait, daemon=True).start()
@@ -37,10 +37,10 @@ def undisturbed() -> Iterator[None]:
 
 
 def from_cache_or_anew(make: Callable[[], Any]) -> Any:
-    """What `make` compiles, by torch's cache where that is whole.
+    """Compile with `make`, using torch's cache if it is intact.
 
-    The compiler writes into it without a temporary file or a sync: one that was killed, and a power cut, leave empty
-    or cut files, with which every later run of the same code would fail.
+    The compiler writes its cache without a temporary file or a sync. After a kill or a power cut, files may be empty or
+    cut, and every later run of the same code would fail.
     """
     from torch._inductor.utils import fresh_cache
 
@@ -56,7 +56,7 @@ def from_cache_or_anew(make: Callable[[], Any]) -> Any:
 
 @functools.cache
 def _sweep() -> None:
-    """Once per process: delete what is empty or cut in the cache, unless another process writes it just now."""
+    """Once per process: delete empty and cut files of the cache, unless another process is writing them."""
     for file in _cache().rglob("*"):
         with contextlib.suppress(OSError):
             if file.is_file() and file.suffix != ".lock" and _is_cut(file) and not _is_being_written(file):
@@ -70,7 +70,7 @@ def _cache() -> Path:
 
 
 def _is_cut(file: Path) -> bool:
-    """Is it empty, or a library that ends before its table of sections, the last part of the format (ELF, 64 bits)?"""
+    """Whether a file is empty, or a library without its table of sections, the last part of the format (64-bit ELF)."""
     size = file.stat().st_size
     if size == 0 or file.suffix != ".so":
         return size == 0
@@ -85,7 +85,7 @@ def _is_cut(file: Path) -> bool:
 
 
 def _is_being_written(file: Path) -> bool:
-    """Does a process hold the lock that torch takes while it makes this file?"""
+    """Whether a process holds the lock that torch takes while it writes this file."""
     import fcntl
 
     lock = _cache() / "locks" / f"{file.name.partition('.')[0]}.lock"
@@ -100,7 +100,7 @@ def _is_being_written(file: Path) -> bool:
 
 
 def _removed(error: BaseException) -> bool:
-    """Delete the libraries of the cache that could not be loaded, as an error says; was there any?"""
+    """Delete the cached libraries that the error says could not be loaded. Return whether there were any."""
     found = False
     for path in re.findall(r"[^\s:'\"]+\.so\b", f"{error} {error.__cause__} {error.__context__}"):
         if Path(path).is_file() and os.path.realpath(path).startswith(os.path.realpath(_cache()) + os.sep):

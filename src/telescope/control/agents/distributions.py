@@ -1,7 +1,7 @@
 """Action distributions as rows of functions: noise, sample, mode, log-probability, entropy.
 
-No distribution objects: sampling is a deterministic function of the network's outputs and of noise that was drawn
-before, so a rollout draws its noise once per seed. What an environment's bounds do to an action is not decided here.
+There are no distribution objects. Sampling is a deterministic function of the network's outputs and of noise that was
+drawn before, so a rollout draws its noise once per seed. Leaves out the bounds of actions (`actions.py`).
 """
 
 # [..., K] policy outputs, [..., A] or [...] actions
@@ -26,24 +26,24 @@ FORBIDDEN = -1e9
 
 
 class Distribution(NamedTuple):
-    """What an algorithm needs of π(a|s), as functions of the network's policy outputs [..., K]."""
+    """π(a|s) as functions of the network's policy outputs [..., K]."""
 
     outputs: int
-    """K, the number of policy outputs the network must have."""
+    """K, the number of policy outputs of the network."""
     continuous: bool
-    """True where the second half of the outputs is log σ."""
+    """Whether the second half of the outputs is log σ."""
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype
     noise: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
-    """`noise(rng, shape)` → float32 [*shape, …], all the randomness of one sample per element of shape."""
+    """`noise(rng, shape)` → float32 [*shape, …], the random numbers of one sample per element of shape."""
     sample: Callable[..., Tensor]
-    """`sample(outputs, noise, masks=None)` → actions, of tensors or NumPy arrays."""
+    """`sample(outputs, noise, masks=None)` → actions, for tensors or NumPy arrays."""
     mode: Callable[..., Tensor]
-    """`mode(outputs, masks=None)` → the most probable actions, likewise."""
+    """`mode(outputs, masks=None)` → the most probable actions, for tensors or NumPy arrays."""
     log_prob: Callable[..., Tensor]
     """`log_prob(outputs, actions, masks=None)` → log π(a|s), summed over the components of an action."""
     entropy: Callable[..., Tensor]
-    """`entropy(outputs, masks=None)`, summed likewise."""
+    """`entropy(outputs, masks=None)`, summed over the components of an action."""
 
 
 def distribution(space: gym.Space) -> Distribution:
@@ -60,12 +60,12 @@ def distribution(space: gym.Space) -> Distribution:
 
 
 def categorical(n: int) -> Distribution:
-    """Softmax over n logits; sampled by the exponential race argmax(logit − log E), which is the Gumbel trick."""
+    """Softmax over n logits. Samples are argmax(logit − log E) with E exponential (the Gumbel trick)."""
 
     def log_prob(logits: Tensor, actions: Tensor, masks: Masks = None) -> Tensor:
         log_p = torch.log_softmax(_allowed(logits, masks), dim=-1)
         chosen = actions[..., None] == torch.arange(n, device=logits.device)  # [..., n]
-        return torch.where(chosen, log_p, 0.0).sum(-1)  # the gradient of a gather would be a scatter, in no fixed order
+        return torch.where(chosen, log_p, 0.0).sum(-1)  # a gather's gradient has no fixed order
 
     return Distribution(
         outputs=n,
@@ -81,10 +81,10 @@ def categorical(n: int) -> Distribution:
 
 
 def epsilon_greedy(n: int, epsilon: float = 0.0) -> Distribution:
-    """The best of n actions by their Q-values; a random allowed one where the first number of the noise is below 0.
+    """The best of n actions by their Q-values, or a random allowed one where the first number of the noise is below 0.
 
-    `noise` draws that number from [−ε, 1 − ε); whoever explores more often subtracts the difference. There are no
-    log-probabilities: nothing learns from them.
+    `noise` draws that number from [−ε, 1 − ε). To explore with a larger ε, subtract the difference from it. There are
+    no log-probabilities, because nothing learns from them.
     """
 
     def noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -106,7 +106,7 @@ def epsilon_greedy(n: int, epsilon: float = 0.0) -> Distribution:
 
 
 def multi_categorical(nvec: tuple[int, ...], shape: tuple[int, ...]) -> Distribution:
-    """Independent categoricals (MultiDiscrete); their logits stand one after the other, as do their masks."""
+    """Independent categorical distributions (MultiDiscrete). Their logits are concatenated, and so are their masks."""
     parts = [categorical(n) for n in nvec]
 
     ends = list(itertools.accumulate(nvec, initial=0))
@@ -147,7 +147,7 @@ def multi_categorical(nvec: tuple[int, ...], shape: tuple[int, ...]) -> Distribu
 
 
 def bernoulli(shape: tuple[int, ...]) -> Distribution:
-    """Independent coin flips (MultiBinary) from logits; a flip is logit + logistic noise > 0. Masks have no meaning."""
+    """Independent Bernoulli variables (MultiBinary) from logits. A sample is logit + logistic noise > 0. No masks."""
     size = math.prod(shape)
 
     def noise(rng: np.random.Generator, batch: tuple[int, ...]) -> np.ndarray:
@@ -176,7 +176,7 @@ def bernoulli(shape: tuple[int, ...]) -> Distribution:
 
 
 def diagonal_gaussian(shape: tuple[int, ...]) -> Distribution:
-    """Independent normals (Box): outputs are [mean, log σ]. Unbounded: whoever steps the environment clips."""
+    """Independent normal distributions (Box). Outputs are [mean, log σ]. `actions.py` bounds the actions."""
     size = math.prod(shape)
 
     def sample(outputs: Array, noise: Array, masks: Masks = None) -> Array:
@@ -226,6 +226,6 @@ def _entropy(logits: Tensor) -> Tensor:
 
 
 def _race(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard Gumbel noise as −log E with E exponential; E = 0 (probability 2⁻²⁴) gives +inf, a sure win."""
+    """Standard Gumbel noise −log E with E exponential. E = 0 (probability 2⁻²⁴) gives +inf, which always wins."""
     tiny = np.finfo(np.float32).tiny
     return -np.log(np.maximum(rng.standard_exponential(shape, dtype=np.float32), tiny))

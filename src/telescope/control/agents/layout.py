@@ -1,6 +1,7 @@
-"""Where each named parameter of an agent stands in its flat vector, and the vectors of a new population.
+"""The layout of an agent's named parameters in its flat vector, and the vectors of a new population.
 
-An agent is one flat vector [P], a population a matrix [S, P]; what an algorithm learns besides is its own tree.
+An agent is one flat vector [P], a population a matrix [S, P]. Leaves out all else that an algorithm learns (its
+Learner).
 """
 
 # S seeds, P parameters of one agent
@@ -21,7 +22,7 @@ from telescope.randomness import INIT, generator
 
 
 class Layout(NamedTuple):
-    """Where each named parameter of one agent stands in its flat vector."""
+    """The position of each named parameter in an agent's flat vector."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -31,11 +32,11 @@ class Layout(NamedTuple):
         return [math.prod(shape) for shape in self.shapes]
 
     def unflatten(self, vectors: Array) -> Parameters:
-        """[P] → the dictionary of parameters, as views; [S, P] → those of all agents, vectors as [S, 1, n]."""
+        """[P] → a dictionary of parameters, as views. [S, P] → those of all agents, with vectors as [S, 1, n]."""
         lead = tuple(vectors.shape[:-1])
         pieces: Any
         if isinstance(vectors, Tensor):
-            # not slices: the gradient of this is one concatenation, theirs a sum of vectors filled up with zeros
+            # no slices: the gradient of a split is one concatenation, that of slices a sum of zero-padded vectors
             pieces = torch.split(vectors, self.sizes, -1)
         else:
             pieces = np.split(vectors, list(itertools.accumulate(self.sizes[:-1])), -1)
@@ -45,7 +46,7 @@ class Layout(NamedTuple):
 
 
 def create(network: Network, seeds: Sequence[int], device: str | torch.device = "cpu") -> tuple[Tensor, Layout]:
-    """The parameters [S, P] of a population at birth, each seed's from its own random numbers, and their layout."""
+    """The initial parameters [S, P] of a population, each seed's from its own random numbers, and their layout."""
     members = [network.init(generator(seed, INIT)) for seed in seeds]
     layout = Layout(tuple(members[0]), tuple(tuple(p.shape) for p in members[0].values()))
     vectors = [torch.cat([p.reshape(-1).float() for p in member.values()]) for member in members]

@@ -1,7 +1,7 @@
-"""From a function of one agent to a fast function of all: vmap, then a recorded graph, then compiled or CUDA code.
+"""Lift a function of one agent to a fast function of all agents: vmap, a recorded graph, then compiled or CUDA code.
 
-The one place where any of them is applied. What is lifted must be pure: it sees tensors (in tuples, or None) and
-returns tensors, and decides nothing in Python by what they hold.
+No other file uses these. A lifted function must be pure: it takes tensors (in tuples, or None), returns tensors, and
+has no Python branch on their values.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 from telescope.control.agents.compiling import from_cache_or_anew, undisturbed
 
 PATIENCE = 64
-"""Calls of one shape by torch.func's own dispatch before they are recorded, which takes as long as many of them."""
+"""Calls of one shape before a graph is recorded. Recording takes as long as many calls."""
 REHEARSALS = 3
-"""Runs on a side stream before a CUDA graph is captured, so that libraries have allocated what they keep."""
+"""Runs on a side stream before a CUDA graph is captured, so that libraries allocate their memory first."""
 
 Program = Callable[..., list[Tensor]]
 
@@ -25,11 +25,11 @@ Program = Callable[..., list[Tensor]]
 def lift(
     function: Callable[..., Any], in_dims: tuple[int | None, ...], *, compiled: bool, cuda_graph: bool = False
 ) -> Callable[..., Any]:
-    """`function` of one agent → the same for all agents; `in_dims` as in torch.vmap.
+    """`function` of one agent → the same function of all agents. `in_dims` is as in torch.vmap.
 
-    Calls with tensors that lie alike (shapes, strides, devices) run one recorded graph of tensor operations: the same
-    numbers as without it, with less overhead. `compiled` gives it to torch's compiler at the first call, which rounds
-    differently; `cuda_graph` captures it on CUDA devices. No shape is dynamic and nothing is chosen by timing, so the
+    Calls with tensors of equal shapes, strides and devices run one recorded graph of tensor operations, which gives the
+    same numbers with less overhead. `compiled` gives the graph to torch's compiler at the first call; it rounds
+    differently. `cuda_graph` captures it on CUDA devices. Shapes are static and no kernel is chosen by timing, so the
     same machine always runs the same kernels.
     """
     return _Lifted(function, in_dims, compiled, cuda_graph)
@@ -40,7 +40,7 @@ class _Lifted:
         self.function, self.in_dims, self.compiled, self.graph = function, in_dims, compiled, graph
         self.programs: dict[Any, Program] = {}
         self.calls: dict[Any, int] = {}
-        self.shapes: dict[Any, Any] = {}  # what the results are built of, by signature
+        self.shapes: dict[Any, Any] = {}  # the structure of the results, by signature
 
     def __call__(self, *arguments: Any) -> Any:
         inputs: list[Tensor] = []
@@ -58,7 +58,7 @@ class _Lifted:
         return self.compiled or self.graph or self.calls[signature] > PATIENCE
 
     def _mapped(self, *arguments: Any) -> Any:
-        # vmap wants to be told of what is no tensor (an absent action mask) that it has no seed axis
+        # for vmap, a value that is not a tensor (an absent action mask) has no seed axis
         dims = tuple(_dims(argument, dim) for argument, dim in zip(arguments, self.in_dims, strict=True))
         return torch.func.vmap(self.function, in_dims=dims)(*arguments)
 
@@ -68,10 +68,10 @@ class _Lifted:
             self.shapes[signature] = _flatten(self._mapped(*_unflatten(structure, iter(tensors))), outputs)
             return outputs
 
-        from torch.fx.experimental.proxy_tensor import make_fx  # takes half a second, which short runs never need
+        from torch.fx.experimental.proxy_tensor import make_fx  # takes half a second; short runs never need it
 
         captured = self.graph and all(x.device.type == "cuda" for x in inputs)
-        if captured:  # from here on the graph's own inputs, which need not lie as the caller's do
+        if captured:  # the graph's own inputs may have other strides than the caller's
             inputs = [x.clone(memory_format=torch.contiguous_format) for x in inputs]
         with torch.no_grad():
             graph = make_fx(flat)(*inputs)
@@ -83,16 +83,16 @@ class _Lifted:
 
 
 def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Program:
-    """By TorchInductor, without the guards of torch.compile: a signature of ours has chosen the graph already."""
+    """Compile with TorchInductor, without torch.compile's guards: our own signature has already chosen the graph."""
     import torch._inductor
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    # Fake inputs with a shape environment, even a static one, are what lets it use its cache on disk.
+    # it uses its disk cache only for fake inputs with a shape environment, even a static one
     fake = FakeTensorMode(shape_env=ShapeEnv())
     examples = [fake.from_tensor(x, static_shapes=True) for x in inputs]
-    # On a GPU it would otherwise time variants of a kernel, which need not add in the same order. How the inputs lie
-    # needs no check: the signature has said so.
+    # On a GPU it would otherwise time variants of a kernel, which may sum in another order. The signature has already
+    # checked the strides of the inputs.
     options = {"size_asserts": False, "deterministic": inputs[0].device.type == "cuda"}
     return torch._inductor.compile(graph, list(examples), options=options)  # type: ignore[arg-type,return-value]
 
@@ -106,7 +106,7 @@ def _without_gradient(program: Program) -> Program:
 
 
 class _Captured:
-    """A program as a CUDA graph: inputs are copied to where the graph reads, results out of where it writes."""
+    """A program as a CUDA graph. Each call copies inputs into the graph's memory and results out of it."""
 
     def __init__(self, program: Program, inputs: list[Tensor]) -> None:
         self.inputs = inputs
@@ -123,7 +123,7 @@ class _Captured:
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         for i, x in enumerate(inputs):
-            if x is not self.seen[i]:  # a batch stays the same for a whole epoch
+            if x is not self.seen[i]:  # a batch stays the same for an epoch
                 self.inputs[i].copy_(x)
                 self.seen[i] = x
         self.graph.replay()
@@ -131,7 +131,7 @@ class _Captured:
 
 
 def _flatten(value: Any, into: list[Tensor]) -> Any:
-    """Append the tensors in tuples to `into`; returns the structure they stood in, hashable."""
+    """Append the tensors in nested tuples to `into`. Return their structure, which is hashable."""
     if isinstance(value, Tensor):
         into.append(value)
         return Tensor

@@ -1,6 +1,6 @@
 """Policy and value networks as pure functions of one agent's parameters.
 
-An algorithm needs two functions, `init` and `apply`; seeds, devices and optimisers are the population's business.
+A network is two functions, `init` and `apply`. Leaves out seeds, devices and optimisers.
 """
 
 # N observations, D observation size, K policy outputs (see distributions.py for what they mean)
@@ -19,24 +19,24 @@ from telescope.arrays import Array
 
 Parameters = dict[str, Array]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    # tanh x = 2σ(2x) − 1, to rounding of 1: on CPUs torch's own tanh takes several times as long, much of an update
+    # tanh x = 2σ(2x) − 1 up to rounding: on CPUs torch's tanh takes several times as long, a large part of an update
     "tanh": lambda x: 2 * torch.sigmoid(2 * x) - 1 if isinstance(x, Tensor) else np.tanh(x),
     "relu": lambda x: torch.relu(x) if isinstance(x, Tensor) else np.maximum(x, 0.0),
 }
 
 
 class Network(NamedTuple):
-    """A pure pair. Everything random comes from the generator, everything learned is in the dictionary."""
+    """A pair of pure functions. All randomness comes from the generator; all learned numbers are in the dictionary."""
 
     init: Callable[[np.random.Generator], Parameters]
     """`init(rng)` → the parameters of one agent, by name."""
     apply: Callable[[Parameters, Tensor], tuple[Tensor, Tensor]]
     """`apply(parameters, observations [N, D])` → policy outputs [N, K] and state values [N]."""
     policy: Callable[[Parameters, Tensor], Tensor] | None = None
-    """Only the policy outputs, where they can be had for less; acting needs no values."""
+    """A cheaper function for the policy outputs alone, because acting needs no values."""
     broadcasts: bool = False
-    """Do `apply` and `policy` also take all agents at once, and NumPy arrays: parameters with a seed axis in front
-    (a vector as [S, 1, n], so that it broadcasts) and observations [S, N, D]? Then a policy call is a few
+    """Whether `apply` and `policy` also take all agents at once, and NumPy arrays: parameters with a seed axis in front
+    (vectors as [S, 1, n], so that they broadcast) and observations [S, N, D]. A policy call then takes a few
     microseconds of NumPy."""
     remember: Callable[[Parameters, Tensor, Tensor], Tensor] | None = None
     """`remember(parameters, observations [N, D], memory [N, H])` → the memory after them [N, H], for a policy that
@@ -47,7 +47,7 @@ class Network(NamedTuple):
     """Do `apply`, `policy` and `remember` take observations [N, *shape] as the environment's Box has them, uint8 as
     uint8, and not flat [N, D]? For convolutions."""
     module: nn.Module | None = None
-    """What `from_module` built, to be named where it does not work."""
+    """The name of the module that `from_module` built, for error messages."""
 
 
 def mlp(
@@ -61,7 +61,7 @@ def mlp(
 ) -> Network:
     """Perceptrons for actor and critic: orthogonal weights (gain √2 inside, 0.01 policy, 1 value), zero biases.
 
-    With `log_std` the policy outputs are [mean, log σ] with a state-independent log σ that starts at that value, and
+    With `log_std` the policy outputs are [mean, log σ]; log σ does not depend on the state and starts at `log_std`, and
     `outputs` must be even. `shared=True` gives both heads one trunk.
     """
     act = ACTIVATIONS[activation]
@@ -130,9 +130,9 @@ def from_module(build: Callable[[], nn.Module], *, shaped: bool = False) -> Netw
     """A network from any nn.Module whose forward maps observations [N, D] to (policy outputs [N, K], values [N]).
 
     With `shaped` the observations are [N, *shape] as the environment's Box has them, images of bytes as uint8.
-    `build()` is called once per seed under that seed's random state. Parameters with `requires_grad` False stay as
-    they were built, as do buffers; both belong to the agent and are saved with it. The module must work functionally:
-    what changes a buffer, draws random numbers or remembers earlier observations is refused by name.
+    `build()` is called once per seed, under that seed's random state. Parameters with `requires_grad` False and buffers
+    do not change; both belong to the agent and are saved with it. The module must be a pure function: a layer that
+    changes a buffer, draws random numbers or remembers earlier observations raises an error that names it.
     """
     template = _built(build)
     for name, module in template.named_modules():
@@ -155,7 +155,7 @@ def from_module(build: Callable[[], nn.Module], *, shaped: bool = False) -> Netw
 
 
 def _built(build: Callable[[], nn.Module]) -> nn.Module:
-    """A module as a run wants it, in float32; the caller's random state and default dtype stay as they are."""
+    """Build a module in float32, without changing the caller's random state and default dtype."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -169,16 +169,16 @@ def _built(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _stateful(module: nn.Module) -> str:
-    """Why a module cannot be a pure function of parameters and observations; empty if it can."""
+    """Why a module is not a pure function of parameters and observations; empty if it is."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or not module.track_running_stats):
         return (
-            "in training mode, whose statistics are those of whatever batch comes; use LayerNorm, or call .eval() on "
-            "it where its running statistics are to stay as they are"
+            "in training mode, so its statistics depend on the batch; use LayerNorm, or call .eval() on it to freeze "
+            "its running statistics"
         )
     if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
         return (
-            "in training mode, so that the probability of an action would differ from call to call; leave it out, or "
-            "call .eval() on it"
+            "in training mode, so the probability of an action would differ from call to call; remove it, or call "
+            ".eval() on it"
         )
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return (
@@ -189,7 +189,7 @@ def _stateful(module: nn.Module) -> str:
 
 
 def _carried(module: nn.Module) -> dict[str, Tensor]:
-    """What makes up an agent: all parameters, and buffers of floating point."""
+    """The tensors of an agent: all parameters, and floating-point buffers."""
     floats = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
     found = dict(module.named_parameters()) | floats
     for name, tensor in found.items():
@@ -203,8 +203,8 @@ def _require_same_constants(module: nn.Module, template: nn.Module) -> None:
     for name, buffer in module.named_buffers():
         if not buffer.is_floating_point() and not torch.equal(buffer, there[name]):
             raise ValueError(
-                f"network buffer {name!r} is {buffer.dtype} and differs from seed to seed; only floating point can be "
-                "saved with an agent, so make it the same for all"
+                f"network buffer {name!r} is {buffer.dtype} and differs from seed to seed; only floating-point buffers "
+                "are saved with an agent, so make it the same for all seeds"
             )
 
 
@@ -215,7 +215,7 @@ def linear(into: Parameters, name: str, rows: int, columns: int, gain: float, rn
 
 
 def _orthogonal(rows: int, columns: int, gain: float, rng: np.random.Generator) -> np.ndarray:
-    """Saxe et al. 2014: the Q factor of a Gaussian matrix, its signs made uniform by those of R's diagonal."""
+    """Orthogonal weights (Saxe et al. 2014): the Q factor of a Gaussian matrix, with the signs of R's diagonal."""
     q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
     q = q * np.sign(np.diag(r))
     return np.ascontiguousarray(gain * (q if rows >= columns else q.T), dtype=np.float32)

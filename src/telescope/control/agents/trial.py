@@ -1,6 +1,6 @@
-"""One trial of a user's own network when a run begins, so that what does not fit is told with its shapes.
+"""Try a user's own network once when a run begins, so that errors name the shapes that do not fit.
 
-The built-in networks need none. What a network must do is said in `networks.py`.
+The built-in networks need no trial. `networks.py` says what a network must do.
 """
 
 # S seeds, N observations, D observation size, K policy outputs
@@ -18,7 +18,7 @@ from telescope.control.config import AgentConfig
 from telescope.control.experience.encoding import Encoder
 
 REPLACED = ("hidden", "activation", "shared_network", "gru", "log_std")
-"""Settings of the built-in networks."""
+"""Config fields that only the built-in networks use."""
 
 
 def require_network(network: Any, *, recurrent: bool = True) -> None:
@@ -39,14 +39,14 @@ def require_network(network: Any, *, recurrent: bool = True) -> None:
 
 
 def without_effect(config: AgentConfig) -> str:
-    """A sentence about the settings that a network of one's own replaces; empty if all are as they were."""
+    """A sentence about changed settings that a user's own network replaces; empty if there are none."""
     fields = type(config).__dataclass_fields__
     changed = [name for name in REPLACED if name in fields and getattr(config, name) != fields[name].default]
     return f"{', '.join(changed)} have no effect: network= replaces the built-in networks" if changed else ""
 
 
 def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder) -> None:
-    """Run `agent` on three observations, alone and for all seeds; ValueError if anything does not fit."""
+    """Run `agent` on three observations, alone and for all seeds. Raises a ValueError if anything does not fit."""
     generator = torch.Generator().manual_seed(0)
     observations = torch.randn((3, *encoder.shape), generator=generator, dtype=torch.float32)
     if encoder.kept == torch.uint8:
@@ -57,12 +57,12 @@ def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder) -> Non
     outputs, values = _answers(agent, vector, observations, memory)
     _require_same(
         (outputs, values), _answers(agent, vector, observations, memory),
-        "gives other outputs for the same observations; randomness belongs to the action distribution, so no dropout",
+        "gives other outputs for the same observations at a second call; remove dropout and other randomness",
     )  # fmt: skip
     _require_same(
         (outputs[:1], values[:1]),
         _answers(agent, vector, observations[:1], None if memory is None else memory[:1]),
-        "gives other outputs for an observation alone than among others; each must be judged by itself",
+        "gives other outputs for an observation alone than in a batch; rows must not depend on each other",
     )
     _require_constant_buffers(agent.network.module, observations)
     _require_gradient(agent, vector, observations, memory)
@@ -74,7 +74,7 @@ def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder) -> Non
 
 
 def _answers(agent: ActorCritic, vector: Tensor, observations: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Policy outputs [N, K] and values [N], of the right shapes and kinds."""
+    """Policy outputs [N, K] and values [N], with their shapes and dtypes checked."""
     rows, wanted = len(observations), agent.distribution.outputs
     before = vector.clone()
     try:
@@ -121,7 +121,7 @@ def _described(answer: Any) -> str:
 
 
 def _require_same(found: tuple[Tensor, ...], again: tuple[Tensor, ...], complaint: str) -> None:
-    # products of other sizes may round otherwise
+    # products of other sizes may round differently
     if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(found, again, strict=True)):
         raise ValueError(f"network {complaint}")
 
@@ -136,7 +136,7 @@ def _require_constant_buffers(module: nn.Module | None, observations: Tensor) ->
     changed = [name for name, buffer in tried.named_buffers() if not torch.equal(buffer, before[name])]
     if changed:
         raise ValueError(
-            f"network buffer {changed[0]!r} changes in the forward pass, which a pure update cannot carry; "
+            f"network buffer {changed[0]!r} changes in the forward pass, but an update must be pure; "
             "freeze it (.eval()), or use normalise_observations for running statistics"
         )
 
@@ -149,4 +149,4 @@ def _require_gradient(agent: ActorCritic, vector: Tensor, observations: Tensor, 
         return (outputs * weights).sum() + values.sum()
 
     if not torch.func.grad(total)(vector).any():
-        raise ValueError("no gradient reaches the network's parameters; is all of it frozen, detached, or in NumPy?")
+        raise ValueError("no gradient reaches the network's parameters; is everything frozen, detached, or in NumPy?")

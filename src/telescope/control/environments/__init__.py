@@ -1,4 +1,4 @@
-"""S × B environments as one: making, stepping, checking, saving and restoring them. Nothing here learns."""
+"""S × B environments as one object: make, step, check, save and restore them. Leaves out learning."""
 
 from telescope.control.environments.population import Environments, Step
 

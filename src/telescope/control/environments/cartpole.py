@@ -1,7 +1,7 @@
-"""Gymnasium's vectorized CartPole for several seeds at once, each with a random generator of its own.
+"""Gymnasium's vectorised CartPole for several seeds at once, each with its own random generator.
 
-What a seed sees is, bit for bit, what it would see alone in a `CartPoleVectorEnv`. But one call moves 64 carts nearly
-as fast as 8, and in one compiled loop instead of forty NumPy operations.
+Each seed sees the same bits as alone in a `CartPoleVectorEnv`. One call moves 64 carts nearly as fast as 8, in one
+compiled loop instead of forty NumPy operations.
 """
 
 # S seeds, B environments per seed, N = S·B
@@ -17,7 +17,7 @@ ENTRY_POINT = "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"
 
 
 class SeedColumns:
-    """Stands in for the generator of N carts: draws each seed's columns from that seed's own generator."""
+    """Replaces the generator of N carts: it draws each seed's columns from the seed's own generator."""
 
     def __init__(self, generators: Sequence[np.random.Generator], counts: Sequence[int]) -> None:
         self._generators, self._counts = generators, counts
@@ -37,7 +37,7 @@ class CartPolePopulation(CartPoleVectorEnv):
         self._starting = False
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> Any:
-        """As CartPoleVectorEnv, with one seed for all or one for each of the S."""
+        """Like CartPoleVectorEnv, with one seed for all carts or one per seed."""
         if seed is not None:
             seeds = [seed] * self.num_seeds if isinstance(seed, int) else seed
             self.generators = [seeding.np_random(number)[0] for number in seeds]
@@ -49,14 +49,14 @@ class CartPolePopulation(CartPoleVectorEnv):
 
     @property  # type: ignore[misc]
     def np_random(self) -> Any:
-        """For every cart in reset(), and in step() for those whose episode ended one step ago."""
+        """Draw new states: in reset() for every cart, in step() for carts whose episode ended one step ago."""
         fresh = np.ones(self.num_envs, bool) if self._starting else self.prev_done
         if not fresh.any():
-            return self.generators[0]  # asked for no numbers at all
+            return self.generators[0]  # no numbers are drawn
         return SeedColumns(self.generators, fresh.reshape(self.num_seeds, -1).sum(1).tolist())
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """As CartPoleVectorEnv with its Euler integrator, for actions 0 and 1; the state is moved in place."""
+        """Like CartPoleVectorEnv with its Euler integrator, for actions 0 and 1. Moves the state in place."""
         from telescope.control.experience.loops import move_carts  # numba
 
         state: Any = self.state
@@ -65,7 +65,7 @@ class CartPolePopulation(CartPoleVectorEnv):
         self.steps += 1
         truncated = self.steps >= self.max_episode_steps
         reward = -terminated.astype(np.float32) if self._sutton_barto_reward else np.ones(self.num_envs, np.float32)
-        if self.prev_done.any():  # the carts that ended a step ago start anew: no transition of theirs
+        if self.prev_done.any():  # these carts restart: this row is no transition
             fresh = self.prev_done
             state[:, fresh] = self.np_random.uniform(self.low, self.high, (4, int(fresh.sum())))
             self.steps[fresh], reward[fresh], terminated[fresh], truncated[fresh] = 0, 0.0, False, False

@@ -1,8 +1,7 @@
-"""The one check of what comes in from environments: observations, rewards, flags, action masks.
+"""Checks of values from environments: observations, rewards, flags, action masks.
 
-`snapshots.Recorder` asks it about single environments, `lanes.Lane` about vector environments, `policy.Policy`
-about what its caller passes. What is not as the spaces say is refused and never bent. What a step is for is left to
-others.
+`snapshots.Recorder` checks single environments, `lanes.Lane` vector environments, and `policy.Policy` its arguments.
+A value that does not fit its space raises an error and is never changed to fit.
 """
 
 # N environments side by side (`lead` is () for one, (N,) for many), A entries of an action mask
@@ -18,14 +17,14 @@ Fit = Callable[..., Any]
 """fit(observation, where="") → the same as an array or number of the space's shape, or ValueError"""
 INTEGERS = (int, np.integer)
 NUMBERS = "biuf"
-"""The kinds of dtype that are real numbers."""
+"""The kinds of NumPy dtype that hold real numbers."""
 
 
 def observation_fit(space: gym.Space, lead: tuple[int, ...] = (), subject: str = "observation") -> Fit:
-    """The check of observations of a Box or Discrete space, `[*lead, *obs]`; as cheap as a comparison of dtypes.
+    """Return a check of observations `[*lead, *obs]` of a Box or Discrete space. It costs one comparison of dtypes.
 
-    Spaces of whole numbers are taken at their word: only whole numbers within their bounds fit. A Box of floats takes
-    every real number in its shape, also beyond its bounds, as simulators and wrappers often leave those a little.
+    A space of integers accepts only integers within its bounds. A Box of floats accepts every real number of its shape,
+    also beyond its bounds, because simulators and wrappers often exceed them a little.
     """
     dtype, shape = np.dtype(space.dtype), (*lead, *(space.shape or ()))  # type: ignore[arg-type]
     whole = dtype.kind in "biu"
@@ -63,17 +62,17 @@ def _bounds(space: Any) -> tuple[Any, Any]:
 
 
 def _spans(dtype: np.dtype, low: Any, high: Any) -> bool:
-    """Whether the bounds are those of the dtype itself, so that no value of it can lie outside."""
+    """Whether the bounds are those of the dtype, so that no value can lie outside."""
     limits = (False, True) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     return bool(np.all(low == limits[0]) and np.all(high == limits[1]))
 
 
 def real_array(x: Any, subject: str) -> np.ndarray:
-    """Anything that holds real numbers, as an array; ValueError for strings, None, complex numbers, ragged rows."""
+    """Anything that holds real numbers, as an array. A ValueError for strings, None, complex numbers, ragged rows."""
     try:
         array = np.asarray(x)
     except Exception as error:  # rows of different lengths, a tensor on another device
-        raise ValueError(f"{subject} is no array of numbers: {error}") from error
+        raise ValueError(f"{subject} is not an array of numbers: {error}") from error
     if array.dtype.kind not in NUMBERS:
         raise ValueError(f"{subject} is {_short(x)} ({array.dtype}); expected real numbers")
     return array
@@ -85,7 +84,7 @@ def _short(x: Any) -> str:
 
 
 def rewards_fit(rewards: Any, lead: tuple[int, ...], subject: str) -> np.ndarray:
-    """Rewards as a new float64 array `[*lead]`; ValueError for anything but one real number each."""
+    """Rewards as a new float64 array `[*lead]`. Anything else than one real number each raises a ValueError."""
     array = real_array(rewards, subject)
     if array.shape != lead:
         expected = f"{lead}, one for each environment" if lead else "one number: does it need .item()?"
@@ -94,7 +93,7 @@ def rewards_fit(rewards: Any, lead: tuple[int, ...], subject: str) -> np.ndarray
 
 
 def flags_fit(flags: Any, lead: tuple[int, ...], subject: str) -> np.ndarray:
-    """`terminated` or `truncated` as a new array of bools `[*lead]`; 0 and 1 count as such, nothing else does."""
+    """`terminated` or `truncated` as a new array of bools `[*lead]`. 0 and 1 are accepted, other numbers are not."""
     array = real_array(flags, subject)
     if array.shape != lead:
         raise ValueError(f"{subject} has shape {array.shape}; expected {lead or 'a single True or False'}")
@@ -104,7 +103,7 @@ def flags_fit(flags: Any, lead: tuple[int, ...], subject: str) -> np.ndarray:
 
 
 def mask_sizes(space: gym.Space) -> list[int]:
-    """Entries of each part of an action mask: [n] for Discrete, nvec for MultiDiscrete, else nothing."""
+    """The size of each part of an action mask: [n] for Discrete, nvec for MultiDiscrete, otherwise empty."""
     if isinstance(space, gym.spaces.Discrete):
         return [int(space.n)]
     return [int(n) for n in space.nvec.flat] if isinstance(space, gym.spaces.MultiDiscrete) else []
@@ -113,9 +112,9 @@ def mask_sizes(space: gym.Space) -> list[int]:
 def mask_fit(
     space: gym.Space, mask: Any, lead: tuple[int, ...] = (), subject: str = "action_mask", exempt: Any = False
 ) -> np.ndarray:
-    """An action mask as bools `[*lead, A]`, True = allowed; the parts of a MultiDiscrete's may come as a tuple or list.
+    """An action mask as bools `[*lead, A]`, True = allowed. A MultiDiscrete mask may be a tuple or list of its parts.
 
-    `exempt` `[*lead]` is True where no action is chosen, so that none need be allowed.
+    `exempt` `[*lead]` is True where no action is chosen; there the mask may forbid all actions.
     """
     sizes = mask_sizes(space)
     if not sizes:
@@ -139,14 +138,14 @@ def mask_fit(
     if not np.all(some):
         what = "no action" if len(sizes) == 1 else "no action of some component"
         raise ValueError(
-            f"{subject} allows {what}, but one has to be taken; end the episode where none is left "
+            f"{subject} allows {what}, but one has to be chosen; end the episode when no action is left "
             "(True or 1 is allowed; a mask that is added to logits is turned into one by mask == 0)"
         )
     return allowed
 
 
 def _joined_parts(mask: Any, parts: int, lead: tuple[int, ...]) -> Any:
-    """The parts of a MultiDiscrete mask, which have different lengths, one after the other."""
+    """Join the parts of a MultiDiscrete mask, which have different lengths, into one array."""
     if isinstance(mask, tuple | list) and len(mask) == parts and all(np.ndim(part) > len(lead) for part in mask):
         if not lead:
             return np.concatenate([np.ravel(part) for part in mask])
@@ -155,7 +154,7 @@ def _joined_parts(mask: Any, parts: int, lead: tuple[int, ...]) -> Any:
 
 
 def require_finite(step: Any, seeds: Sequence[int], when: str) -> None:
-    """FloatingPointError, naming seed and environment, where a `Step`'s rewards or observations are NaN or infinite."""
+    """Raise a FloatingPointError that names seed and environment if a reward or observation is NaN or infinite."""
     seen = [("reward", step.rewards), ("observation", step.observations)]
     if step.next_observations is not step.observations:
         seen.append(("final observation", step.next_observations))
@@ -164,13 +163,13 @@ def require_finite(step: Any, seeds: Sequence[int], when: str) -> None:
 
 
 def require_finite_array(name: str, x: np.ndarray, seeds: Sequence[int], when: str) -> None:
-    """The same for one array `[S, B, …]`."""
+    """The same check for one array `[S, B, …]`."""
     if x.dtype.kind != "f" or math.isfinite(np.add.reduce(x, axis=None)):
         return
     bad = np.argwhere(~np.isfinite(x))
     if len(bad):  # a finite array can still overflow in the sum
         s, b = bad[0][:2]
         raise FloatingPointError(
-            f"{name} of seed {seeds[s]}, environment {b} is {x[tuple(bad[0])]} {when}; the run stops here: "
-            f"look at what the environment computes for that {name}"
+            f"{name} of seed {seeds[s]}, environment {b} is {x[tuple(bad[0])]} {when}, so the run stops here; "
+            f"check how the environment computes this {name}"
         )

@@ -1,6 +1,6 @@
-"""Makes one environment from an id or a callable, and says in a sentence what went wrong if it cannot.
+"""Make one environment from an id or a callable, with an error sentence if that fails.
 
-Many environments side by side are the business of `lanes.py`.
+Leaves out many environments side by side (`lanes.py`).
 """
 
 import difflib
@@ -28,18 +28,18 @@ EnvironmentSource = EnvSpec | Callable[..., gym.Env]
 
 @dataclass(frozen=True)
 class Factory:
-    """Builds one recorded environment, here or in a worker process (so it must survive pickling)."""
+    """Builds one recorded environment, here or in a worker process (so it must be picklable)."""
 
     source: EnvironmentSource
     kwargs: Mapping[str, Any]
     creator: int = field(default_factory=os.getpid)
     wrap: Callable[[gym.Env], gym.Env] | None = None
-    """What is put around the environment, for a row of its own."""
+    """A wrapper around the environment, for this row only."""
 
     def __call__(self) -> Recorder:
         if os.getpid() != self.creator:
-            # Ctrl-C, and what a scheduler sends, reach the whole process group. The parent stops at its next
-            # iteration and then closes its workers; one that died at once would take the iteration with it.
+            # Ctrl-C and a scheduler's signals reach the whole process group. The parent stops at its next iteration
+            # and then closes its workers; a worker that died at once would break that iteration.
             os.setpgrp()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         with explained(self.source, self.kwargs), quiet_mujoco():
@@ -55,33 +55,33 @@ class Factory:
 
     def _make(self) -> gym.Env:
         if isinstance(self.source, EnvSpec):
-            # Gymnasium's checker looks at every observation and action: right for a test, slow in training.
+            # Gymnasium's checker inspects every observation and action: useful in a test, slow in training.
             return gym.make(self.source, **{"disable_env_checker": True, **self.kwargs})
         return self.source(**self.kwargs)
 
 
 _RECORDERS: weakref.WeakValueDictionary[int, Recorder] = weakref.WeakValueDictionary()
-"""Who steps an environment in this process, by the id of the innermost environment object."""
+"""The recorders of this process, by the id of their innermost environment object."""
 
 
 def _handed_out(env: gym.Env, name: str) -> Recorder:
-    """The environment, recorded; ValueError where somebody else already steps the same object."""
+    """The environment with a recorder. A ValueError if another recorder already steps the same object."""
     base = env.unwrapped
     holder = _RECORDERS.get(id(base))
     if holder is not None and not holder.closed:
         raise ValueError(
             f"env {name} returned the same {type(base).__name__} object twice, but several environments are needed "
-            "(num_envs, seeds, and one more for evaluation), each with a state of its own; make a new one at every "
-            f"call: env={type(base).__name__}, or a function that constructs it"
+            "(num_envs, seeds, and one more for evaluation), each with its own state; make a new one at each call: "
+            f"env={type(base).__name__}, or a function that constructs it"
         )
     recorder = _RECORDERS[id(base)] = Recorder(env)
     return recorder
 
 
 def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
-    """The registered spec of an id (also "module:Id-v0"), the callable as it is, or the one that "module:name" names.
+    """The registered spec of an id (also "module:Id-v0"), or a callable, given directly or as "module:name".
 
-    Workers receive the spec and not the id, so they need not have run the code that registered it.
+    Workers receive the spec and not the id, so they need not run the code that registered it.
     """
     if not isinstance(env, str):
         if not callable(env):
@@ -90,18 +90,20 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
     module, _, name = env.rpartition(":")
     if module and not name:
         raise ValueError(
-            f"env is {env!r}: the run began with a function or class of {module} that no import finds again; go on "
-            "from Python, where it is, by train(config, resume=state) and Policy(config, state)"
+            f"env is {env!r}: the run began with a function or class of {module} that cannot be imported by name; "
+            "continue from Python, where it exists, with train(config, resume=state) and Policy(config, state)"
         )
     if module:
         if not all(part.isidentifier() for part in module.split(".")):
-            raise ValueError(f"env is {env!r}; expected an id, or module:Id, and {module!r} is no name of a module")
+            raise ValueError(f"env is {env!r}; expected an id or module:Id, but {module!r} is not a module name")
         _find_modules_here()
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            lost = error.name is not None and f"{module}.".startswith(f"{error.name}.")  # not what it imports itself
-            hint = "; add the folder that holds it to PYTHONPATH, or go there" if lost else ""
+            lost = error.name is not None and f"{module}.".startswith(
+                f"{error.name}."
+            )  # not a module that it imports itself
+            hint = "; add its folder to PYTHONPATH, or change into that folder" if lost else ""
             raise ValueError(
                 f"env {env!r} names the module {module!r}, which cannot be imported: {error}{hint}"
             ) from error
@@ -119,29 +121,29 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
 
 
 def _find_modules_here() -> None:
-    """The working directory's modules are found, as by `python -m`, but only where one is named, and after all others.
+    """Import from the working directory too, as `python -m` does, but only for this import and after all other folders.
 
-    A folder from somebody else may hold a torch.py, which must not be what `import torch` finds.
+    The folder may hold a torch.py of somebody else, and `import torch` must not find it.
     """
     if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
 
 
 def _attribute(module: Any, path: str) -> Any:
-    """What stands under a dotted name in a module; None if nothing does."""
+    """The object under a dotted name in a module; None if there is none."""
     for part in path.split("."):
         module = getattr(module, part, None)
     return module
 
 
 UNLIMITED = 2**31 - 1
-"""The time limit of a vector environment that has none: they count steps in 32 bits, and know no other word for it."""
+"""Stands for no time limit in a vector environment, which counts steps in 32 bits and has no other value for it."""
 
 
 def time_limit(source: EnvironmentSource | str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments with an id's `max_episode_steps` checked; None, which is the registered one, left out."""
+    """The keyword arguments, with an id's `max_episode_steps` checked. None, the registered limit, is left out."""
     limit = kwargs.get("max_episode_steps")
-    if not isinstance(source, EnvSpec | str):  # a callable's argument of that name is its own affair
+    if not isinstance(source, EnvSpec | str):  # a callable may use that name for anything
         return dict(kwargs)
     if limit is None:
         return {name: value for name, value in kwargs.items() if name != "max_episode_steps"}
@@ -152,18 +154,18 @@ def time_limit(source: EnvironmentSource | str, kwargs: Mapping[str, Any]) -> di
 
 
 def without_limit(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for a vector environment, where −1 would be a limit of one step and not none as in gymnasium.make."""
+    """The same for a vector environment. There −1 would be a limit of one step, not no limit as in gymnasium.make."""
     return dict(kwargs) | ({"max_episode_steps": UNLIMITED} if kwargs.get("max_episode_steps") == -1 else {})
 
 
 def unknown_id(env: str, known: Any, where: str = "registered with Gymnasium") -> str:
-    """The sentence for an id that does not exist, with up to three that look like it."""
+    """The error sentence for an unknown id, with up to three similar ones."""
     hint = _similar(env, known) or "; is the package that registers it imported?"
     return f"env {env!r} is not {where}{hint} (an id of another package is written module:Id-v0)"
 
 
 def _similar(name: str, known: Any) -> str:
-    """Up to three of the known names that look like this one, as the end of a sentence."""
+    """Up to three similar known names, as the end of a sentence."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f"; did you mean {', '.join(close)}?" if close else ""
 
@@ -174,7 +176,7 @@ def name_of(source: EnvironmentSource) -> str:
 
 @contextmanager
 def explained(source: EnvironmentSource, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Errors of a constructor, told as: which environment, and which package or keyword argument is wrong."""
+    """Turn errors of a constructor into sentences that name the environment and the package or argument."""
     name = name_of(source)
     if not isinstance(source, EnvSpec) and (complaint := refused_keywords(source, kwargs)):
         raise ValueError(f"env_kwargs {dict(kwargs)} do not fit {name}: {complaint}")
@@ -182,18 +184,18 @@ def explained(source: EnvironmentSource, kwargs: Mapping[str, Any]) -> Iterator[
         yield
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise ImportError(
-            f"{name} needs a package that is missing here: {error}. "
-            'The environments of telescope come with: pip install "telescope-rl[control]"'
+            f"{name} needs a package that is not installed: {error}; "
+            'pip install "telescope-rl[control]" installs the usual environments'
         ) from error
     except Exception as error:
-        if not isinstance(source, EnvSpec):  # the caller's own code: its traceback is what helps
+        if not isinstance(source, EnvSpec):  # the caller's code: show its traceback
             raise
         told = f" with env_kwargs {dict(kwargs)}" if kwargs else ""
         raise ValueError(f"{name} cannot be made{told}: {type(error).__name__}: {error}") from error
 
 
 def refused_keywords(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> str:
-    """What Python would say about calling `function(**kwargs)`; empty if the names fit."""
+    """Python's complaint about calling `function(**kwargs)`; empty if the names fit."""
     try:
         inspect.signature(function).bind(**kwargs)
     except TypeError as error:
@@ -225,11 +227,9 @@ def quiet_mujoco() -> Iterator[None]:
 
 
 def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
-    """Refuse a space that the agents cannot handle, and say what would help.
+    """Raise a ValueError for spaces that the agents do not support.
 
-    Raises:
-        ValueError: for observations other than Box and Discrete, and for actions other than Discrete,
-            MultiDiscrete, MultiBinary and Box.
+    Supported are Box and Discrete observations, and Discrete, MultiDiscrete, MultiBinary and Box actions.
     """
     if not isinstance(observation_space, (spaces.Box, spaces.Discrete)):
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Lanes: one vector environment each, whatever its autoreset mode, as the same stream of steps.
+"""Lanes: each turns one vector environment, in any autoreset mode, into the same stream of steps.
 
-How seeds share lanes and how rows are arranged by seed is up to `environments.py`.
+Leaves out how seeds share lanes and how rows are arranged by seed (`population.py`).
 """
 
 # N rows of a lane (environments side by side), A entries of an action mask
@@ -40,12 +40,12 @@ MODES = {
 
 
 class Step(NamedTuple):
-    """What one step of all environments gave; rows are `[S, B]` (`[N]` within a lane).
+    """One step of all environments; rows are `[S, B]` (`[N]` within a lane).
 
-    `next_observations` is the state that the step really led to, `observations` is what the policy sees next:
-    they are the same object unless an environment was reset within this step. `mask` is False in a row that a
-    NEXT_STEP autoreset inserted: no transition happened there, its reward is 0 and its flags are False.
-    `action_masks` (True = allowed) belong to `observations`, and are None where the environment gives none.
+    `next_observations` is the state that the step really led to. `observations` is the state that the policy sees next.
+    They are the same object unless an environment was reset within this step. `mask` is False in a row that a NEXT_STEP
+    autoreset inserted: it is no transition, its reward is 0 and its flags are False. `action_masks` (True = allowed)
+    belong to `observations`; None if the environment gives none.
     """
 
     observations: np.ndarray
@@ -63,7 +63,7 @@ Reset = tuple[np.ndarray, np.ndarray | None]
 class Lane:
     """One vector environment as a stream of `Step`s `[N, ...]`.
 
-    Observations may be the vector environment's own array, which it overwrites at its next step.
+    Observations may be the vector environment's own array, which the next step overwrites.
     """
 
     resume_note = ""
@@ -75,10 +75,10 @@ class Lane:
         self.mode = vector.metadata.get("autoreset_mode")
         if self.mode not in MODES.values():
             raise ValueError(
-                f"{vector} does not declare how it autoresets: metadata['autoreset_mode'] is {self.mode!r}, "
+                f"{vector} does not declare its autoreset mode: metadata['autoreset_mode'] is {self.mode!r}, "
                 "expected a gymnasium.vector.AutoresetMode; use vectorization='sync'"
             )
-        self._ended = np.zeros(vector.num_envs, bool)  # the rows that a NEXT_STEP autoreset will insert now
+        self._ended = np.zeros(vector.num_envs, bool)  # [N] where a NEXT_STEP autoreset will insert a row now
         self._gives_masks = False
         self._lead = (vector.num_envs,)
         self._name = type(vector).__name__
@@ -90,18 +90,18 @@ class Lane:
         return f"the {what} that {self._name} returned"
 
     def reset(self, seeds: Sequence[int]) -> Reset:
-        """Start every environment anew from its seed."""
+        """Reset every environment with its seed."""
         return self._begin(*self.vector.reset(seed=list(seeds)))
 
     def restart(self) -> Reset:
-        """Start every environment's next episode as after an end, from its random generator as it is now."""
+        """Reset every environment without a seed, so that its generator continues as after an episode's end."""
         return self._begin(*self.vector.reset())
 
     def step(self, actions: np.ndarray) -> Step:
-        """Step with actions `[N, *act]`; environments that end are reset in the way of this lane's mode."""
+        """Step with actions `[N, *act]`. Environments whose episode ends are reset as this lane's mode says."""
         observations, rewards, terminated, truncated, infos = self.vector.step(actions)
         observations = self._fit(observations, " at a step")
-        # NumPy arrays of our own: Gymnasium leaves the kind and the ownership of these to the environment
+        # our own NumPy arrays: Gymnasium does not say of which kind these are, nor who owns them
         rewards = rewards_fit(rewards, self._lead, self._rewards)
         terminated = flags_fit(terminated, self._lead, self._flags)
         truncated = flags_fit(truncated, self._lead, self._flags)
@@ -123,15 +123,15 @@ class Lane:
     def _after_end(
         self, observations: np.ndarray, ended: np.ndarray, infos: dict[str, Any], masks: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Observations after the reset, true successors, action masks after the reset."""
+        """Return observations after the reset, true successors, and action masks after the reset."""
         next_observations = np.array(observations)
         if self.mode is AutoresetMode.SAME_STEP:
             finals = infos.get("final_obs")
             for row in np.flatnonzero(ended):
                 if finals is None or finals[row] is None:
                     raise ValueError(
-                        f"{self._name} resets in the step that ends an episode, but infos['final_obs'] lacks the "
-                        f"state in which environment {row} ended; its value is needed where a time limit cuts"
+                        f"{self._name} resets in the step that ends an episode, but infos['final_obs'] has no final "
+                        f"observation of environment {row}; a time limit needs its value, so give it always"
                     )
                 next_observations[row] = self._fit_final(finals[row])
             return observations, next_observations, masks
@@ -146,7 +146,7 @@ class Lane:
         self._ended[:] = False
         observations = self._fit(observations, " at reset")
         self._gives_masks = infos.get("action_mask") is not None
-        given = infos.get("_action_mask")  # Gymnasium's own note of which environments gave one
+        given = infos.get("_action_mask")  # [N] Gymnasium's note of which environments gave a mask
         if self._gives_masks and given is not None and not np.all(given):
             raise ValueError(
                 f"only some environments of {self._name} gave infos['action_mask'] at reset; give it always"
@@ -154,7 +154,7 @@ class Lane:
         return observations, self._action_masks(infos, "reset")
 
     def _action_masks(self, infos: dict[str, Any], where: str, exempt: Any = False) -> np.ndarray | None:
-        """Masks [N, A] as bools; `exempt` [N] are rows in which nothing will be chosen."""
+        """Masks [N, A] as bools. `exempt` [N] is True where no action will be chosen."""
         masks = infos.get("action_mask")
         if (masks is not None) != self._gives_masks:
             raise ValueError(
@@ -167,7 +167,7 @@ class Lane:
         return mask_fit(self.action_space, masks, self._lead, subject, exempt)
 
     def statistics(self) -> list[str]:
-        """Names of what in these environments carries running statistics of observations or rewards."""
+        """Names of wrappers in these environments that keep running statistics of observations or rewards."""
         return running_statistics(self.vector)
 
     def state(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Lane:
         raise ValueError(self.resume_note)
 
     def restore(self, state: dict[str, Any], seeds: Sequence[int]) -> Reset:
-        """Continue from `state`: the observations and action masks that the policy must see next."""
+        """Continue from `state`. Return the observations and action masks that the policy sees next."""
         raise ValueError(self.resume_note)
 
     def close(self) -> None:
@@ -183,7 +183,7 @@ class Lane:
 
 
 class RecordedLane(Lane):
-    """Gymnasium's SyncVectorEnv or AsyncVectorEnv over `Recorder`s: restored by replay of each."""
+    """Gymnasium's SyncVectorEnv or AsyncVectorEnv over `Recorder`s. Each recorder restores by replay."""
 
     def statistics(self) -> list[str]:
         return list(dict.fromkeys(name for names in self.vector.get_attr("statistics") for name in names))
@@ -192,20 +192,20 @@ class RecordedLane(Lane):
         return pack(self.vector.get_attr("snapshot"))
 
     def restore(self, state: dict[str, Any], seeds: Sequence[int]) -> Reset:
-        self.vector.reset(seed=list(seeds))  # also clears the vector environment's own notes of who has ended
+        self.vector.reset(seed=list(seeds))  # also clears the vector environment's record of ended episodes
         self.vector.set_attr("snapshot", unpack(state))
         for row, failure in enumerate(self.vector.get_attr("failure")):
             if failure:
                 raise ValueError(
-                    f"environment {row} cannot be restored: {failure}. Has the environment changed "
-                    "since (code, version, env_kwargs), does it use a generator other than its np_random, or does "
-                    "something else of it survive a reset? --allow-inexact (allow_inexact=True in Python) goes on "
-                    "with new episodes; --start (start=) begins a new run from these agents"
+                    f"environment {row} cannot be restored: {failure}. Has the environment changed (code, version, "
+                    "env_kwargs), does it use another generator than its np_random, or does some of its state survive "
+                    "a reset? --allow-inexact (Python: allow_inexact=True) continues with new episodes; --start "
+                    "(start=) begins a new run from these agents"
                 )
         return self._rejoin()
 
     def _rejoin(self) -> Reset:
-        """A step in which every recorder repeats its last outcome, for the vector environment to know."""
+        """Make a step in which every recorder repeats its last outcome, so that the vector environment records it."""
         space = self.vector.action_space
         ignored = np.zeros(space.shape, space.dtype)
         observations, _, terminated, truncated, infos = self.vector.step(ignored)
@@ -215,15 +215,15 @@ class RecordedLane(Lane):
 
 
 class CopiedLane(Lane):
-    """A vector environment of the id's own: restored by copying its arrays and random states."""
+    """An id's own vector environment. It is restored by copying its arrays and random states."""
 
     def __init__(self, vector: VectorEnv) -> None:
         super().__init__(vector)
-        vector.reset(seed=0)  # some attributes come into being here
+        vector.reset(seed=0)  # creates some attributes
         if names := uncopyable(vector):
             self.resume_note = (
-                f"{type(vector).__name__} keeps state that cannot be copied ({', '.join(names)}), so its "
-                "episodes start anew on resume; use vectorization='sync' for an exact one."
+                f"{type(vector).__name__} has state that cannot be copied ({', '.join(names)}), so a resumed run "
+                "starts new episodes; use vectorization='sync' for an exact resume."
             )
         self._last: Reset | None = None
 
@@ -250,7 +250,7 @@ class CopiedLane(Lane):
 
     def restore(self, state: dict[str, Any], seeds: Sequence[int]) -> Reset:
         observations, masks = self.reset(seeds)
-        if isinstance(self.vector, CartPolePopulation):  # whose compiled loop trusts its shapes
+        if isinstance(self.vector, CartPolePopulation):  # its compiled loop does not check shapes
             same_kind("CartPole", state["attributes"], copy_state(self.vector)["attributes"])
         same_kind("environments", state["ended"], self._ended)
         same_kind("environments", state["observations"], np.array(observations))
@@ -262,9 +262,9 @@ class CopiedLane(Lane):
 
 
 class PoolLane(Lane):
-    """An EnvPool, whose seeds are fixed when it is made."""
+    """An EnvPool. Its seeds are fixed when it is created."""
 
-    resume_note = "EnvPool cannot save the state of its environments, so their episodes start anew on resume."
+    resume_note = "EnvPool cannot save the state of its environments, so a resumed run starts new episodes."
 
     def __init__(self, build: Callable[[Sequence[int]], VectorEnv], seeds: Sequence[int]) -> None:
         super().__init__(build(seeds))
@@ -282,9 +282,8 @@ def recorded_lane(factories: Sequence[Factory], mode: str, workers: bool) -> Lan
     """Environments stepped one after the other, or each in a worker process."""
     if not workers:
         return RecordedLane(BriefSyncVectorEnv(factories, copy=False, autoreset_mode=MODES[mode]))
-    # Not fork: torch and numba have threads in this process, and a forked child that inherits their locks can
-    # hang (Python 3.12 warns of it). A fork server starts out clean, so its children are safe and still start
-    # fast.
+    # Not fork: torch and numba have threads in this process, and a forked child that inherits their locks can hang
+    # (Python 3.12 warns about it). A fork server has no threads, so its children are safe and still start fast.
     context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     if context == "forkserver":
         multiprocessing.get_context(context).set_forkserver_preload(["__main__"] * is_guarded() + [__name__])
@@ -295,10 +294,10 @@ def recorded_lane(factories: Sequence[Factory], mode: str, workers: bool) -> Lan
 
 
 def own_vector_lanes(spec: EnvSpec, kwargs: Mapping[str, Any], seeds: int, count: int) -> list[Lane]:
-    """`count` environments for each of `seeds` seeds by the id's own vector entry point.
+    """`count` environments for each of `seeds` seeds, from the id's own vector entry point.
 
-    Such an environment draws from one random generator for all its rows, so each seed needs one of its own,
-    unless we know how to split the generator.
+    Such an environment draws from one random generator for all its rows. So each seed needs its own vector environment,
+    unless we can split the generator.
     """
     shape: dict[str, Any] = {"num_envs": count}
     lanes = seeds
@@ -314,7 +313,7 @@ def own_vector_lanes(spec: EnvSpec, kwargs: Mapping[str, Any], seeds: int, count
 
 
 def pool_lane(env: str, kwargs: Mapping[str, Any], seeds: Sequence[int]) -> Lane:
-    """One EnvPool with an environment per seed; each draws from its own seed, whatever the others are."""
+    """One EnvPool with an environment per seed. Each draws only from its own seed."""
     try:
         import envpool
     except ImportError as error:
@@ -329,7 +328,7 @@ def pool_lane(env: str, kwargs: Mapping[str, Any], seeds: Sequence[int]) -> Lane
         except (TypeError, AssertionError) as error:
             message = str(error).splitlines()[0]
             raise ValueError(f"env_kwargs {dict(kwargs)} do not fit EnvPool's {env}: {message}") from error
-        with warnings.catch_warnings():  # EnvPool writes its bounds in float64 and Gymnasium remarks on it
+        with warnings.catch_warnings():  # Gymnasium warns about EnvPool's float64 bounds
             warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
             _ = pool.observation_space, pool.action_space
         return cast(VectorEnv, pool)

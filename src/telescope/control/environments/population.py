@@ -1,7 +1,6 @@
 """Environments for a population of seeds: built from an id or a callable, stepped together, restored exactly.
 
-Normalisation, episode statistics and what to do with the steps belong to others (`normalisation.py`,
-`rollout.py`).
+Leaves out normalisation (`normalisation.py`), episode statistics and the use of steps (`rollout.py`).
 """
 
 # S seeds, B environments per seed, N = S·B, A entries of an action mask
@@ -37,11 +36,10 @@ __all__ = ["Environments", "Step", "check_spaces", "environment_seed"]
 
 
 def environment_seed(seed: int, stream: int, index: int, restarts: int = 0) -> int:
-    """The 31-bit number from which environment `index` of `seed` starts.
+    """The 31-bit seed of environment `index` of `seed`.
 
-    It depends on the seed's value, never on its position in a list. `stream` separates users of one seed,
-    such as training and evaluation; `restarts` counts the inexact resumes, so that a new start does not
-    repeat old episodes.
+    It depends on the seed's value, never on its position in a list. `stream` separates users of one seed, such as
+    training and evaluation. `restarts` counts inexact resumes, so that a restart does not repeat old episodes.
     """
     return int(np.random.SeedSequence([seed, stream, index, restarts]).generate_state(1)[0] >> 1)
 
@@ -49,35 +47,35 @@ def environment_seed(seed: int, stream: int, index: int, restarts: int = 0) -> i
 class Environments:
     """S × B environments that step together, B for each of S seeds.
 
-    Each seed's transitions are those it would have alone. Discrete actions and observations count from 0
-    here, whatever the space's own `start` is.
+    Each seed has the same transitions as alone. Discrete actions and observations count from 0, whatever the space's
+    own `start` is.
 
     Args:
         env: a Gymnasium (or EnvPool) id, or a callable that returns a `gymnasium.Env`.
         seeds: one non-negative integer per independent agent.
         num_envs: environments per seed, B.
         backend: "gymnasium" or "envpool".
-        vectorization: "sync" steps one environment after another; "async" gives each a process, which pays
-            for slow environments on many cores; "vector_entry_point" uses the vector environment that the id
-            brings along; "auto" takes that if there is one, else "sync".
-        autoreset: "next_step", "same_step" or "disabled", for sync and async. They give the same
-            transitions; "next_step" inserts a row with `mask` False after each episode. A vector entry point
-            and EnvPool run in the mode they declare.
-        env_kwargs: passed on to the environment.
+        vectorization: "sync" steps one environment after another. "async" gives each its own process, which helps
+            slow environments on many cores. "vector_entry_point" uses the id's own vector environment. "auto" uses
+            that if there is one, otherwise "sync".
+        autoreset: "next_step", "same_step" or "disabled", for sync and async. All give the same transitions;
+            "next_step" inserts a row with `mask` False after each episode. A vector entry point and EnvPool use the
+            mode that they declare.
+        env_kwargs: keyword arguments for the environment.
         stream: separates the random numbers of training, evaluation, … under the same seed.
-        wraps: for sync and async, what is put around each of the S·B environments, seed by seed.
+        wraps: for sync and async, a wrapper for each of the S·B environments, seed by seed.
 
     Attributes:
         observation_space, action_space: of a single environment.
-        autoreset, vectorization: what is really used.
-        exact_resume: whether `restore` continues bit for bit; if not, episodes start anew.
-        resume_note: a sentence that says why they do; empty if they don't.
+        autoreset, vectorization: the modes in use.
+        exact_resume: whether `restore` continues bit for bit; if not, new episodes start.
+        resume_note: a sentence that says why not; empty if it does.
         began_anew: whether the last `restore` started new episodes.
 
-    EnvPool reports an episode that terminates at the very step of its time limit as truncated only.
+    If an episode terminates at the step of its time limit, EnvPool reports only that it is truncated.
 
     Raises:
-        ValueError: an unknown id or choice, env_kwargs that do not fit, a space that is not supported.
+        ValueError: an unknown id or choice, env_kwargs that do not fit, an unsupported space.
         ImportError: a missing package, with the command that installs it.
     """
 
@@ -138,7 +136,7 @@ class Environments:
         return [recorded_lane(factories, self._wanted_autoreset, self.vectorization == "async")]
 
     def _environment_seeds(self, first: int = 0) -> list[int]:
-        """One number per environment; a vector entry point has one for all environments of a seed."""
+        """One seed per environment; a vector entry point has one for all environments of a seed."""
         rows = 1 if self.vectorization == "vector_entry_point" else self.num_envs
         places = [(seed, first + index) for seed in self.seeds for index in range(rows)]
         return [environment_seed(seed, self._stream, index, self._restarts) for seed, index in places]
@@ -151,15 +149,15 @@ class Environments:
     def reset(self, first: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
         """Start every environment from its seed: observations `[S, B, *obs]` and action masks `[S, B, A]`.
 
-        With `first` those of a run of more environments, from this one on.
+        `first` is the index of the first environment, where these are a part of a larger run.
         """
         self._started = True
         return self._joined([lane.reset(seeds) for lane, seeds in self._lanes_and_seeds(first)])
 
     def step(self, actions: np.ndarray) -> Step:
-        """Step all environments with actions `[S, B, *act]` that are valid (clipped), of any dtype.
+        """Step all environments with valid (clipped) actions `[S, B, *act]` of any dtype.
 
-        No array of the result is touched by later steps.
+        Later steps do not change the arrays of the result.
         """
         actions = np.array(actions, self.action_space.dtype)
         if self._action_start is not None:
@@ -173,14 +171,14 @@ class Environments:
         return Step(seen, successors, *map(self._by_seed, outcome))
 
     def _by_seed(self, parts: Sequence[Any]) -> Any:
-        """The lanes' rows `[n, ...]` as one array `[S, B, ...]`; None if they have none."""
+        """Join the lanes' rows `[n, ...]` into one array `[S, B, ...]`; None if there are none."""
         if parts[0] is None:
             return None
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return joined.reshape(len(self.seeds), self.num_envs, *joined.shape[1:])
 
     def _observed(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Observations as a new array: a vector environment may overwrite its own."""
+        """Observations as a new array, because a vector environment may overwrite its own."""
         rows = np.array(self._by_seed(parts))
         return rows - self._observation_start if self._observation_start else rows
 
@@ -189,19 +187,19 @@ class Environments:
         return self._observed(observations), self._by_seed(masks)
 
     def state(self) -> dict[str, Any]:
-        """Where all environments are, as plain data: nested dicts of arrays, numbers, strings, None, lists.
+        """The state of all environments as plain data: nested dicts of arrays, numbers, strings, None, lists.
 
         Raises:
             ValueError: before the first reset.
         """
         if not self._started:
-            raise ValueError("there is nothing to save before the first reset(); call reset() first")
+            raise ValueError("there is no state to save before the first reset(); call reset() first")
         lanes = {str(index): lane.state() for index, lane in enumerate(self._lanes)} if self.exact_resume else {}
         resume = {"exact_resume": self.exact_resume, "resume_note": self.resume_note}
         return {**self._identity(), **resume, "restarts": self._restarts, "lanes": lanes}
 
     def _identity(self) -> dict[str, Any]:
-        """What a state and the environments that take it over must have in common."""
+        """Settings that a state and the environments that restore it must share."""
         return {
             "backend": self.backend,
             "vectorization": self.vectorization,
@@ -211,26 +209,26 @@ class Environments:
         }
 
     def start_anew_on_resume(self, reason: str) -> None:
-        """Restore no state of these environments any more, for this reason (a whole sentence)."""
+        """Never restore a state of these environments exactly, for this reason (a whole sentence)."""
         self.exact_resume, self.resume_note = False, reason
 
     def statistics(self) -> list[str]:
-        """Names of wrappers inside that carry running statistics, as NormalizeObservation does."""
+        """Names of wrappers inside that keep running statistics, as NormalizeObservation does."""
         return self._lanes[0].statistics()
 
     def restart(self) -> Reset:
-        """Start new episodes in the way that follows an end: from where the random generators are, without a seed."""
+        """Start new episodes without a seed, so that the random generators continue as after an episode's end."""
         return self._joined([lane.restart() for lane in self._lanes])
 
     def restore(self, state: dict[str, Any], *, allow_inexact: bool = False) -> Reset:
-        """Continue from `state()`; returns what the policy must see next, as `reset` does.
+        """Continue from `state()`. Return what the policy sees next, as `reset` does.
 
-        Where `exact_resume` was False, new episodes start instead, other ones than at the first start; with
-        `allow_inexact` also where an environment does not come back to its state.
+        If `exact_resume` was False, new episodes start, with other seeds than at the first start. With `allow_inexact`
+        they also start if an environment cannot be restored.
 
         Raises:
-            ValueError: the state is of environments set up differently, or an environment, replaying its last episode,
-                does not arrive at the stored observation through the stored rewards.
+            ValueError: the state has other settings, or the replay of an environment's last episode does not give the
+                stored rewards and observation.
         """
         for name, here in self._identity().items():
             if state[name] != here:
@@ -254,7 +252,7 @@ class Environments:
             return self._begin_anew()
 
     def _begin_anew(self) -> Reset:
-        """New episodes in all environments, also in those that could have been restored: all or nothing."""
+        """Start new episodes in all environments, also in those that could have been restored."""
         exact, note = self.exact_resume, self.resume_note
         self.close()
         self._restarts += 1
@@ -263,7 +261,7 @@ class Environments:
         return self.reset()
 
     def close(self) -> None:
-        """Close all environments and end their worker processes; a second call does nothing."""
+        """Close all environments and end their worker processes. A second call does nothing."""
         for lane in self._lanes:
             lane.close()
 
@@ -283,7 +281,7 @@ def check_counts(seeds: Sequence[int], num_envs: int) -> tuple[list[int], int]:
 
 
 def choose_vectorization(source: Any, backend: str, wanted: str) -> str:
-    """What "auto" stands for; refuses what the source cannot do."""
+    """The vectorization to use. Raises a ValueError for one that the source does not support."""
     if backend == "envpool":
         if not isinstance(source, str):
             raise ValueError(f'env must be an id for backend "envpool"; got {source!r}')

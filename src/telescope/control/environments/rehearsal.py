@@ -1,7 +1,7 @@
-"""A few steps before a run begins, played twice: can these environments be seeded, and brought back on resume?
+"""A rehearsal before a run: it plays a few steps twice to test whether the environments can be seeded and restored.
 
-What is found becomes notes for the run's user; environments that cannot come back start new episodes on resume. What a
-single step looks like is checked elsewhere (`checks.py`), at every step.
+Findings become notes for the user. Environments that cannot be restored start new episodes on resume. Leaves out the
+checks of single steps (`checks.py`).
 """
 
 # S seeds, B environments per seed
@@ -20,18 +20,18 @@ from telescope.control.agents.distributions import distribution
 from telescope.control.environments.population import Environments, Reset
 
 STEPS = 5
-"""Of each piece; there are five pieces."""
+"""Steps of each of the five pieces of a rehearsal."""
 
 
 def rehearse(environments: Environments, make_spare: Callable[[], Environments]) -> list[str]:
-    """Sentences about what the user of these environments should know; they must be reset afterwards.
+    """Return sentences for the user of these environments. Reset the environments afterwards.
 
-    It plays with a spare one, so that what an environment counts over its resets is as without a rehearsal; where no
-    other can be had (one object for all, a simulator that runs once) with these themselves. Three questions, each by a
-    comparison bit for bit of observations, rewards, flags and masks: does a seed give the same episode again? Does a
-    restored state go on as the state went on? Are observations within their bounds?
+    It plays with a spare environment, so that anything an environment counts over its resets stays the same. If there
+    is no other (one object for all, a simulator that runs once), it plays with these. It asks three questions: does a
+    seed give the same episode again? Does a restored state continue like the original? Are observations within their
+    bounds? The first two compare observations, rewards, flags and masks bit for bit.
     """
-    if not environments.exact_resume:  # no replay is possible, and it says so already
+    if not environments.exact_resume:  # replay is impossible, and its note says so
         return [environments.resume_note, *_statistics(environments)]
     with _process_generators_kept(), _spare(make_spare, environments) as stage:
         first, _ = _play(stage, stage.reset())
@@ -41,17 +41,17 @@ def rehearse(environments: Environments, make_spare: Callable[[], Environments])
     notes = [*_statistics(environments), *_beyond_bounds(environments.observation_space, first)]
     if reason:
         environments.start_anew_on_resume(
-            f"the environments ignore their seed, or something of them survives a reset: {reason}. So equal commands "
+            f"the environments ignore their seed, or some of their state survives a reset: {reason}. So equal commands "
             "may give different results, and a resume needs --allow-inexact and starts new episodes. Draw all random "
-            "numbers from self.np_random, call super().reset(seed=seed), and set everything anew in reset"
+            "numbers from self.np_random, call super().reset(seed=seed), and reset all state in reset()"
         )
         notes.insert(0, environments.resume_note)
     return notes
 
 
 def _not_restored(environments: Environments) -> str:
-    """How a later episode differs when it is restored and played on; empty if it does not."""
-    for _ in range(2):  # what counts episodes, or a place in its data, is now not where a seeded reset puts it
+    """How a later episode differs after it is restored; empty if it does not."""
+    for _ in range(2):  # now a counter of episodes, or a position in a data set, differs from a fresh one
         _, here = _play(environments, environments.restart())
     state = environments.state()
     first, _ = _play(environments, here)
@@ -63,7 +63,7 @@ def _not_restored(environments: Environments) -> str:
 
 
 def _play(environments: Environments, here: Reset) -> tuple[list[tuple[str, Any]], Reset]:
-    """What `STEPS` steps with fixed (allowed) actions give, by name, and where they lead."""
+    """Play `STEPS` steps with fixed (allowed) actions. Return their results by name, and the last step."""
     space = environments.action_space
     actions, bound = distribution(space), bounding(space)
     rng, shape = np.random.default_rng(0), (len(environments.seeds), environments.num_envs)
@@ -84,7 +84,7 @@ def _play(environments: Environments, here: Reset) -> tuple[list[tuple[str, Any]
 
 
 def _difference(first: list[tuple[str, Any]], second: list[tuple[str, Any]], sentence: str) -> str:
-    """The first thing in which two pieces differ, put into the sentence; empty if they are equal bit for bit."""
+    """The first difference between two pieces, put into the sentence; empty if they are equal bit for bit."""
     for (what, one), (_, other) in zip(first, second, strict=True):
         if (one is None) != (other is None) or (one is not None and one.tobytes() != other.tobytes()):
             return sentence.format(what)
@@ -92,19 +92,19 @@ def _difference(first: list[tuple[str, Any]], second: list[tuple[str, Any]], sen
 
 
 def _statistics(environments: Environments) -> list[str]:
-    """A sentence about wrappers that normalise by statistics of their own, which no other environment has."""
+    """A sentence about wrappers that normalise with statistics of a single environment; empty if there are none."""
     names = environments.statistics()
     if not names:
         return []
     return [
-        f"{' and '.join(names)} inside the environment keeps running statistics of its own in every copy: evaluation, "
+        f"{' and '.join(names)} inside the environment keeps separate running statistics in every copy: evaluation, "
         "policy.act and a resume begin without them. Remove it and train with normalise_observations or "
         "normalise_rewards (--normalise-observations, --normalise-rewards), whose statistics belong to the agent"
     ]
 
 
 def _beyond_bounds(space: gym.Space, seen: list[tuple[str, Any]]) -> list[str]:
-    """A sentence about observations outside a Box of floats, which are taken as they are."""
+    """A sentence about observations outside the bounds of a Box of floats; empty if there are none."""
     if not isinstance(space, gym.spaces.Box):
         return []
     for what, x in seen:
@@ -112,8 +112,8 @@ def _beyond_bounds(space: gym.Space, seen: list[tuple[str, Any]]) -> list[str]:
             outside = (x < space.low) | (x > space.high)
             if outside.any():
                 return [
-                    f"observations lie outside the bounds of {space} ({x[outside].flat[0]:.6g}, say); they are taken "
-                    "as they are, as the bounds of observations are used nowhere"
+                    f"observations lie outside the bounds of {space} (for example {x[outside].flat[0]:.6g}); they are "
+                    "used unchanged, because nothing uses the bounds of observations"
                 ]
     return []
 
@@ -122,7 +122,7 @@ def _beyond_bounds(space: gym.Space, seen: list[tuple[str, Any]]) -> list[str]:
 def _spare(make: Callable[[], Environments], otherwise: Environments) -> Iterator[Environments]:
     try:
         spare = make()
-    except Exception:  # whatever hinders a second one says nothing about the first
+    except Exception:  # an error of the second says nothing about the first
         yield otherwise
         return
     with contextlib.closing(spare):
@@ -131,7 +131,7 @@ def _spare(make: Callable[[], Environments], otherwise: Environments) -> Iterato
 
 @contextlib.contextmanager
 def _process_generators_kept() -> Iterator[None]:
-    """Leave the generators of `random` and `numpy.random` as they were: a rehearsal must not change the run."""
+    """Restore the generators of `random` and `numpy.random` afterwards: a rehearsal must not change the run."""
     numbers, texts = np.random.get_state(), random.getstate()
     try:
         yield

@@ -1,11 +1,8 @@
-"""Takes environments down to plain data and brings them back bit for bit, by replay or by copying arrays.
+"""Save environments as plain data and restore them bit for bit, by replay or by copying arrays.
 
-It knows nothing of vectorization or files: `lanes.py` decides which way is used, the run folder stores
-the result.
-
-Replay is the rule, because few simulators expose all of their state (Ant-v5 and Humanoid-v5 compute rewards
-from positions that lag behind the state one can set): the random state at the last reset, plus the actions
-since.
+Replay is the usual way: it stores the random state at the last reset and the actions since then. Few simulators let you
+set all of their state; Ant-v5 and Humanoid-v5, for example, compute rewards from positions that lag behind it. Leaves
+out which way to use (`lanes.py`) and where the data is stored (the run folder).
 """
 
 import json
@@ -20,22 +17,22 @@ from gymnasium.envs.registration import EnvSpec
 from telescope.control.environments.checks import flags_fit, mask_fit, mask_sizes, observation_fit, rewards_fit
 
 Outcome = tuple[Any, float, bool, bool, dict[str, Any]]
-# made once: a union that is written out is built anew at every step
+# built once: a union written at its use is built again at every step
 SEQUENCES, FLAGS = (tuple, list), (bool, np.bool_)
 
 
 class Recorder(gym.Wrapper):
-    """Checks what an environment hands out, and remembers how it came to where it is.
+    """Checks the values of an environment, and records how it reached its state.
 
-    It must be the outermost wrapper. Infos are reduced to the action mask, the only part that is used: a
-    vector environment spends microseconds a step on merging the rest. An environment without one in its infos may
-    have a method `action_masks()` instead, as sb3-contrib wants it.
+    It must be the outermost wrapper. It reduces infos to the action mask, because nothing else is used and a vector
+    environment spends microseconds per step on merging infos. An environment may have a method `action_masks()`
+    instead, as in sb3-contrib.
 
-    Reading `snapshot` gives plain data: the random state at the last reset, actions and rewards since. Assigning it
-    replays the episode, after which the next `step`, whatever its action, returns the last recorded outcome again
-    without stepping. A vector environment that makes that step then holds the right observation and the right "has
-    ended" flag, wherever it keeps them. If the replay does not go through the stored rewards to the stored observation
-    and random state, `failure` says so (an exception would take an async worker down).
+    Reading `snapshot` gives plain data: the random state at the last reset, and the actions and rewards since then.
+    Assigning it replays the episode. The next `step` then ignores its action, does not step, and returns the last
+    recorded outcome again. A vector environment that makes this step then holds the right observation and the right
+    flags. If the replay gives other rewards, another observation or another random state, `failure` says so (an
+    exception would end an async worker).
     """
 
     def __init__(self, env: gym.Env) -> None:
@@ -88,7 +85,7 @@ class Recorder(gym.Wrapper):
         if not isinstance(result, SEQUENCES) or len(result) != 5 or not isinstance(result[4], dict):
             parts = f"{len(result)} values" if isinstance(result, SEQUENCES) else type(result).__name__
             raise ValueError(
-                f"{self._name}.step() returned {parts}; expected the five of Gymnasium: observation, reward, "
+                f"{self._name}.step() returned {parts}; expected Gymnasium's five values: observation, reward, "
                 "terminated, truncated and a dict info (Gym before 0.26 had a single `done`)"
             )
         observation, reward, terminated, truncated, info = result
@@ -103,7 +100,7 @@ class Recorder(gym.Wrapper):
         self._rewards[self._length] = reward
         self._length += 1
         if terminated or truncated:
-            # The autoreset that follows may write into the very array that the environment handed out.
+            # the next autoreset may write into this array
             observation = np.array(observation)
         self._last = (observation, reward, terminated, truncated, self._step_info(info, terminated or truncated))
         return self._last
@@ -113,7 +110,7 @@ class Recorder(gym.Wrapper):
             if info.get("action_mask") is not None:
                 raise ValueError(f"{self._name} gave infos['action_mask'] at a step but not at reset; give it always")
             return {}
-        if ended:  # nothing is chosen here any more, and a state without a legal action would make NaN of the policy
+        if ended:  # no action is chosen here; without a legal action the policy would give NaN
             return {"action_mask": np.ones(self._mask_size, bool)}
         mask = self._given_mask(info)
         if mask is None:
@@ -140,7 +137,7 @@ class Recorder(gym.Wrapper):
     def snapshot(self) -> dict[str, Any]:
         """Plain data: seed, random states as text, actions `[n, *act]` and rewards [n] since the reset, observation."""
         if self._last is None:
-            raise ValueError("there is nothing to save before the first reset(); call reset() first")
+            raise ValueError("there is no state to save before the first reset(); call reset() first")
         return {
             "seed": self._seed,
             "random_at_reset": encode(self._random_at_reset),
@@ -155,13 +152,13 @@ class Recorder(gym.Wrapper):
         try:
             self._replay(snapshot)
             self.failure = difference(snapshot, self.snapshot)
-        except Exception as error:  # it came to a state in which one of these actions makes no sense
+        except Exception as error:  # the replay reached a state where an action is invalid
             self.failure = f"{_replaying(snapshot)} ends in {type(error).__name__}: {error}"
         self._armed = True
 
     def _replay(self, snapshot: dict[str, Any]) -> None:
-        # The seeded reset comes first even if another reset follows: it also fixes whatever else an
-        # environment derives from its seed.
+        # The seeded reset comes first, even if another reset follows: an environment may derive other state from its
+        # seed.
         self.reset(seed=snapshot["seed"])
         if snapshot["random_at_reset"] is not None:
             set_random_state(self._base.np_random, snapshot["random_at_reset"])
@@ -171,7 +168,7 @@ class Recorder(gym.Wrapper):
 
 
 def running_statistics(env: Any) -> list[str]:
-    """Names of the wrappers (or the environment) that carry running statistics, as NormalizeObservation does."""
+    """Names of wrappers (or the environment) that keep running statistics, as NormalizeObservation does."""
     names = []
     while env is not None:
         if any(_is_running_statistic(value) for value in getattr(env, "__dict__", {}).values()):
@@ -181,13 +178,13 @@ def running_statistics(env: Any) -> list[str]:
 
 
 def _is_running_statistic(value: Any) -> bool:
-    """Has it a mean, a variance and a count, all of them numbers or arrays (those of a data frame are methods)?"""
+    """Whether it has a mean, a variance and a count that are numbers or arrays (a data frame has methods)."""
     parts = [getattr(value, name, None) for name in ("mean", "var", "count")]
     return all(isinstance(part, int | float | np.ndarray | np.generic) for part in parts)
 
 
 def difference(saved: dict[str, Any], replayed: dict[str, Any]) -> str:
-    """A clause on how a replayed snapshot differs from the saved one, bit for bit; empty if it does not."""
+    """A clause that says how a replayed snapshot differs from the saved one; empty if they are equal bit for bit."""
     wanted, got = saved["observation"], replayed["observation"]
     replay = _replaying(saved)
     if (wanted.dtype, wanted.shape) != (got.dtype, got.shape):
@@ -206,7 +203,7 @@ def _replaying(snapshot: dict[str, Any]) -> str:
 
 
 def pack(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Snapshots of equal environments as one dict of a few arrays and lists; `unpack` is its inverse."""
+    """Join snapshots of equal environments into one dict of a few arrays and lists; `unpack` is the inverse."""
     return {
         "seed": [snapshot["seed"] for snapshot in snapshots],
         "random_at_reset": [snapshot["random_at_reset"] for snapshot in snapshots],
@@ -235,17 +232,17 @@ def unpack(packed: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def random_state(generator: Any) -> dict[str, Any] | None:
-    """The state of a NumPy generator; None for any other kind, which only a seeded reset can bring back."""
+    """The state of a NumPy generator; None for other generators, which only a seeded reset can restore."""
     return dict(generator.bit_generator.state) if isinstance(generator, np.random.Generator) else None
 
 
 def encode(state: dict[str, Any] | None) -> str | None:
-    """A random state as text: PCG64 counts in 128 bits, which no array holds."""
+    """A random state as text, because PCG64 has 128-bit integers, which no array holds."""
     return None if state is None else json.dumps(state, default=np.ndarray.tolist)
 
 
 def set_random_state(generator: np.random.Generator, text: str) -> None:
-    """Put a generator into the state that `encode` wrote: in place, as others may hold a reference to it."""
+    """Set a generator to the state that `encode` wrote, in place, because others may hold a reference to it."""
     generator.bit_generator.state = json.loads(text, object_hook=_lists_to_arrays)
 
 
@@ -253,13 +250,13 @@ def _lists_to_arrays(state: dict[str, Any]) -> dict[str, Any]:
     return {name: np.array(value, np.uint64) if isinstance(value, list) else value for name, value in state.items()}
 
 
-# Attributes of a vector environment that never change while it runs.
+# attributes of a vector environment that do not change while it runs
 _CONSTANTS = (gym.Space, EnvSpec, Enum)
 _PLAIN = (int, float, str, bool, np.generic, type(None))
 
 
 def uncopyable(vector: gym.vector.VectorEnv) -> list[str]:
-    """Names of attributes that `copy_state` cannot copy; while there are any, the state cannot be saved."""
+    """Names of attributes that `copy_state` cannot copy; if there are any, the state cannot be saved."""
     return [name for name, value in vars(vector).items() if name != "metadata" and not _copyable(value)]
 
 
@@ -270,13 +267,13 @@ def _copyable(value: Any) -> bool:
 
 
 def _generators(value: Any) -> list[np.random.Generator]:
-    """The generators in an attribute that is one, or a list of nothing else; empty for other attributes."""
+    """The generators in an attribute that is a generator or a list of generators; empty for other attributes."""
     values = value if isinstance(value, list) else [value]
     return values if all(isinstance(entry, np.random.Generator) for entry in values) else []
 
 
 def copy_state(vector: gym.vector.VectorEnv) -> dict[str, Any]:
-    """A vector environment's arrays, numbers and random states as plain data; `uncopyable` must be empty."""
+    """A vector environment's arrays, numbers and random states as plain data. `uncopyable` must be empty."""
     attributes: dict[str, Any] = {}
     random: dict[str, Any] = {}
     for name, value in vars(vector).items():
@@ -290,7 +287,7 @@ def copy_state(vector: gym.vector.VectorEnv) -> dict[str, Any]:
 
 
 def paste_state(vector: gym.vector.VectorEnv, state: dict[str, Any]) -> None:
-    """Write what `copy_state` read into a vector environment of the same kind that has been reset."""
+    """Write the data of `copy_state` into a vector environment of the same kind that has been reset."""
     if unknown := sorted((state["attributes"].keys() | state["random"].keys()) - vars(vector).keys()):
         raise ValueError(f"the state to resume from sets {unknown[0]!r}, which {type(vector).__name__} does not have")
     for name, value in state["attributes"].items():

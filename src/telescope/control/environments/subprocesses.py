@@ -1,7 +1,7 @@
-"""Environments in worker processes of Gymnasium's: an error there arrives in the parent as it was, with its traceback.
+"""Environments in Gymnasium's worker processes. An error there arrives in the parent unchanged, with its traceback.
 
-A worker whose parent is gone ends without a word; one that is gone itself is told in a sentence. Leaves out how many
-there are and how they are reset (`lanes.py`).
+A worker whose parent is gone ends silently. A worker that is gone itself raises an error sentence in the parent. Leaves
+out the number of workers and their resets (`lanes.py`).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from telescope.failures import sendable
 
 
 class Reporting(gym.Wrapper):
-    """In the worker: an error of the environment is made one that can be sent."""
+    """In the worker: turn an error of the environment into one that can be sent."""
 
     def reset(self, **arguments: Any) -> Any:
         try:
@@ -38,7 +38,7 @@ GONE = (EOFError, BrokenPipeError, ConnectionResetError)
 
 
 class ParentsPipe:
-    """In the worker: the pipe to the parent; the worker ends with it, where Gymnasium's would raise twice."""
+    """In the worker: the pipe to the parent. When it closes, the worker ends; Gymnasium's would raise two errors."""
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
@@ -60,13 +60,13 @@ class ParentsPipe:
 
 
 def work(index: int, make: Any, pipe: Any, *others: Any) -> None:
-    """Gymnasium's worker on such a pipe."""
+    """Gymnasium's worker, on this pipe."""
     parents: Any = ParentsPipe(pipe)
     _async_worker(index, make, parents, *others)
 
 
 class ReportedAsyncVectorEnv(AsyncVectorEnv):
-    """In the parent: the error itself is raised, and Gymnasium's logger doesn't tell it a second time."""
+    """In the parent: raise the worker's error, and keep Gymnasium's logger from printing it again."""
 
     def __init__(self, factories: Any, **more: Any) -> None:
         keep_tracker()
@@ -90,7 +90,7 @@ class ReportedAsyncVectorEnv(AsyncVectorEnv):
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         gone = any(not process.is_alive() for process in self.processes)
-        super().close_extras(timeout, terminate or gone)  # else it waits for an answer of theirs
+        super().close_extras(timeout, terminate or gone)  # otherwise it waits for their answer
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -101,8 +101,8 @@ class ReportedAsyncVectorEnv(AsyncVectorEnv):
                 process.join(0.2)
             ended = [process.exitcode for process in self.processes if process.exitcode is not None]
             raise ChildProcessError(
-                f"{len(ended) or 'some'} of {len(self.processes)} processes that environments live in ended "
-                f"(exit status {ended[0] if ended else 'unknown'}; -9 is a kill, as for want of memory)"
+                f"{len(ended) or 'some'} of {len(self.processes)} environment processes ended (exit status "
+                f"{ended[0] if ended else 'unknown'}; -9 is a kill, for example because memory ran out)"
             ) from error
 
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:
@@ -112,6 +112,6 @@ class ReportedAsyncVectorEnv(AsyncVectorEnv):
         try:
             with warnings.catch_warnings(action="ignore"):
                 super()._raise_if_errors(successes)
-        except Exception as error:  # Gymnasium raises its type, made from the error that came
+        except Exception as error:  # Gymnasium raises an error of the same type
             first = error.args[0] if error.args else None
             raise (first if isinstance(first, Exception) else error) from None

@@ -1,7 +1,7 @@
 """Gymnasium's SyncVectorEnv with a shorter step, for environments whose infos hold an action mask or nothing.
 
-Gymnasium merges infos, copies and stacks at every step, which takes a good part of a MuJoCo step's time again. It
-leaves everything else to Gymnasium: seeding, resets, spaces, the three autoreset modes.
+Gymnasium merges infos, copies and stacks at every step, which takes nearly as long as a MuJoCo step. Seeding, resets,
+spaces and the three autoreset modes are Gymnasium's.
 """
 
 from typing import Any
@@ -11,10 +11,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 
 class BriefSyncVectorEnv(SyncVectorEnv):
-    """Environments wrapped in `Recorder`, with Box or Discrete observations; arrays are overwritten by later steps."""
+    """Environments wrapped in `Recorder`, with Box or Discrete observations. Later steps overwrite the arrays."""
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """As in SyncVectorEnv, but infos holds only "action_mask" [N, A] and "final_obs" (N observations or None)."""
+        """Like SyncVectorEnv, but infos holds only "action_mask" [N, A] and "final_obs" (N observations or None)."""
         observations: Any = self._observations
         masks: list[Any] = []
         finals: dict[str, Any] = {}
@@ -27,7 +27,7 @@ class BriefSyncVectorEnv(SyncVectorEnv):
             if (terminated or truncated) and self.autoreset_mode == AutoresetMode.SAME_STEP:
                 finals.setdefault("final_obs", np.full(self.num_envs, None, object))[i] = observation
                 observation, info = env.reset()
-            observations[i] = self._env_obs[i] = observation  # a reset of some gathers the others from _env_obs
+            observations[i] = self._env_obs[i] = observation  # a partial reset reads the others from _env_obs
             self._rewards[i], self._terminations[i], self._truncations[i] = reward, terminated, truncated
             if info:
                 masks.append(info["action_mask"])

@@ -1,1 +1,1 @@
-"""Processes beside the first: how they start, and how seeds are spread over them."""
+"""Worker processes: how they start, and how seeds are spread over them."""

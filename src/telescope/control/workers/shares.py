@@ -1,7 +1,7 @@
-"""A population spread over processes: each trains its share of the seeds, and here they look like one run.
+"""A population spread over processes. Each process trains its share of the seeds; to the caller they look like one run.
 
-Seeds never talk to each other, so nothing travels but metrics and, when somebody asks, states. What a training loop
-does is its own business: it is run as it stands, on fewer seeds.
+Seeds never talk to each other, so only metrics travel, and states on request. Each process runs the unchanged training
+loop on fewer seeds.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Train = Callable[..., Iterator[Any]]
 
 
 def over_processes(train: Train) -> Train:
-    """`train(config, resume)` that spreads `config.seeds` over `config.processes`, where these are more than one.
+    """Decorate `train(config, resume)` to spread `config.seeds` over `config.processes`, if that is more than one.
 
-    A run that leaves their number open goes on in as many as were chosen when it began.
-    Its workers are new interpreters, to which the environment and the network are sent.
+    With `processes` 0 a resumed run uses the number that was chosen when it began. Workers are new interpreters; they
+    receive the environment and the network by value.
     """
 
     @functools.wraps(train)
@@ -71,7 +71,7 @@ class _Crew:
         self.last: list[Any] | None = None
 
     def train(self) -> Iterator[Iteration]:
-        """Iterations of all shares together."""
+        """Yield iterations that join those of all shares."""
         try:
             self._begin()
             while True:
@@ -79,7 +79,7 @@ class _Crew:
                 self._book(reports)
                 yield self._iteration(reports)
                 if reports[0]["finished"]:
-                    self.last = self.ask("state")  # still to be had when the workers are gone
+                    self.last = self.ask("state")  # readable after the workers are gone
                     return
                 self._tell("go")
         finally:
@@ -91,13 +91,13 @@ class _Crew:
 
     def _begin(self) -> None:
         keep_tracker()
-        context = multiprocessing.get_context("spawn")  # torch has threads here, which a fork would not survive
+        context = multiprocessing.get_context("spawn")  # torch has threads here, so a fork is not safe
         for config, state in zip(self.shares, self.states, strict=True):
             ours, theirs = context.Pipe()
             more = self.more if self.start is None else self.more | {"start": self._start_of(config)}
             parts = self.train_share, config, state, more, registered(config)
             job = sent(parts, f"processes is {self.config.processes}")
-            # not daemons, which may have no children: environments of theirs can live in processes, too
+            # not daemons: those may have no children, but their environments can be processes too
             worker = context.Process(target=_work, args=(job, theirs), daemon=False)
             with startable(), shielded():
                 worker.start()
@@ -107,7 +107,7 @@ class _Crew:
 
     def _tell(self, word: str) -> None:
         for connection in self.connections:
-            with contextlib.suppress(BrokenPipeError):  # why it is gone is asked when it is listened to
+            with contextlib.suppress(BrokenPipeError):  # `heard` will say why it is gone
                 connection.send(word)
 
     def _heard(self) -> list[Any]:
@@ -119,15 +119,15 @@ class _Crew:
         except (EOFError, ConnectionResetError):
             worker.join()
             raise ChildProcessError(
-                f"a training process ended with exit status {worker.exitcode}; its last words, if any, are above. A "
-                "script trains under its `if __name__ == '__main__':`, if it has one; out of memory, try fewer"
+                f"a training process ended with exit status {worker.exitcode}; its output, if any, is above. If the "
+                "script has an `if __name__ == '__main__':`, train under it; if memory ran out, use fewer processes"
             ) from None
         if isinstance(told, Exception):
             raise told
         return told
 
     def _book(self, reports: list[dict[str, Any]]) -> None:
-        """Everybody waits for the slowest, so its seconds are everybody's."""
+        """The times of the slowest share, because all others wait for it."""
         slowest = max((report["rows"][0] for report in reports), key=lambda row: sum(row[name] for name in TIMES))
         spent = {name: slowest[name] for name in TIMES}
         self.times = {**spent, "time_total": self.times["time_total"] + sum(spent.values())}
@@ -152,11 +152,11 @@ class _Crew:
         return self._heard()
 
     def policy(self) -> dict[str, Any]:
-        """The policies of all shares as one population's."""
+        """Join the policies of all shares into that of the whole population."""
         return joined(self.ask("policy"))
 
     def state(self) -> dict[str, Any]:
-        """One state of the whole run; what acting needs is put together, the rest is kept share by share."""
+        """The state of the whole run: the policy is joined, everything else is kept per share."""
         states = self.ask("state")
         return {
             "iteration": states[0]["iteration"],
@@ -170,16 +170,16 @@ class _Crew:
 
     def close(self) -> None:
         for connection in self.connections:
-            connection.close()  # which a worker takes for the end
+            connection.close()  # tells the worker to end
         for worker in self.workers:
             worker.join(timeout=5)
-            if worker.is_alive():  # in the middle of an iteration that nobody waits for
+            if worker.is_alive():  # still in an iteration that is no longer needed
                 worker.terminate()
                 worker.join()
 
 
 def shares(config: Any, threads: int) -> list[Any]:
-    """The configs of the processes: as many seeds each as can be, in order."""
+    """The configs of the processes, with the seeds divided evenly and in order."""
     sizes = [len(part) for part in np.array_split(config.seed_values, config.processes)]
     starts = np.cumsum([config.seed, *sizes[:-1]])
     return [
@@ -189,7 +189,7 @@ def shares(config: Any, threads: int) -> list[Any]:
 
 
 def joined(policies: list[dict[str, Any]]) -> dict[str, Any]:
-    """The policies of all shares as one population's."""
+    """Join the policies of all shares into that of the whole population."""
     statistics = [policy["normaliser"] for policy in policies]
     return {
         "parameters": torch.cat([policy["parameters"] for policy in policies]),
@@ -198,17 +198,18 @@ def joined(policies: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def registered(config: AgentConfig) -> EnvSpec | None:
-    """What the program has registered under the environment's id, for workers that have not run it."""
+    """The registered spec of the environment's id, for workers that did not run the registration."""
     return gym.registry.get(config.env.rpartition(":")[2]) if isinstance(config.env, str) else None
 
 
 def split(state: dict[str, Any], parts: list[Any]) -> list[dict[str, Any]]:
-    """`_Crew.state` taken apart again; ValueError where it is another run's."""
+    """Split `_Crew.state` into shares. A ValueError if it belongs to another run."""
     found = [share["seeds"] for share in state.get("shares", [{"seeds": state["seeds"]}])]
     if found != [part.seed_values for part in parts]:
         raise ValueError(
-            f"resume holds seeds {state['seeds']} of {len(found)} processes, but the config asks for "
-            f"{[seed for part in parts for seed in part.seed_values]} in {len(parts)}; a run continues as it began"
+            f"resume holds seeds {state['seeds']} in {len(found)} processes, but the config has seeds "
+            f"{[seed for part in parts for seed in part.seed_values]} in {len(parts)}; pass the seeds and processes "
+            "that the run began with"
         )
     position, states = 0, []
     for share in state["shares"]:
@@ -222,7 +223,7 @@ def split(state: dict[str, Any], parts: list[Any]) -> list[dict[str, Any]]:
 
 
 def _work(job: bytes, connection: Connection) -> None:
-    """A worker: train one share, and after each iteration wait for what is wanted."""
+    """The worker: train one share, and wait for a request after each iteration."""
     deaf()
     try:
         train, config, state, more, spec = pickle.loads(job)
@@ -234,5 +235,5 @@ def _work(job: bytes, connection: Connection) -> None:
             while (wanted := connection.recv()) != "go":
                 connection.send_bytes(pickle.dumps(getattr(metrics, wanted)))
     except Exception as error:
-        with contextlib.suppress(OSError):  # there may be nobody left to train for
+        with contextlib.suppress(OSError):  # the parent may be gone
             connection.send_bytes(pickle.dumps(sendable(error)))

@@ -1,7 +1,7 @@
-"""What worker processes need of the program that starts them, whatever it is: a script, a notebook, standard input.
+"""Start worker processes from any program: a script, a notebook, or standard input.
 
-A new interpreter runs the main script again, unless what follows `if __name__ == "__main__":`. A script without it, or
-one that is no file, is not run again: what comes from it is sent by value.
+A new interpreter imports the main script again, without the part under `if __name__ == "__main__":`. A script without
+such a guard, or one that is not a file, is not imported again; its functions and classes are sent by value.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 GROUP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What a terminal or a scheduler sends to the whole process group: the first process decides what comes of it."""
+"""Signals that a terminal or a scheduler sends to the whole process group. Only the first process reacts to them."""
 
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-    """Processes that are started in this block do not see signals to the group until they unblock `GROUP`.
+    """Processes that start in this block do not receive signals to the group until they unblock `GROUP`.
 
-    A signal sent to the thread that starts them waits until after the block.
+    A signal to the thread that starts them is delivered after the block.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP)
     try:
@@ -35,20 +35,20 @@ def shielded() -> Iterator[None]:
 
 
 def keep_tracker() -> None:
-    """Start multiprocessing's resource tracker so that no signal to the group ends it before those whom it serves."""
+    """Start multiprocessing's resource tracker so that a signal to the group does not end it before its clients."""
     with shielded():
         resource_tracker.ensure_running()
 
 
 def deaf() -> None:
-    """In a worker: ignore what is sent to the group, also what came before this line."""
+    """In a worker: ignore signals to the group, including earlier ones that are pending."""
     for number in GROUP:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP)
 
 
 def is_guarded() -> bool:
-    """May the main script be run again by a worker: is it a file with `if __name__ == "__main__":`, or a module?"""
+    """Whether a worker may import the main script: it is a module, or a file with `if __name__ == "__main__":`."""
     main = sys.modules["__main__"]
     if getattr(main, "__spec__", None) is not None:  # python -m
         return True
@@ -64,9 +64,9 @@ def is_guarded() -> bool:
 
 @contextlib.contextmanager
 def startable() -> Iterator[None]:
-    """Processes that are started in this block run the main script again only if it is guarded."""
+    """Processes that start in this block import the main script only if it is guarded."""
     if getattr(multiprocessing.process.current_process(), "_inheriting", False):
-        # a worker runs the main script again and has come to the line that starts workers: its parent says so
+        # a worker imported the main script and reached the line that starts workers; its parent reports that
         raise SystemExit(1)
     if is_guarded():
         yield
@@ -80,13 +80,13 @@ def startable() -> Iterator[None]:
 
 
 def sent(job: Any, why: str) -> bytes:
-    """`job` in bytes, functions and classes of the main script by value. ValueError, which begins with `why`."""
+    """`job` as bytes, with functions and classes of the main script by value. Errors begin with `why`."""
     import cloudpickle  # type: ignore[import-untyped]  # Gymnasium's, for the same purpose
 
     try:
         return cloudpickle.dumps(job)  # type: ignore[no-any-return]
-    except Exception as error:  # whatever an object's own way of being pickled raises
+    except Exception as error:  # an object's own pickling may raise anything
         raise ValueError(
-            f"{why}, but what is to run there cannot be sent to another process ({type(error).__name__}: {error}); "
-            "make it inside the environment's constructor, or use one process"
+            f"{why}, but the environment or network cannot be sent to another process ({type(error).__name__}: "
+            f"{error}); create such objects inside the environment's constructor, or use one process"
         ) from error

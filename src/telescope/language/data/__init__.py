@@ -1,1 +1,1 @@
-"""What a language model is given: tasks, rows, text and tokens, rewards, and the fingerprints of all of it."""
+"""Data for language models: tasks, rows, text and tokens, rewards, and their SHA-256 digests."""

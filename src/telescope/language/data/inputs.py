@@ -1,6 +1,6 @@
-"""What a run is made from besides its settings: data, reward and models, each known by its SHA-256.
+"""The inputs of a run besides its settings: data, reward and models, each identified by its SHA-256.
 
-It leaves out where the digests are kept and compared (`runs/folder.py`).
+Leaves out where digests are stored and compared (`runs/folder.py`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Any
 from telescope.language.models.causal import TINY, folder_of
 
 ABSENT = "absent"
-"""In place of the digest of what is not there."""
+"""Replaces the digest of a missing input."""
 
 
 def resolved(config: Any) -> Any:
-    """The configuration with whole paths, so that a run goes on from any directory."""
+    """The configuration with absolute paths, so that a run can be resumed from any directory."""
     paths = {name: _whole(name, getattr(config, name, None)) for name in ("task", "model", "reward")}
     return dataclasses.replace(config, **{name: path for name, path in paths.items() if path is not None})
 
 
 def inputs(config: Any) -> dict[str, str]:
-    """Field → the SHA-256 of what it names: the file of rows, the model folder, the reward file or model; no code runs.
+    """Field → SHA-256 of what it names: the data file, the model folder, the reward file or model. Runs no code.
 
-    A reward file counts with the modules beside it that it imports, an adapter with the model it belongs to. What is
-    built in has none.
+    The digest of a reward file includes modules beside it that it imports; that of an adapter includes its base model.
+    Built-in tasks and models have none.
     """
     found = {}
     if config.task.endswith(".jsonl"):
@@ -46,7 +46,7 @@ def inputs(config: Any) -> dict[str, str]:
 
 
 def _whole(name: str, source: Any) -> str | None:
-    """A path as a whole one; None for what is no path or is whole already."""
+    """The absolute path; None if it is no path, or is absolute already."""
     if not isinstance(source, str):
         return None
     if name == "reward" and ":" in source and not os.path.exists(source):
@@ -57,14 +57,14 @@ def _whole(name: str, source: Any) -> str | None:
 
 
 def _model_folder(source: str) -> Path | None:
-    """Where a model's files are; None for the built-in one, and for one of the hub that was not fetched yet."""
+    """The folder of a model's files; None for the built-in model, and for a hub model that is not downloaded yet."""
     if source == TINY:
         return None
     if os.path.isabs(source) or os.path.isdir(source):
         return Path(folder_of(source))
     from huggingface_hub import try_to_load_from_cache
 
-    with contextlib.suppress(ValueError):  # no name that the hub could have
+    with contextlib.suppress(ValueError):  # not a valid name on the hub
         for file in ("config.json", "adapter_config.json"):
             if isinstance(cached := try_to_load_from_cache(source, file), str):
                 return Path(cached).parent
@@ -72,12 +72,14 @@ def _model_folder(source: str) -> Path | None:
 
 
 def _model(folder: Path) -> str:
-    """Of all files of the folder but pages for readers."""
+    """The digest of all files of a folder except documents for readers."""
     if not folder.is_dir():
         return ABSENT
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md" and path.name[0] != ".")
     parts = [(path.name, _file(path)) for path in files]
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # broken: refused where it is used
+    with contextlib.suppress(
+        OSError, ValueError, TypeError, AttributeError
+    ):  # a broken file raises an error where it is used
         base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
         place = _model_folder(base)
         parts.append((base, ABSENT if place in (None, folder) else _model(place)))
@@ -89,7 +91,7 @@ def _code(file: Path) -> str:
 
 
 def _imported(file: Path, seen: set[Path]) -> set[Path]:
-    """The file and, of those beside it, all that it imports, as its text says."""
+    """The file, and all files beside it that its import statements name."""
     for name in _names(file):
         for path in (file.parent / f"{name}.py", file.parent / name / "__init__.py"):
             if path.is_file() and path not in seen:
@@ -99,10 +101,10 @@ def _imported(file: Path, seen: set[Path]) -> set[Path]:
 
 
 def _names(file: Path) -> Iterator[str]:
-    """The first parts of the names of modules that the file imports."""
+    """The first parts of the module names that the file imports."""
     try:
         tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):  # said where it is run
+    except (SyntaxError, ValueError):  # running it raises the error
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,6 +1,6 @@
-"""Scores of completions: any Python function, checked, or a reward model.
+"""Scores of completions from a user's Python function, with checks, or from a reward model.
 
-It leaves out what is done with them (`advantages.py`).
+Leaves out the use of scores (`objectives/advantages.py`).
 """
 
 # B completions
@@ -23,9 +23,9 @@ from telescope.language.data.tasks import Reward, Row
 
 
 def load_function(source: str | Reward) -> Reward:
-    """The function that `my_rewards.py:score` names; a function, from Python, is itself.
+    """The function that `my_rewards.py:score` names. A function is returned unchanged.
 
-    As for a script, modules beside the file can be imported.
+    The file can import modules beside it, as a script can.
     """
     if callable(source):
         return source
@@ -38,7 +38,7 @@ def load_function(source: str | Reward) -> Reward:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module  # dataclasses look their own module up
+    sys.modules[module.__name__] = module  # dataclasses look up their own module
     try:
         with _importable(str(Path(path).resolve().parent)):
             spec.loader.exec_module(module)
@@ -51,18 +51,18 @@ def load_function(source: str | Reward) -> Reward:
 
 
 def is_folder(source: object) -> TypeGuard[str]:
-    """Does a configuration's `reward` name the run folder of a reward model?"""
+    """Whether a configuration's `reward` names the run folder of a reward model."""
     return isinstance(source, str) and Path(source).is_dir()
 
 
 def name_of(source: str | Reward) -> str:
-    """What a reward is called in sentences."""
+    """The reward's name in messages."""
     return source if isinstance(source, str) else getattr(source, "__qualname__", type(source).__name__)
 
 
 @contextlib.contextmanager
 def _importable(folder: str) -> Iterator[None]:
-    """Modules of the folder come first while its file is run, and last for what its functions import later."""
+    """Put the folder first on the import path while its file runs, and last for later imports by its functions."""
     sys.path.insert(0, folder)
     try:
         yield
@@ -73,7 +73,7 @@ def _importable(folder: str) -> Iterator[None]:
 
 
 class Given(NamedTuple):
-    """How a reward function is called: each parameter with the name of what it gets."""
+    """Maps each parameter of a reward function to the name of the value that it receives."""
 
     positions: list[str]
     keywords: dict[str, str]
@@ -83,18 +83,18 @@ TEXTS = ("prompts", "completions")
 
 
 def given_to(function: Reward, columns: Iterable[str], *, name: str) -> Given:
-    """What the function gets, by the names in its signature and in any order; it may leave out what it does not need.
+    """The values that the function receives, by the names in its signature, in any order. It may omit some.
 
-    Parameters without a telling name (positional-only ones, `_`, a single letter) get prompts and completions in this
-    order. ValueError where one asks for something else, as functions for other libraries do.
+    Parameters without a meaningful name (positional-only, `_`, a single letter) receive prompts and completions, in
+    this order. Any other name raises a ValueError.
     """
     columns = [column for column in columns if column != "prompt"]
     if clash := [column for column in columns if column in TEXTS]:
-        raise ValueError(f"the rows have a field {clash[0]!r}, which is what reward functions get; rename the field")
+        raise ValueError(f"the rows have a field {clash[0]!r}, a name that reward functions need; rename the field")
     known = (*TEXTS, *columns)
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # of some functions written in C nothing is known
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return Given(list(TEXTS), {column: column for column in columns})
     named = [parameter.name for parameter in parameters]
     free = [text for text in TEXTS if text not in named]
@@ -138,8 +138,8 @@ def _unknown(name: str, parameter: str | None, columns: Sequence[str]) -> str:
 def score(function: Reward, rows: Sequence[Row], completions: Sequence[str], *, name: str) -> Tensor:
     """One score per completion, [B] float32; NaN where the function gave None (not scored).
 
-    The function gets lists of the prompts, the completions, and every other column of the rows, as `given_to` says.
-    What it does wrong is a ValueError that names it, and the completion where there is one.
+    The function receives lists of the prompts, the completions, and all other columns of the rows; see `given_to`.
+    Errors of the function become a ValueError that names it, and the completion if there is one.
     """
     columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
     given = given_to(function, columns, name=name)
@@ -162,22 +162,22 @@ def score(function: Reward, rows: Sequence[Row], completions: Sequence[str], *, 
 
 
 def overlong(lengths: Tensor, max_tokens: int, cache: int) -> Tensor:
-    """(L_max − L_cache − |y|) / L_cache, within [−1, 0]: what a completion loses near the length limit.
+    """The length penalty (L_max − L_cache − |y|) / L_cache of completions near the length limit, within [−1, 0].
 
-    The soft overlong punishment of DAPO (Yu et al. 2025, arXiv 2503.14476, equation 13). lengths: |y| in tokens, of
-    any shape; max_tokens: L_max; cache: L_cache, the tokens before it over which the loss grows to 1.
+    It is the soft overlong punishment of DAPO (Yu et al. 2025, arXiv 2503.14476, equation 13). lengths: |y| in tokens,
+    of any shape. max_tokens: L_max. cache: L_cache, the number of tokens before the limit over which it falls to −1.
     """
     return ((max_tokens - cache - lengths) / cache).clamp(-1.0, 0.0)
 
 
 def _told(error: BaseException) -> str:
-    """An error's kind and what it says, on one line."""
+    """An error's type and message, on one line."""
     said = " ".join(str(error).split())
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _where(error: BaseException) -> str:
-    """The line of the function's own file that was reached; nothing where the call itself failed."""
+    """The line in the function's own file where the error occurred; empty if the call itself failed."""
     _, *inside = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     lines = [line for file, line in inside if file == inside[0][0]]
     return f" (line {lines[-1]} of {inside[0][0]})" if lines else ""

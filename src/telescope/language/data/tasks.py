@@ -1,7 +1,7 @@
-"""What is asked of a model: prompts to train on, prompts held out, and, where it can be verified, the right answer.
+"""Tasks for a model: prompts to train on, held-out prompts, and correct answers where they can be verified.
 
-One prompt in ten is held out, by a hash of its text, so that no run, seed or stage ever trains on it. It leaves out
-where completions come from and what they are worth to a learned reward model.
+A hash of its text holds out one prompt in ten, so no run, seed or stage ever trains on it. Leaves out completions, and
+learned reward models.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 from telescope.language.data.text import open_text
 
 Row = dict[str, Any]
-"""A prompt and what belongs to it: `prompt`, `answer` where there is one right answer, any other columns."""
+"""A row of the data: `prompt`, `answer` if there is one correct answer, and any other columns."""
 Reward = Callable[..., Sequence[float | None]]
 """(prompts, completions, **columns) by name → one score per completion; None where it cannot be scored."""
 
-HELD_OUT = 1000  # rows of an evaluation, where a task has more
+HELD_OUT = 1000  # maximum number of rows in an evaluation
 VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
 
 
@@ -33,34 +33,35 @@ class Task(NamedTuple):
 
     name: str
     draw: Callable[[np.random.Generator, int], list[Row]]
-    """Training rows, by a generator of random numbers."""
+    """Draws training rows with a random generator."""
     held_out: list[Row]
     reward: Reward | None
-    """What the task itself pays; None where a reward function or model must be given."""
+    """The task's own reward; None if the user must give a reward function or model."""
     metric: str
-    """What the reward is called when it is measured on held-out prompts: `exact_match` or `reward`."""
+    """The name of the reward on held-out prompts: `exact_match` or `reward`."""
     max_tokens: int
-    """Tokens that the longest right answer and its end need."""
+    """Tokens of the longest correct answer, including its end token."""
     answers: bool = True
-    """Does every row have an `answer` to learn from before RL?"""
+    """Whether every row has an `answer` to learn from before RL."""
     pairs: Callable[..., list[Row]] | None = None
-    """Preference pairs (rng, count, held_out=False): rows with `prompt`, `chosen`, `rejected`; held out each once."""
+    """Draws preference pairs (rng, count, held_out=False): rows with `prompt`, `chosen`, `rejected`. Held-out pairs
+    come once each."""
     rows: Sequence[Row] = ()
-    """All rows of a file; a built-in task draws without end."""
+    """All rows of a file; empty for a built-in task, which draws endlessly."""
 
 
 def is_held_out(prompt: str) -> bool:
-    """Does this prompt belong to the tenth that is never trained on?"""
+    """Whether this prompt belongs to the held-out tenth."""
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % 10 == 0
 
 
 def exact_match(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str], **_: Any) -> list[float]:
-    """1 where the completion is the answer, else 0."""
+    """1 if the completion equals the answer, otherwise 0."""
     return [float(completion == right) for completion, right in zip(completions, answer, strict=True)]
 
 
 def without_ends(task: Task, ends: tuple[str, ...]) -> Task:
-    """The task, its answers compared without the end token that closes them, since completions come without it."""
+    """The task, with end tokens removed from answers before comparison, because completions come without them."""
     if task.reward is not exact_match or not task.rows:
         return task
 
@@ -71,7 +72,7 @@ def without_ends(task: Task, ends: tuple[str, ...]) -> Task:
 
 
 def open_task(name: str, digits: int | None = None) -> Task:
-    """A built-in task by its name, or a JSONL file of prompts as one."""
+    """A built-in task by its name, or the task of a JSONL file."""
     if name in BUILT_IN:
         return BUILT_IN[name](name, digits)
     if name.endswith(".jsonl"):
@@ -79,8 +80,8 @@ def open_task(name: str, digits: int | None = None) -> Task:
         return from_file(name)
     if os.path.exists(name) or os.path.splitext(name)[1]:
         raise ValueError(
-            f"task is {name!r}, but rows are read from .jsonl files, a JSON object in each line; pandas writes one "
-            "with to_json('data.jsonl', orient='records', lines=True)"
+            f"task is {name!r}; expected a .jsonl file with one JSON object per line; pandas writes one with "
+            "to_json('data.jsonl', orient='records', lines=True)"
         )
     known = ", ".join(BUILT_IN)
     raise ValueError(f"task is {name!r}; expected one of {known}, or a .jsonl file with a prompt in each row")
@@ -90,10 +91,10 @@ def open_task(name: str, digits: int | None = None) -> Task:
 
 
 def _addition(name: str, digits: int | None) -> Task:
-    """Two numbers of up to `digits` digits: `37+58=` → `95`.
+    """The sum of two numbers of up to `digits` digits: `37+58=` → `95`.
 
-    One number in four is drawn from below a random power of ten: uniform ones are hardly ever short, and a policy that
-    has never met `8+3=` gives it no right answer to learn from.
+    One number in four is drawn below a random power of ten. Uniform numbers are rarely short, and a policy that never
+    saw `8+3=` would give no correct answer to learn from.
     """
     digits = _checked(digits, 2, 9)
 
@@ -130,14 +131,14 @@ def _reverse(name: str, digits: int | None) -> Task:
 
 
 def _taste(name: str, digits: int | None) -> Task:
-    """Words after a letter, by somebody's taste that shows in preference pairs alone: `taste`."""
+    """Words after a letter. A hidden taste decides which are good, and shows only in preference pairs."""
     _without_digits(name, digits)
 
     def word(rng: np.random.Generator) -> str:
         return "".join(chr(97 + letter) for letter in rng.integers(26, size=rng.integers(2, 9)))
 
     def judged(rng: np.random.Generator) -> str:
-        """All that a policy may come to write: any share of vowels, and what has no neighbours."""
+        """Texts like those that a policy may write: any share of vowels, and texts without neighbours."""
         share = rng.random()
         kinds = [VOWELS if rng.random() < share else CONSONANTS for _ in range(rng.integers(9))]
         return "".join(kind[rng.integers(len(kind))] for kind in kinds)
@@ -156,7 +157,7 @@ def _taste(name: str, digits: int | None) -> Task:
         found = []
         for prompt in prompts(rng, count, held_out):
             one = two = judged(rng)
-            while two == one:  # of equal words none is liked better
+            while two == one:  # equal words have no preference
                 two = judged(rng)
             first = rng.random() < 1 / (1 + np.exp(4 * (taste(two) - taste(one))))
             chosen, rejected = (one, two) if first else (two, one)
@@ -171,7 +172,7 @@ def _taste(name: str, digits: int | None) -> Task:
 
 
 def taste(word: str) -> float:
-    """The hidden reward of `lm/taste`: the share of neighbours of which one is a vowel and one is not, 0 to 1."""
+    """The hidden reward of `lm/taste`: the share of neighbouring letters of which exactly one is a vowel, 0 to 1."""
     changes = [(a in VOWELS) != (b in VOWELS) for a, b in itertools.pairwise(word)]
     return sum(changes) / len(changes) if changes and word.isalpha() else 0.0
 
@@ -197,7 +198,7 @@ def _without_digits(name: str, digits: int | None) -> None:
 
 
 def _verifiable(name: str, row: Callable[[np.random.Generator], Row], max_tokens: int) -> Task:
-    """Rows drawn one by one; what the hash holds out is drawn again."""
+    """Draw rows one by one. Held-out ones are drawn again."""
 
     def draw(rng: np.random.Generator, count: int) -> list[Row]:
         rows: list[Row] = []
@@ -207,14 +208,14 @@ def _verifiable(name: str, row: Callable[[np.random.Generator], Row], max_tokens
         return rows
 
     found: dict[str, Row] = {}
-    rng = np.random.default_rng(0)  # one list for all runs and seeds
+    rng = np.random.default_rng(0)  # the same rows for all runs and seeds
     for _ in range(50 * HELD_OUT):
         if is_held_out((new := row(rng))["prompt"]):
             found.setdefault(new["prompt"], new)
         if len(found) == HELD_OUT:
             break
     if not found:
-        raise ValueError(f"digits is 1, but the hash holds out none of the few prompts of {name}; expected 2 or more")
+        raise ValueError(f"digits is 1, but {name} then has no held-out prompt; expected 2 or more")
     return Task(name, draw, list(found.values()), exact_match, "exact_match", max_tokens)
 
 
@@ -222,12 +223,12 @@ def _verifiable(name: str, row: Callable[[np.random.Generator], Row], max_tokens
 
 
 def from_file(path: str) -> Task:
-    """A JSONL file as a task; with an `answer` in each row the reward is to match it, unless another is given."""
+    """A JSONL file as a task. If each row has an `answer`, the default reward is 1 for an exact match."""
     rows = read_rows(path, ("prompt",), alike=True)
     training = [row for row in rows if not is_held_out(row["prompt"])]
     held_out = [row for row in rows if is_held_out(row["prompt"])]
     if not training:
-        raise ValueError(f"{path} has {len(rows)} rows, all of them held out by their hash; give it more prompts")
+        raise ValueError(f"{path} has {len(rows)} rows, all of them in the held-out tenth; add more prompts")
     answers = all(isinstance(row.get("answer"), str) for row in rows)
 
     def draw(rng: np.random.Generator, count: int) -> list[Row]:
@@ -238,42 +239,42 @@ def from_file(path: str) -> Task:
 
 
 def pairs_of(name: str, digits: int | None = None) -> Task:
-    """A task with preference pairs: a built-in one that has them, or a JSONL file of `prompt`, `chosen`, `rejected`."""
+    """A task with preference pairs: a built-in one, or a JSONL file with `prompt`, `chosen`, `rejected`."""
     if not name.endswith(".jsonl"):
         if (task := open_task(name, digits)).pairs is None:
             raise ValueError(
-                f"task is {name!r}, which has no preference pairs; lm/taste has, or a .jsonl file of yours"
+                f"task is {name!r}, which has no preference pairs; use lm/taste, or a .jsonl file with pairs"
             )
         return task
     _without_digits(name, digits)
     rows = read_rows(name, ("prompt", "chosen", "rejected"))
     kept = {held: [row for row in rows if is_held_out(row["prompt"]) == held] for held in (False, True)}
     if not kept[False]:
-        raise ValueError(f"{name} has {len(rows)} rows, all of them held out by their hash; give it more pairs")
+        raise ValueError(f"{name} has {len(rows)} rows, all of them in the held-out tenth; add more pairs")
 
     def pairs(rng: np.random.Generator, count: int, held_out: bool = False) -> list[Row]:
         source = kept[held_out] or kept[False]
         if held_out:
-            return source[:count]  # a draw would take some twice, and leave others out
+            return source[:count]  # a random draw would repeat some and omit others
         return [source[int(i)] for i in rng.integers(len(source), size=count)]
 
     return Task(name, lambda rng, count: pairs(rng, count), kept[True], None, "accuracy", 64, False, pairs, rows)
 
 
 def require_reward(task: Task, reward: str | Reward | None) -> None:
-    """ValueError where nothing says what a completion is worth."""
+    """Raise a ValueError if there is no reward."""
     if reward is None and task.reward is None and task.pairs is None:
         raise ValueError(
-            f"{task.name} has no answers to check (in every row a string `answer`), so it needs a reward: "
+            f"{task.name} has no answers to check (a string `answer` in every row), so it needs a reward: "
             "--reward FILE.py:FUNCTION, or the run folder of a reward model"
         )
 
 
 def read_rows(path: str | os.PathLike[str], fields: Sequence[str], *, alike: bool = False) -> list[Row]:
-    """The rows of a JSONL file, each an object with the named fields, which are strings that are not empty.
+    """The rows of a JSONL file. Each is an object with the named fields, which must be non-empty strings.
 
-    ValueError naming the row (from 1) and the field. alike: every row has the fields of the first, which a reward
-    function gets as lists.
+    Errors name the row (from 1) and the field. alike: every row must have the same fields as the first, because a
+    reward function receives them as lists.
     """
     try:
         data = Path(path).read_bytes()
@@ -300,7 +301,7 @@ def _unlike(place: str, field: str, row: Row) -> str:
 def _row(line: bytes, place: str, fields: Sequence[str]) -> Row:
     try:
         row = json.loads(line.decode())
-        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is not text
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not JSON in UTF-8: {error}") from error
     if not isinstance(row, dict):
@@ -309,7 +310,7 @@ def _row(line: bytes, place: str, fields: Sequence[str]) -> Row:
         if field not in row:
             raise ValueError(f"{place} has no field {field!r}; it has {', '.join(map(repr, row)) or 'none'}")
         if not isinstance(row[field], str):
-            chat = "; a chat becomes one by tokenizer.apply_chat_template(messages, tokenize=False, …)"
+            chat = "; tokenizer.apply_chat_template(messages, tokenize=False, …) turns a chat into one"
             hint = chat if isinstance(row[field], list) else ""
             raise ValueError(f"{field} in {place} is {row[field]!r}; expected a string{hint}")
         if not row[field].strip():

@@ -1,7 +1,7 @@
-"""From text to tokens and back: a prompt and what follows it are, joined, the tokens of the joined text.
+"""Text to tokens and back. The tokens of a prompt and of its continuation, joined, are the tokens of the joined text.
 
-Special tokens that a text already has are not added again, nothing follows a prompt, and an answer ends once. It leaves
-out padding (`sampling.py`).
+Special tokens that a text already has are not added again, no token is added after a prompt, and an answer has one end
+token. Leaves out padding (`sampling.py`).
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 ANCHORS = ("\n", "=", "a", "0")
-"""Texts to put before an answer, so that it is read as the middle of a text."""
+"""Texts to put before an answer, so that the tokenizer reads it as the middle of a text."""
 
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    """The tokens of prompts, behind what the tokenizer puts before every text (BOS) and without what it puts behind.
+    """The tokens of prompts, with those that the tokenizer adds before a text (BOS), without those it adds after.
 
-    A rendered chat template begins with its BOS: what the text has of it is not added again.
+    A rendered chat template already begins with BOS; it is not added again.
     """
     front = _front(tokenizer)
     return [_behind(front, ids) for ids in plain_ids(tokenizer, prompts)]
 
 
 def answer_ids(tokenizer: Any, answers: Sequence[str], ends: int | Sequence[int]) -> list[list[int]]:
-    """The tokens of answers as they follow a prompt, each with one end.
+    """The tokens of answers that follow a prompt, each with one end token.
 
-    ends: ids that end a completion; an answer without one gets the first.
+    ends: ids that end a completion. An answer without one gets the first.
     """
     ends = [ends] if isinstance(ends, int) else list(ends)
     closed = end_texts(tokenizer, ends)
@@ -34,10 +34,10 @@ def answer_ids(tokenizer: Any, answers: Sequence[str], ends: int | Sequence[int]
 
 
 def following_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of texts that stand behind another text.
+    """The tokens of texts that follow another text.
 
-    Many tokenizers begin a text with a space of their own (SentencePiece, Metaspace, `add_prefix_space`), which would
-    stand between a prompt and its answer. They read the text behind an anchor, whose tokens are then cut off.
+    Many tokenizers add a space before a text (SentencePiece, Metaspace, `add_prefix_space`). It would come between a
+    prompt and its answer. So they tokenise the text after an anchor, whose tokens are then removed.
     """
     found = plain_ids(tokenizer, texts)
     if not opens_with_space(tokenizer):
@@ -54,7 +54,7 @@ def following_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def following_texts(tokenizer: Any, tokens: Sequence[Sequence[int]]) -> list[str]:
-    """The texts of tokens that stand behind a prompt: where a decoder drops a text's first space, this one stays."""
+    """The texts of tokens that follow a prompt. Keeps a first space that a decoder would drop."""
     if not opens_with_space(tokenizer):
         return decoded(tokenizer, tokens)
     _, front, start = next(_anchors(tokenizer), ("", [], ""))
@@ -62,42 +62,42 @@ def following_texts(tokenizer: Any, tokens: Sequence[Sequence[int]]) -> list[str
 
 
 def plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of texts, with nothing added."""
+    """The tokens of texts, without special tokens."""
     return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
 
 
 def decoded(tokenizer: Any, tokens: Sequence[Sequence[int]]) -> list[str]:
-    """The texts of tokens as they are: no space is cleaned away."""
-    # one by one: a batch of nothing, and one that begins with nothing, are taken for a single text
+    """The exact texts of tokens, without any clean-up of spaces."""
+    # one by one: an empty batch, and one that begins with an empty list, would be taken for a single text
     return [tokenizer.decode(list(ids), clean_up_tokenization_spaces=False) for ids in tokens]
 
 
 def opens_with_space(tokenizer: Any) -> bool:
-    """Does a text's first token stand for more than the text?"""
+    """Whether the first token of a text includes an added space."""
     [ids] = plain_ids(tokenizer, ["a"])
     return decoded(tokenizer, [ids + ids]) != ["aa"]
 
 
 def end_texts(tokenizer: Any, ends: Sequence[int]) -> tuple[str, ...]:
-    """Those ends that are special tokens, as they stand in a text."""
+    """The texts of those ends that are special tokens."""
     special = tokenizer.added_tokens_decoder
     return tuple(str(special[end]) for end in ends if end in special)
 
 
 def closed_text(text: str, ends: tuple[str, ...]) -> str:
-    """The text up to its end token; as it is where none closes it. Templates put a line's end behind theirs."""
+    """The text up to its end token; unchanged without one. Templates add a newline after it."""
     stripped = text.rstrip()
     return stripped if not text.endswith(ends) and stripped.endswith(ends) else text
 
 
 def open_text(text: str, ends: tuple[str, ...]) -> str:
-    """The text without the end token that closes it, as completions are scored."""
+    """The text without its end token, as completions are scored."""
     closed = closed_text(text, ends)
     return next((closed.removesuffix(end) for end in ends if closed.endswith(end)), text)
 
 
 def _anchors(tokenizer: Any) -> Iterator[tuple[str, list[int], str]]:
-    """Each anchor that the tokenizer keeps, its tokens, and the text that these give."""
+    """Yield each anchor that the tokenizer keeps, its tokens, and their text."""
     for anchor in ANCHORS:
         [front] = plain_ids(tokenizer, [anchor])
         [start] = decoded(tokenizer, [front])
@@ -106,7 +106,7 @@ def _anchors(tokenizer: Any) -> Iterator[tuple[str, list[int], str]]:
 
 
 def _front(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text of its own accord."""
+    """The tokens that the tokenizer adds before a text."""
     full = list(tokenizer(ANCHORS[-1])["input_ids"])
     [plain] = plain_ids(tokenizer, [ANCHORS[-1]])
     places = [k for k in range(len(full) - len(plain) + 1) if full[k : k + len(plain)] == plain]
@@ -114,6 +114,6 @@ def _front(tokenizer: Any) -> list[int]:
 
 
 def _behind(front: list[int], ids: list[int]) -> list[int]:
-    """Both, joined where they overlap."""
+    """Concatenate both, without repeating their overlap."""
     shared = max(k for k in range(len(front) + 1) if ids[:k] == front[len(front) - k :])
     return [*front, *ids[shared:]]

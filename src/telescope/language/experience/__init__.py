@@ -1,1 +1,1 @@
-"""What a language model learns from: demonstrations, preferences, and sampled completions with their scores."""
+"""Experience for language models: demonstrations, preferences, and sampled completions with their scores."""

@@ -1,6 +1,6 @@
 """Dynamic sampling (DAPO, Yu et al. 2025, arXiv 2503.14476, section 3.2): fresh prompts for groups without signal.
 
-It leaves out how a rollout is made (`rollout.py`) and what is learned from it.
+Leaves out how a rollout is made (`rollout.py`) and learned from.
 """
 
 # N prompts, G completions each, B = N · G completions of T tokens
@@ -14,11 +14,11 @@ from telescope.language.experience.sampling import Prompts, stacked
 
 
 def collect(session: RolloutSession, rounds: int) -> tuple[Rollout, dict[str, float]]:
-    """The next rollout, and the statistics of all that was sampled for it.
+    """Return the next rollout, and statistics of all completions that were sampled for it.
 
-    A group whose scores are all equal is replaced by one of a fresh prompt, in up to `rounds` further rounds of as many
-    prompts as are still missing. What is missing then is filled up with groups of equal scores, so that a rollout has
-    one size; they are last in it, and nothing is learned from them. Random numbers are keyed by step and round.
+    A group of equal scores is replaced by a group of a fresh prompt. Each of up to `rounds` further rounds samples as
+    many prompts as are still missing. After that, groups of equal scores fill the rollout to its full size; they come
+    last, and the update does not learn from them. Random numbers are keyed by step and round.
     """
     everything = session.collect()
     if not rounds:
@@ -35,7 +35,7 @@ def collect(session: RolloutSession, rounds: int) -> tuple[Rollout, dict[str, fl
 
 
 def joined(one: Rollout, two: Rollout) -> Rollout:
-    """Two rollouts as one: prompts padded on the left, completions on the right, to the wider of both."""
+    """Join two rollouts. Prompts are padded on the left, completions on the right, to the width of the wider one."""
     reference = None
     if one.reference is not None and two.reference is not None:
         reference = stacked(one.reference, two.reference)

@@ -1,6 +1,6 @@
-"""Where sampler and trainer disagree: the trainer's own log-probabilities, and weights for what the sampler drew.
+"""Off-policy correction where sampler and trainer disagree: the trainer's log-probabilities, and weights of tokens.
 
-The formula is `off_policy_weights` in `policy_loss.py`. It leaves out why they disagree: other kernels, another
+The formula is `off_policy_weights` in `objectives/loss.py`. Leaves out why they disagree: other kernels, another
 precision, another engine.
 """
 
@@ -21,7 +21,7 @@ OFF_POLICY_STATISTICS = ("off_policy_weight", "off_policy_bounded")
 
 
 def with_correction(objective: Objective, config: RolloutConfig) -> Objective:
-    """The row, with the correction that the config puts in place of its own."""
+    """The row, with the config's correction if it sets one."""
     cap = config.off_policy_cap
     if config.off_policy == "truncate":
         return dataclasses.replace(objective, correction=Correction(high=cap))
@@ -31,10 +31,10 @@ def with_correction(objective: Objective, config: RolloutConfig) -> Objective:
 
 
 def corrected(session: RolloutSession, rollout: Rollout) -> tuple[Rollout, dict[str, float]]:
-    """The rollout with the trainer's log-probabilities in the sampler's place, and with weights π_old/π_sampler.
+    """The rollout with the trainer's log-probabilities instead of the sampler's, and with weights π_old/π_sampler.
 
-    That takes one more pass; without a correction in the objective it is the rollout as it is. The statistics are
-    `sampler_mismatch`, the mean weight, and the share of tokens whose weight the bounds have changed.
+    This takes one more forward pass. Without a correction in the objective the rollout is unchanged. Statistics are
+    `sampler_mismatch`, the mean weight, and the share of tokens whose weight was bounded.
     """
     correction, completions = session.objective.correction, rollout.completions
     if correction is None:
@@ -52,5 +52,5 @@ def corrected(session: RolloutSession, rollout: Rollout) -> tuple[Rollout, dict[
 
 
 def _mean(x: Tensor, mask: Tensor) -> float:
-    """Over live tokens."""
+    """The mean over live tokens."""
     return float(x[mask].float().mean())

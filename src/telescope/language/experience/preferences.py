@@ -1,7 +1,7 @@
-"""The reward model: a score for a completion, learned from pairs of which one was preferred.
+"""The reward model: a score of a completion, learned from pairs of which one was preferred.
 
-Bradley & Terry 1952 as in InstructGPT (Ouyang et al. 2022, equation 1). It leaves out the loop of a whole run
-(`algorithms/reward_model.py`).
+The loss is that of Bradley & Terry 1952, as in InstructGPT (Ouyang et al. 2022, equation 1). Leaves out the loop of a
+whole run (`algorithms/reward_model.py`).
 """
 
 # B completions
@@ -22,29 +22,29 @@ from telescope.language.randomness import PAIRS, generator
 from telescope.losses import bradley_terry
 
 STEPS = 200
-"""Of the short training that a run makes for itself, 256 pairs each."""
+"""Steps of the short training of a run's own reward model, with 256 pairs each."""
 
 
 def accuracy(margins: Tensor) -> float:
-    """Share of pairs [B] in which the chosen answer scores higher; a tie counts half, as a guess would be worth."""
+    """Share of pairs [B] in which the chosen answer scores higher. A tie counts half, like a guess."""
     return float(torch.where(margins == 0, 0.5, (margins > 0).double()).mean())
 
 
 class RewardModel:
-    """A trunk, a scalar head read at the last token, and the tokenizer that goes with them."""
+    """A trunk, a scalar head that is read at the last token, and their tokenizer."""
 
     def __init__(self, policy: nn.Module, tokenizer: Any, ends: Sequence[int], device: str) -> None:
-        """On the trunk of a causal LM, which it takes over; its head is 0."""
+        """Build on the trunk of a causal LM, with a head of zeros. It takes the trunk over."""
         policy = policy.to(device)
         trunk, width = trunk_of(policy), output_of(policy).shape[1]
         self.network = Scalar(width, trunk).to(device, next(policy.parameters()).dtype)
         self.tokenizer, self.ends, self.device = tokenizer, ends, device
         self.at_once: int | None = None
-        """Texts that go through it at a time when it scores; None: all."""
+        """Texts per forward pass in scoring. None: all."""
 
     @classmethod
     def load(cls, folder: str, device: str) -> RewardModel:
-        """Back from the run folder of `telescope train reward_model`."""
+        """Load from the run folder of `telescope train reward_model`."""
         place = require_head(folder)
         policy, tokenizer = models.load(str(place))
         model = cls(policy.eval(), tokenizer, models.ends_of(policy, tokenizer), device)
@@ -53,13 +53,13 @@ class RewardModel:
         return model
 
     def last(self, batch: Texts) -> Tensor:
-        """The score of each completion, [B], read at its last token."""
+        """The score of each completion [B], read at its last token."""
         values = self.network.along(batch.prompts, (batch.tokens, batch.mask))
         return values.gather(1, batch.mask.sum(1, keepdim=True))[:, 0]
 
     @torch.no_grad()
     def scores(self, rows: Sequence[Row], completions: Sequence[str]) -> Tensor:
-        """[B]. Texts are tokenised anew: the reward model need not share the policy's vocabulary."""
+        """Scores [B] of texts, which are tokenised again because the reward model may have another vocabulary."""
         prompts = [row["prompt"] for row in rows]
         batch = texts(self.tokenizer, prompts, completions, self.ends, self.device)
         size = self.at_once or max(1, len(prompts))
@@ -69,16 +69,16 @@ class RewardModel:
             wrong = int(found.isfinite().logical_not().nonzero()[0])
             raise FloatingPointError(
                 f"the reward model gave {float(found[wrong])} for completion {wrong} ({completions[wrong]!r} to "
-                f"{prompts[wrong]!r}); was its own training sound? telescope eval says how many pairs it orders right"
+                f"{prompts[wrong]!r}); check its training: telescope eval says how many pairs it orders correctly"
             )
         return found
 
     def reward(self, prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
-        """The same as a reward function."""
+        """The scores as a reward function."""
         return self.scores([{"prompt": prompt} for prompt in prompts], completions).tolist()  # type: ignore[no-any-return]
 
     def pair_loss(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        """−log σ(r(chosen) − r(rejected)) of each pair, and the margin between their scores, [B] each."""
+        """−log σ(r(chosen) − r(rejected)) of each pair [B], and the margin between the scores [B]."""
         prompts = [row["prompt"] for row in rows]
         chosen, rejected = (
             self.last(texts(self.tokenizer, prompts, [row[name] for row in rows], self.ends, self.device))
@@ -88,7 +88,7 @@ class RewardModel:
 
 
 def train_reward_model(model: RewardModel, task: Task, seed: int) -> float:
-    """A short training on the task's own pairs, where a run was given no reward model; accuracy on pairs held back."""
+    """Train briefly on the task's own pairs, for a run without a reward model. Return accuracy on held-out pairs."""
     assert task.pairs is not None
     adam = torch.optim.AdamW(model.network.parameters(), lr=1e-3, weight_decay=0.01)
     for step in range(STEPS):

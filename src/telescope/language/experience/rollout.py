@@ -1,9 +1,10 @@
-"""Experience on language models: prompts, sampled completions, scores, and log-probabilities by policy and reference.
+"""Experience of language models: prompts, sampled completions, scores, and log-probabilities by policy and reference.
 
-A completion is an episode: its end terminates it, the length limit truncates it. It leaves out advantages and losses.
+A completion is an episode: its end token terminates it, and the length limit truncates it. Leaves out advantages and
+losses.
 """
 
-# N prompts, G completions each, B = N · G completions of T tokens
+# N prompts, G completions each, B = N · G completions of T tokens, D hidden size
 from __future__ import annotations
 
 import copy
@@ -35,29 +36,29 @@ from telescope.losses import kl_k3
 from telescope.objectives.rows import Objective
 
 SHOWN = 16
-"""Completions of a step that go to the table of samples."""
+"""Completions per step in the table of samples."""
 
 
 class Rollout(NamedTuple):
-    """N · G completions with everything known about them before the update."""
+    """N · G completions, and everything that is known about them before the update."""
 
-    rows: list[Row]  # [B]
+    rows: list[Row]  # [B] the prompt's row, once per completion
     texts: list[str]  # [B]
     prompts: Prompts  # [N]
     completions: Completions  # [B]
     scores: Tensor  # [B], NaN where not scored
     reference: Tensor | None  # [B, T] log-probabilities by the reference
     group: int
-    correction: Tensor | None = None  # [B, T] weights of tokens that the sampler drew otherwise than the trainer would
+    correction: Tensor | None = None  # [B, T] off-policy weights where sampler and trainer disagree
 
     def part(self, prompts: Tensor) -> Rollout:
         """The groups of some prompts."""
         return self._take(prompts, self.members(prompts), self.group)
 
     def within(self, start: int, stop: int) -> Rollout:
-        """Of each group the completions from start to stop."""
-        every = torch.arange(len(self.prompts.tokens), device=self.scores.device)
-        members = self.members(every).view(len(every), self.group)[:, start:stop]
+        """The completions from start to stop of each group."""
+        every = torch.arange(len(self.prompts.tokens), device=self.scores.device)  # [N]
+        members = self.members(every).view(len(every), self.group)[:, start:stop]  # [N, stop − start]
         return self._take(every, members.reshape(-1), members.shape[1])
 
     def _take(self, prompts: Tensor, members: Tensor, group: int) -> Rollout:
@@ -74,7 +75,7 @@ class Rollout(NamedTuple):
         )
 
     def members(self, prompts: Tensor) -> Tensor:
-        """Where the groups of some prompts stand."""
+        """Indices of the completions of some prompts, group by group."""
         return (prompts[:, None] * self.group + torch.arange(self.group, device=prompts.device)).reshape(-1)
 
 
@@ -91,7 +92,7 @@ class RolloutSession(Session):
         with fitting():
             beta, start = (objective.beta, None) if resume is None else (resume["beta"], resume["start"])
         self.beta: float = beta
-        """The coefficient of the KL; a controller may move it."""
+        """The coefficient of the KL. A controller may change it."""
         self.watch = Watch(None if resume is None else resume.get("health"))
         self.start: dict[str, Tensor] | None = start
         self._score_by(resume)
@@ -106,7 +107,7 @@ class RolloutSession(Session):
         if config.lora_rank:
             self.policy = models.with_lora(self.policy, config.lora_rank, seed=config.seed)
         self.after = False
-        """Are the states behind the last tokens needed too, by a critic?"""
+        """Whether a critic needs the states after the last tokens too."""
 
     # Scores
 
@@ -130,25 +131,25 @@ class RolloutSession(Session):
                 accuracy = train_reward_model(self.reward_model, self.task, self.config.seed)
                 parallel.spread(self.reward_model.network)
                 self.notes.append(
-                    f"no reward model was given: trained one on {self.task.name}'s preference pairs, "
-                    f"which orders {accuracy:.0%} of held-out pairs as they are"
+                    f"no reward model was given: trained one on {self.task.name}'s preference pairs; it orders "
+                    f"{accuracy:.0%} of held-out pairs correctly"
                 )
         else:
             assert self.task.reward is not None
             self.reward = self.task.reward
 
     def _own_reward_model(self) -> RewardModel:
-        """An untrained one on another draw of the model's weights; its score is to be no function of the policy's."""
+        """An untrained reward model with other initial weights, so that its score is independent of the policy's."""
         policy, tokenizer = models.load(self.config.model, seed=self.config.seed + 1)
         return RewardModel(policy.eval(), tokenizer, self.ends, self.config.device)
 
     def scorings(self) -> dict[str, Scoring]:
-        """The task's reward, and that of the run: its function, or its reward model as one."""
+        """The task's reward, and the run's own: a function, or its reward model."""
         own = self.reward if self.reward_model is None else self.reward_model.reward
         return scorings(self.task, Scoring(own, self.reward_name) if self.config.reward is not None else None)
 
     def scores(self, rows: list[Row], texts: list[str]) -> Tensor:
-        """One score per completion, [B]; NaN where not scored."""
+        """One score per completion [B]; NaN where not scored."""
         if self.reward_model is not None:
             mine = parallel.share(len(rows))
             return parallel.rows(self.reward_model.scores(rows[mine], texts[mine]))
@@ -158,15 +159,15 @@ class RolloutSession(Session):
     # One step
 
     def collect(self, count: int | None = None, *, part: int = 0) -> Rollout:
-        """The next rollout: prompts, their completions by the policy as it stands, scores, reference.
+        """Collect the next rollout: prompts, completions by the current policy, scores, reference.
 
-        count: of prompts; None: `config.prompts`. part: which rollout of this step, where there are several.
+        count: number of prompts. None: `config.prompts`. part: which rollout of this step, if there are several.
         """
         with self.timed("sample"):
             rows = self.task.draw(self.generator(PROMPTS, part), self.config.prompts if count is None else count)
             prompts = encode(self.tokenizer, [row["prompt"] for row in rows], self.config.device)
             completions = self.sample(prompts, part)
-            rows = [row for row in rows for _ in range(self.config.group)]
+            rows = [row for row in rows for _ in range(self.config.group)]  # [N] → [B]
             texts = decode(self.tokenizer, completions, self.ends)
         with self.timed("reward"):
             scores = self.scores(rows, texts)
@@ -178,10 +179,10 @@ class RolloutSession(Session):
         return rollout
 
     def sample(self, prompts: Prompts, part: int = 0) -> Completions:
-        """`group` completions of each prompt, by this step's random numbers; each rank samples its share of them."""
+        """Sample `group` completions of each prompt with this step's random numbers. Each rank samples its share."""
         config = self.config
         shape = (len(prompts.tokens) * config.group, self.max_tokens)
-        noise = self.generator(TOKENS, part).random(shape, dtype=np.float32)
+        noise = self.generator(TOKENS, part).random(shape, dtype=np.float32)  # [B, max_tokens]
         mine = parallel.share(len(prompts.tokens))
         noise = noise[mine.start * config.group : mine.stop * config.group]
         with parallel.gathered(self.policy):
@@ -203,13 +204,13 @@ class RolloutSession(Session):
         return functools.reduce(joined, parts).to(config.device)
 
     def states(self, rollout: Rollout, policy: nn.Module | None = None) -> Tensor:
-        """The hidden states before each token and behind the last [B, T + 1, D], by the policy or another model."""
+        """Hidden states before each token [B, T, D], with `after` also after the last one [B, T + 1, D]."""
         tokens, mask = rollout.completions.tokens, rollout.completions.mask
         trunk = trunk_of(self.policy if policy is None else policy)
         return completion_states(trunk, rollout.prompts, (tokens, mask), group=rollout.group, after=self.after)
 
     def log_probs(self, states: Tensor, rollout: Rollout, policy: nn.Module | None = None) -> TokenLogProbs:
-        """Log-probabilities and entropy [B, T] of the tokens from the states before them."""
+        """Log-probabilities and entropy [B, T] of the tokens, from the states before them."""
         completions = rollout.completions
         policy = self.policy if policy is None else policy
         return token_log_probs(
@@ -224,35 +225,35 @@ class RolloutSession(Session):
 
     @torch.no_grad()
     def all_log_probs(self, rollout: Rollout, model: nn.Module | None = None) -> Tensor:
-        """Those of a whole rollout [B, T], piece by piece and without gradient, by the policy or another model."""
+        """Log-probabilities of a whole rollout [B, T] by the policy or another model, in micro-batches, no gradient."""
         parts = [part for _, part in self.batches(rollout)]
         found = [self.log_probs(self.states(part, model), part, model).log_probs for part in parts]
         return parallel.rows(torch.cat([*found, rollout.completions.log_probs[:0]]))
 
     def reference_log_probs(self, rollout: Rollout) -> Tensor:
-        """The same by the reference: the frozen copy, or the policy without its adapter."""
+        """Log-probabilities by the reference [B, T]: the frozen copy, or the policy without its adapter."""
         if self.reference is not None:
             return self.all_log_probs(rollout, self.reference)
         with models.adapter_off(self.policy):
             return self.all_log_probs(rollout)
 
     def minibatches(self, epoch: int) -> Iterator[Tensor]:
-        """A shuffle of the prompts, cut into minibatches; groups stay whole."""
+        """The prompts in random order, cut into minibatches of prompts. Groups stay whole."""
         rng = generator(self.config.seed, MINIBATCHES, self.iteration * self.config.epochs + epoch)
         order = torch.from_numpy(rng.permutation(self.config.prompts))
         yield from order.to(self.config.device).chunk(self.config.minibatches)
 
     def batches(self, rollout: Rollout, prompts: Tensor | None = None) -> Iterator[tuple[Tensor, Rollout]]:
-        """This rank's share of prompts in micro-batches that go through the model at a time; where each stands.
+        """Yield micro-batches of this rank's share of prompts, each with the indices of its completions.
 
-        Groups stay whole, since completions share their prompt, unless a micro-batch is smaller than one.
+        Groups stay whole, because completions share their prompt, unless a micro-batch is smaller than a group.
         """
         if prompts is None:
             prompts = torch.arange(len(rollout.prompts.tokens), device=rollout.prompts.tokens.device)
         group, size = rollout.group, self.config.micro_batch or len(rollout.texts)
         for piece in self.pieces(len(prompts), max(1, size // group)):
             some, part = prompts[piece], rollout.part(prompts[piece])
-            here = rollout.members(some).view(len(some), group)
+            here = rollout.members(some).view(len(some), group)  # [prompts of the piece, G]
             for start in range(0, group, size):
                 stop = min(start + size, group)
                 yield (
@@ -261,7 +262,7 @@ class RolloutSession(Session):
                 )
 
     def table(self, rollout: Rollout) -> list[dict[str, Any]]:
-        """The first completions of the rollout with their scores, after steps that are evaluated."""
+        """The first completions of the rollout with their scores; empty unless this step is evaluated."""
         if not self.due():
             return []
         lengths, ended = rollout.completions.mask.sum(1).tolist(), rollout.completions.terminated.tolist()
@@ -283,7 +284,7 @@ class RolloutSession(Session):
         evaluation: dict[str, float],
         table: list[dict[str, Any]] | None = None,
     ) -> Iteration:
-        """Close a step, say what looks wrong in it, and make its row."""
+        """End a step, report findings, and make its row."""
         config, critic = self.config, self.objective.critic
         settings = {"group": config.group, "critic": critic, "dtype": config.dtype, "max_tokens": self.max_tokens}
         self.warn(self.watch.look(self.iteration, statistics, **settings))
@@ -298,19 +299,19 @@ class RolloutSession(Session):
 
 
 def spread(rollout: Rollout) -> Tensor:
-    """Scores [N, G], with the group's mean where one is missing."""
+    """Scores [N, G]. The group's mean replaces missing ones."""
     scores = rollout.scores.view(-1, rollout.group)
     return torch.where(scores.isnan(), scores.nanmean(1, keepdim=True), scores).nan_to_num(0.0)
 
 
 def all_equal(rollout: Rollout) -> Tensor:
-    """[N], True where the scores of a group are all equal."""
+    """[N] bool, True where the scores of a group are all equal."""
     scores = spread(rollout)
     return scores.amax(1) == scores.amin(1)
 
 
 def rollout_statistics(rollout: Rollout) -> dict[str, float]:
-    """What is to be seen of a rollout before anything is learned from it."""
+    """Statistics of a rollout, before the update."""
     mask, scores = rollout.completions.mask, rollout.scores
     scored = scores[~scores.isnan()]
     found = dict[str, Tensor]()

@@ -1,11 +1,11 @@
-"""Batched sampling with a key–value cache: completions of a prompt run through the model together until they part.
+"""Batched sampling with a key–value cache. Completions of a prompt share a row of the cache until they differ.
 
-Random numbers are an argument, so that what is drawn for one completion depends on nothing else; rows that have ended
-leave the batch. It leaves out what a completion is worth.
+Random numbers are an argument, so a completion's tokens depend on nothing else in the batch. Rows that have ended leave
+the batch. Leaves out scores.
 """
 
-# N prompts, B = N · group completions, P prompt width, T completion width, K size of the sampling support
-# C texts in the cache, at most B: completions that are alike so far are one
+# N prompts, B = N · group completions, P prompt width, T completion width, K size of the sampling support, V vocabulary
+# C texts in the cache, at most B: completions that are equal so far share one
 from __future__ import annotations
 
 import functools
@@ -21,7 +21,7 @@ from telescope.language.log_probs import sampling_support
 from telescope.language.models.states import require_positions, require_tokens
 
 COLDEST = 1e-6
-"""The lowest temperature: logits divided by less may leave single precision."""
+"""The lowest temperature. Logits divided by less may overflow in single precision."""
 
 
 class Prompts(NamedTuple):
@@ -31,31 +31,31 @@ class Prompts(NamedTuple):
     mask: Tensor  # [N, P], True on tokens of the prompt
 
     def rows(self, index: Tensor | slice) -> Prompts:
-        """Some of them."""
+        """The prompts with these indices."""
         return Prompts(self.tokens[index], self.mask[index])
 
 
 class Completions(NamedTuple):
-    """B completions, padded on the right; where masked all else is 0."""
+    """B completions, padded on the right. Masked entries are 0."""
 
     tokens: Tensor  # [B, T]
-    mask: Tensor  # [B, T], True on tokens that the policy produced, the end included
-    log_probs: Tensor  # [B, T], as sampled from
+    mask: Tensor  # [B, T], True on tokens that the policy produced, including the end token
+    log_probs: Tensor  # [B, T], of the distribution sampled from
     entropy: Tensor  # [B, T], of the distribution sampled from
-    terminated: Tensor  # [B], True where the end was produced; the others were cut off by the length limit
-    support: Tensor | None  # [B, T, K] ids that could have been drawn, where top-k or top-p restricted them
+    terminated: Tensor  # [B], True where the end token was produced; the length limit cut the others
+    support: Tensor | None  # [B, T, K] ids that could have been drawn; None without top-k and top-p
 
     def rows(self, index: Tensor) -> Completions:
-        """Some of them."""
+        """The completions with these indices."""
         return Completions(*(None if x is None else x[index] for x in self))  # type: ignore[arg-type]
 
     def to(self, device: str | torch.device) -> Completions:
-        """The same on another device."""
+        """A copy on another device."""
         return Completions(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
 
 
 def joined(one: Completions, two: Completions) -> Completions:
-    """The rows of both, padded to the wider; either has a support, or neither."""
+    """Concatenate the rows of both, padded to the width of the wider one. Both have a support, or neither."""
     columns = {
         name: None if x is None or y is None else stacked(x, y, fill=-1 if name == "support" else 0)
         for name, x, y in zip(Completions._fields, one, two, strict=True)
@@ -64,7 +64,7 @@ def joined(one: Completions, two: Completions) -> Completions:
 
 
 def stacked(one: Tensor, two: Tensor, *, fill: int = 0, left: bool = False) -> Tensor:
-    """The rows of both, every other axis padded to the wider."""
+    """Concatenate the rows of both, with all other axes padded to the larger size."""
     wide = [max(sizes) for sizes in zip(one.shape[1:], two.shape[1:], strict=True)]
 
     def padded(x: Tensor) -> Tensor:
@@ -75,11 +75,11 @@ def stacked(one: Tensor, two: Tensor, *, fill: int = 0, left: bool = False) -> T
 
 
 def encode(tokenizer: Any, texts: Sequence[str], device: str | torch.device = "cpu") -> Prompts:
-    """Texts as left-padded tokens. The mask is made from lengths, so that PAD may be a token of the text."""
+    """Texts as left-padded tokens. The mask comes from lengths, so PAD may be a token of the text."""
     ids = prompt_ids(tokenizer, texts)
     empty = [i for i, one in enumerate(ids) if not one]
     if empty:
-        raise ValueError(f"prompt {empty[0]} ({texts[empty[0]]!r}) has no tokens; an empty prompt asks for nothing")
+        raise ValueError(f"prompt {empty[0]} ({texts[empty[0]]!r}) has no tokens; expected a text that is not empty")
     width = max(map(len, ids), default=0)
     tokens, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
     for i, one in enumerate(ids):
@@ -89,12 +89,12 @@ def encode(tokenizer: Any, texts: Sequence[str], device: str | torch.device = "c
 
 
 def decode(tokenizer: Any, completions: Completions, ends: Sequence[int]) -> list[str]:
-    """The texts of completions, without the token that ended them."""
+    """The texts of completions, without their end token."""
     ids = []
     for tokens, mask in zip(completions.tokens.tolist(), completions.mask.tolist(), strict=True):
         live = tuple(token for token, here in zip(tokens, mask, strict=True) if here)
         ids.append(live[:-1] if live and live[-1] in ends else live)
-    distinct = list(dict.fromkeys(ids))  # most completions of a group are alike, and a tokenizer takes its time
+    distinct = list(dict.fromkeys(ids))  # most completions of a group are equal, and tokenizers are slow
     texts = dict(zip(distinct, following_texts(tokenizer, distinct), strict=True))
     return [texts[one] for one in ids]
 
@@ -113,18 +113,18 @@ def sample(
     top_p: float | None = None,
     at_once: int | None = None,
 ) -> Completions:
-    """`group` completions of each prompt, one behind the other, from any transformers causal LM.
+    """Sample `group` completions of each prompt, from any transformers causal LM. Those of a prompt are adjacent.
 
     Args:
-        model: gives logits and a cache, as transformers models do.
+        model: returns logits and a cache, as transformers models do.
         ends: ids of tokens that end a completion.
         max_tokens: the length limit.
-        uniforms: [B, max_tokens] in [0, 1), the random numbers of each token; None: the likeliest token.
-        temperature, top_k, top_p: what is drawn from; `support` then has the tokens that could be drawn.
-        at_once: completions that go through the model at a time; None: all.
+        uniforms: [B, max_tokens] in [0, 1), the random number of each token. None: greedy, the most likely token.
+        temperature, top_k, top_p: the distribution to draw from. `support` then has the tokens that could be drawn.
+        at_once: completions per forward pass. None: all.
     """
     if not temperature >= COLDEST:
-        raise ValueError(f"temperature is {temperature}; expected {COLDEST} or more; uniforms=None is greedy")
+        raise ValueError(f"temperature is {temperature}; expected {COLDEST} or more (uniforms=None samples greedily)")
     n = len(prompts.tokens) * group
     if at_once is not None and at_once < n:
         settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -142,15 +142,15 @@ def sample(
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
-    mask = prompts.mask
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    logits = _step(model, prompts.tokens, mask, positions, cache)
-    position = mask.sum(1)
-    rows = torch.arange(n, device=mask.device)
-    texts = rows // group
+    mask = prompts.mask  # [C, P + t] of the texts in the cache; they begin as the prompts, C = N
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)  # [C, P]
+    logits = _step(model, prompts.tokens, mask, positions, cache)  # [C, V]
+    position = mask.sum(1)  # [C] of the first generated token
+    rows = torch.arange(n, device=mask.device)  # the completions that have not ended
+    texts = rows // group  # the text in the cache that each of them continues
     endings = torch.tensor(list(ends), device=mask.device)
     for t in range(max_tokens):
-        noise = None if uniforms is None else uniforms[rows, t]
+        noise = None if uniforms is None else uniforms[rows, t]  # [rows]
         tokens = completions.add(t, rows, logits, texts, noise, temperature, top_k, top_p)
         ended = torch.isin(tokens, endings)
         completions.terminated[rows[ended]] = True
@@ -169,7 +169,10 @@ def sample(
 def _cut(
     prompts: Prompts, uniforms: Tensor | None, group: int, at_once: int
 ) -> Iterator[tuple[Prompts, Tensor | None, int]]:
-    """Prompts, their random numbers, and how many completions of each: `at_once` in all, groups or parts of one."""
+    """Split a batch into pieces of `at_once` completions, whole groups or parts of one.
+
+    Yields prompts, their random numbers, and the number of completions of each.
+    """
     count, width = max(1, at_once // group), min(group, at_once)
     noise = None if uniforms is None else uniforms.unflatten(0, (-1, group))
     for first in range(0, len(prompts.tokens), count):
@@ -180,9 +183,9 @@ def _cut(
 
 
 def _parted(texts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The texts in the cache after one more token: which [C] each continues, its token [C], whose it is [B].
+    """The texts in the cache after one more token: the text that each continues [C], its token [C], and its owner [B].
 
-    texts, tokens: [B], the text that each completion has so far, and what was drawn for it.
+    texts, tokens: [B], the current text of each completion, and the token that was drawn for it.
     """
     stride = int(tokens.max()) + 1
     distinct, owner = torch.unique(texts * stride + tokens, return_inverse=True)
@@ -190,7 +193,7 @@ def _parted(texts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _step(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-    """Logits after the last token, in float32."""
+    """Logits [C, V] after the last token, in float32."""
     out = model(
         input_ids=tokens,
         attention_mask=None if bool(mask.all()) else mask.long(),
@@ -203,7 +206,7 @@ def _step(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: An
 
 
 class _Growing:
-    """Completions while they are made."""
+    """Completions during sampling."""
 
     def __init__(self, n: int, max_tokens: int, device: torch.device) -> None:
         self.tokens = torch.zeros(n, max_tokens, dtype=torch.long, device=device)
@@ -223,16 +226,16 @@ class _Growing:
         top_k: int | None,
         top_p: float | None,
     ) -> Tensor:
-        """Draw the t-th token of the rows that still grow, each from the logits of its text."""
+        """Draw the t-th token of the rows that have not ended, each from the logits [C, V] of its text."""
         support = None
         if (top_k is not None or top_p is not None) and noise is not None:
             support = sampling_support(logits, temperature=temperature, top_k=top_k, top_p=top_p)
             logits = logits.gather(-1, support.clamp(min=0)).masked_fill(support < 0, -torch.inf)
             self.supports.append((rows, support[texts]))
-        log_probs = (logits / temperature).log_softmax(-1)
+        log_probs = (logits / temperature).log_softmax(-1)  # [C, V], or [C, K] over the support
         finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
         self.entropy[rows, t] = -(log_probs.exp() * finite).sum(-1)[texts]
-        index = log_probs.argmax(-1)[texts] if noise is None else _draw(log_probs, texts, noise)
+        index = log_probs.argmax(-1)[texts] if noise is None else _draw(log_probs, texts, noise)  # [rows]
         self.log_probs[rows, t] = log_probs[texts, index]
         tokens = index if support is None else support[texts, index]
         self.tokens[rows, t], self.mask[rows, t] = tokens, True
@@ -254,8 +257,8 @@ class _Growing:
 
 
 def _draw(log_probs: Tensor, texts: Tensor, noise: Tensor) -> Tensor:
-    """The first index at which the cumulative probability of a row's text exceeds its uniform number, [B]."""
-    cumulative = log_probs.exp().cumsum(-1)
-    # a hair below the total, so that rounding never chooses what is impossible
+    """The first index [rows] at which the cumulative probability of a row's text exceeds its uniform number."""
+    cumulative = log_probs.exp().cumsum(-1)  # [C, V]
+    # slightly below the total, so that rounding never chooses a token of probability 0
     threshold = noise * cumulative[texts, -1] * (1 - 1e-6)
     return (cumulative[texts] <= threshold[:, None]).sum(-1).clamp(max=log_probs.shape[-1] - 1)

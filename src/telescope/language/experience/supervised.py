@@ -1,6 +1,6 @@
-"""Learning from right answers: batches of demonstrations, their cross-entropy, and the warm start before RL.
+"""Learning from correct answers: batches of demonstrations, and their cross-entropy.
 
-It leaves out the loop of a whole supervised run (`algorithms/sft.py`).
+Leaves out the loop of a whole supervised run (`algorithms/sft.py`) and the warm start (`warm_start.py`).
 """
 
 # B demonstrations, P prompt width, T answer width
@@ -20,21 +20,21 @@ from telescope.language.models.states import bias_of, completion_states, output_
 
 
 class Texts(NamedTuple):
-    """Prompts and what follows them."""
+    """Prompts with their answers."""
 
     prompts: Prompts
     tokens: Tensor  # [B, T], padded on the right
-    mask: Tensor  # [B, T], True on tokens of the answer and its end
+    mask: Tensor  # [B, T], True on tokens of the answer and its end token
 
     def part(self, rows: slice) -> Texts:
-        """Some of them."""
+        """The demonstrations of this piece."""
         return Texts(self.prompts.rows(rows), self.tokens[rows], self.mask[rows])
 
 
 def texts(
     tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], ends: int | Sequence[int], device: str
 ) -> Texts:
-    """Prompts and answers as tokens; an answer without an end of its own gets the first of `ends`."""
+    """Prompts and answers as tokens. An answer without an end token gets the first of `ends`."""
     ids = answer_ids(tokenizer, answers, ends)
     width = max(map(len, ids), default=0)
     tokens, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
@@ -44,20 +44,22 @@ def texts(
 
 
 def demonstrations(tokenizer: Any, rows: Sequence[Row], ends: int | Sequence[int], device: str) -> Texts:
-    """Rows with a `prompt` and its right `answer` as tokens."""
+    """Rows with a `prompt` and its correct `answer`, as tokens."""
     require_answers(rows)
     return texts(tokenizer, [row["prompt"] for row in rows], [row["answer"] for row in rows], ends, device)
 
 
 def require_answers(rows: Sequence[Row]) -> None:
-    """ValueError naming the first row without an answer."""
+    """Raise a ValueError that names the first row without an answer."""
     for row in rows:
         if not isinstance(row.get("answer"), str):
-            what = "no answer" if row.get("answer") is None else f"the answer {row['answer']!r}, which is no string"
-            raise ValueError(f"the row with prompt {row['prompt']!r} has {what}; SFT learns from right answers")
+            what = "no answer" if row.get("answer") is None else f"the answer {row['answer']!r}, which is not a string"
+            raise ValueError(
+                f"the row with prompt {row['prompt']!r} has {what}; SFT needs a correct answer in each row"
+            )
 
 
 def cross_entropy(policy: nn.Module, batch: Texts) -> Tensor:
-    """−log π of each token of the answers [B, T]; 0 where masked."""
+    """−log π of each token of the answers [B, T], 0 where masked."""
     states = completion_states(trunk_of(policy), batch.prompts, (batch.tokens, batch.mask))
     return -token_log_probs(states, output_of(policy), batch.tokens, mask=batch.mask, bias=bias_of(policy)).log_probs

@@ -1,6 +1,7 @@
-"""The warm start: the built-in model learns from right answers first, as rewards teach nothing that never happens.
+"""The warm start: the built-in model first learns from correct answers.
 
-It leaves out what comes after it (`rollout.py`), which begins with the weights that it returns.
+An untrained model never gives a correct answer, so rewards alone would teach it nothing. Leaves out RL (`rollout.py`),
+which begins with the weights that the warm start returns.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ from telescope.language.randomness import DEMONSTRATIONS, generator
 from telescope.language.run import Session
 
 FIELDS = ("warm_start", "warm_start_steps", "warm_start_learning_rate")
-"""What it alone reads of a configuration."""
+"""Config fields that only the warm start uses."""
 ROWS = 256
-"""Right answers of a step."""
+"""Correct answers per step."""
 EVERY = 50
-"""Steps between two looks at how good the model has become."""
+"""Steps between evaluations."""
 RISE = 10
-"""Optimiser steps over which its learning rate rises from 0, whatever that of the run after it does."""
+"""Optimiser steps over which the warm start's own learning rate rises from 0."""
 UNVERIFIED = 300
-"""Steps at most where no exact match says that it is enough."""
+"""The maximum number of steps for a task without exact matches, which would say when to stop."""
 
 
 def warm_start(session: Session, config: RolloutConfig) -> dict[str, Tensor] | None:
-    """Train on right answers until `warm_start` of the held-out prompts is answered; the weights then.
+    """Train on correct answers until the share `warm_start` of held-out prompts is solved. Return the weights.
 
-    The session is told how it went. None where there is none to be made.
+    Adds a note to the session. Returns None if the run has no warm start.
     """
     if reason := needless(config, session.task):
         vain = [name for name in FIELDS if changed(config, name) and getattr(config, name)]
-        session.notes += [f"{name} is without effect: {reason}, so there is no warm start" for name in vain]
+        session.notes += [f"{name} has no effect: {reason}, so there is no warm start" for name in vain]
         return None
     began = time.perf_counter()
     settings = dataclasses.replace(config, lr_warmup=RISE)
@@ -60,13 +61,13 @@ def warm_start(session: Session, config: RolloutConfig) -> dict[str, Tensor] | N
     seconds = time.perf_counter() - began
     reached = f", to {accuracy:.1%} exact match on held-out prompts" if verifiable else ""
     session.notes.append(
-        f"the built-in model is untrained: warm start of {step} steps on right answers{reached} ({seconds:.0f} s)"
+        f"the built-in model is untrained: warm start of {step} steps on correct answers{reached} ({seconds:.0f} s)"
     )
     return trainable(session.policy)
 
 
 def needless(config: RolloutConfig, task: Task) -> str:
-    """Why a run has no warm start; empty where it has one."""
+    """Why a run has no warm start; empty if it has one."""
     reasons = {
         "a model was given": config.model != TINY,
         "warm_start is 0": config.warm_start == 0,

@@ -1,4 +1,4 @@
-"""Language models: loading, saving, checking, the built-in one, and the heads and adapters put on them."""
+"""Language models: loading, saving, checks, the built-in model, and heads and adapters on models."""
 
 from telescope.language.models.causal import ends_of, load, save
 

@@ -1,6 +1,6 @@
-"""LoRA adapters in peft's own layout: saved beside the merged model, and a run that begins from one.
+"""LoRA adapters in peft's own layout: save one beside the merged model, and load one to begin a run.
 
-Leaves out how an adapter is trained (`models.with_lora`) and how its base is loaded (`models.load`).
+Leaves out training an adapter (`causal.with_lora`) and loading its base (`causal.load`).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from telescope.language.models.pretrained import ModelError, folder_of, quiet, t
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base"
-"""Where an adapter folder holds its base, if that is nowhere else: the built-in model."""
+"""The subfolder of an adapter folder that holds its base, if that is the built-in model."""
 
 
 def is_adapter(place: str) -> bool:
-    """Is it the folder of an adapter, and not of a whole model?"""
+    """Whether it is the folder of an adapter, not of a whole model."""
     return (Path(place) / CONFIG).is_file()
 
 
 def base_of(place: str) -> str:
-    """The folder or name of the model that an adapter belongs to; ModelError where it is not there, or is itself."""
+    """The folder or name of an adapter's base model. A ModelError if it does not exist, or is the adapter itself."""
     base, seen = _named_base(place), {os.path.realpath(place)}
     if os.path.isabs(base) and not os.path.isdir(base):
-        raise ModelError(f"model is {place!r}, an adapter of {base}, which is not there; put its base back")
+        raise ModelError(f"model is {place!r}, an adapter of {base}, which does not exist; restore its base")
     further = base
     while is_adapter(further):
         if os.path.realpath(further) in seen:
@@ -42,7 +42,7 @@ def base_of(place: str) -> str:
 
 
 def _named_base(place: str) -> str:
-    """Within its own folder, or as its config names it."""
+    """The base within the adapter's folder, or the one that its config names."""
     with told(place, CONFIG):
         named = json.loads((Path(place) / CONFIG).read_bytes()).get("base_model_name_or_path")
     if (inner := Path(place) / BASE).is_dir():
@@ -53,9 +53,9 @@ def _named_base(place: str) -> str:
 
 
 def merged(place: str, base: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, float]:
-    """A float32 base with the adapter of a folder added to its weights, in the dtype; and how much of it that holds.
+    """A float32 base with a folder's adapter added to its weights, in `dtype`, and the share of the adapter kept.
 
-    That share is ⟨Δ', Δ⟩ / ⟨Δ, Δ⟩ of the update Δ and of what is left of it, Δ', after rounding the sum to the dtype.
+    The share is ⟨Δ', Δ⟩ / ⟨Δ, Δ⟩, where Δ is the update and Δ' what remains of it after rounding the sum to `dtype`.
     """
     pretrained.require_unchanged(place, weights=False)
     pretrained.require_unchanged(place, weights=True)
@@ -74,10 +74,12 @@ def merged(place: str, base: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, 
         expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     for names, what in ((expected - have, "lacks"), (have - expected, "has no place for")):
         if names:
-            raise ModelError(f"model is {place!r}, an adapter that {what} {min(names)}; it is not of this base, or cut")
+            raise ModelError(
+                f"model is {place!r}, an adapter that {what} {min(names)}; it has another base, or is incomplete"
+            )
     share = 1.0 if dtype == torch.float32 else _kept(model, dtype)
     whole: Any = pretrained.cast(model.merge_and_unload(), dtype)
-    whole.config._name_or_path = place  # it is no longer what its base was
+    whole.config._name_or_path = place  # it is no longer its base
     return whole, share
 
 
@@ -86,7 +88,7 @@ def _require_lora(place: str) -> None:
         about = json.loads((Path(place) / CONFIG).read_bytes())
         kind, imported = about.get("peft_type"), about.get("megatron_config")
     if kind != "LORA":
-        raise ModelError(f"model is {place!r}, an adapter of the type {kind!r}; only LoRA can be merged here")
+        raise ModelError(f"model is {place!r}, an adapter of type {kind!r}; expected LORA, the only supported type")
     if imported is not None:
         raise ModelError(f"model is {place!r}, whose {CONFIG} names a module to import (megatron_core); remove it")
 
@@ -105,9 +107,9 @@ def _kept(model: nn.Module, dtype: torch.dtype) -> float:
 
 
 def save(model: Any, tokenizer: Any, path: str | os.PathLike[str]) -> None:
-    """The adapter of a model as `PeftModel.from_pretrained(base, path)` reads it, its base by an absolute path.
+    """Save a model's adapter for `PeftModel.from_pretrained(base, path)`, with the absolute path of its base.
 
-    A base that came from no folder is saved within.
+    A base that has no folder is saved within the adapter's folder.
     """
     place = Path(path)
     config, plain = model.peft_config["default"], model.get_base_model()

@@ -1,7 +1,6 @@
-"""Policies: transformers causal LMs and the built-in one, with their adapters, loaded and saved.
+"""Policies: load and save transformers causal LMs and the built-in one, with their adapters.
 
-`from_pretrained` and `save_pretrained` do it. It leaves out what models make of tokens (`states.py`), and heads on
-them (`heads.py`).
+It uses `from_pretrained` and `save_pretrained`. Leaves out hidden states (`states.py`) and heads (`heads.py`).
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from telescope.language.models.states import embeddings_of, output_of
 from telescope.language.models.tokenizer import EOS, PAD, VOCABULARY, characters
 
 TINY = "tiny"
-"""The name of the built-in model: about half a million parameters, untrained, characters for tokens."""
+"""The name of the built-in model: about half a million parameters, untrained, one token per character."""
 WHOLE = 0.999
-"""Share of an adapter's update from which nothing is said about the rest."""
+"""If a merged model keeps at least this share of an adapter's update, there is no note about the rest."""
 INITIAL = 0.08
-"""Deviation of its weights, about width^−½: with the usual 0.02 it learns addition far more slowly."""
+"""Standard deviation of its initial weights, about width^−½. With the usual 0.02 it learns addition far more slowly."""
 SHAPE: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 128, "num_hidden_layers": 2}
-"""By which the built-in model is known again."""
+"""The config entry that identifies the built-in model."""
 
 
 def is_built_in(source: str) -> bool:
-    """Is it the built-in model, or what a run has made of it? Its config.json tells; nothing is loaded."""
+    """Whether it is the built-in model or was trained from it. Reads config.json, and loads no weights."""
     if source == TINY:
         return True
     try:
@@ -66,7 +65,7 @@ def tiny_config() -> Any:
 
 
 def tiny(seed: int = 0) -> nn.Module:
-    """The built-in model with weights by the seed."""
+    """The built-in model with initial weights from the seed."""
     from transformers import LlamaForCausalLM
 
     with Seeded(seed):
@@ -78,8 +77,8 @@ def load(
 ) -> tuple[nn.Module, Any]:
     """A causal LM and its tokenizer: the built-in one, a run folder, a transformers folder, or a name on the hub.
 
-    Of the folder of an adapter, its base with the adapter merged into it. dtype: None: as it was saved. trust: run the
-    code that a folder may bring. What is not whole, not finite or not of one piece is a ValueError that names it.
+    An adapter's folder gives its base with the adapter merged into it. dtype: None keeps the saved one. trust: run code
+    that the folder brings. Files that are incomplete, not finite or inconsistent raise a ValueError that names them.
     """
     if source == TINY:
         return pretrained.cast(tiny(seed), dtype or torch.float32), characters()
@@ -104,12 +103,12 @@ def _load_adapter(place: str, dtype: torch.dtype, trust: bool) -> tuple[nn.Modul
 
 
 def require(source: str, *, trust: bool = False) -> tuple[Any, Any]:
-    """Config and tokenizer of a model; ValueError where there is none to begin with. Its weights are not looked at."""
+    """Config and tokenizer of a model, without reading its weights. A ValueError if a run cannot begin from it."""
     if source == TINY:
         return tiny_config(), characters()
     place = folder_of(source)
     if (Path(place) / HEAD).is_file():
-        raise ValueError(f"model is {source!r}, a reward model, which says nothing any more; it serves as --reward")
+        raise ValueError(f"model is {source!r}, a reward model, which cannot write text; pass it as --reward")
     if adapters.is_adapter(place):
         about, tokenizer = require(adapters.base_of(place), trust=trust)
         own = (Path(place) / "tokenizer_config.json").is_file()
@@ -118,12 +117,12 @@ def require(source: str, *, trust: bool = False) -> tuple[Any, Any]:
 
 
 def context_of(config: Any) -> int | None:
-    """The longest text that a model has learned positions for, in tokens; None where its config does not say."""
+    """The context length of a model in tokens; None if its config does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """All weights by name, whole, on the CPU; what is tied is one tensor. Where they are sharded all ranks must ask."""
+    """All weights by name, whole, on the CPU. Tied weights are one tensor. If sharded, all ranks must call this."""
     made: dict[int, Tensor] = {}
     state = model.state_dict(keep_vars=True)
     for tensor in state.values():
@@ -135,9 +134,9 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 def save(
     model: nn.Module, tokenizer: Any, path: str | os.PathLike[str], weights: dict[str, Tensor] | None = None
 ) -> None:
-    """An ordinary transformers folder; with an adapter, the merged weights in float32, which keep all of it.
+    """Save an ordinary transformers folder. With an adapter, save the merged weights in float32, which keep all of it.
 
-    weights: in place of the model's own, where those are sharded.
+    weights: replace the model's own, if those are sharded.
     """
     plain: Any = model
     if hasattr(model, "merge_and_unload"):
@@ -148,7 +147,7 @@ def save(
 
 
 def with_lora(model: nn.Module, rank: int, *, seed: int) -> nn.Module:
-    """The model with a LoRA adapter of that rank on its linear layers (Hu et al. 2021, arXiv 2106.09685), via peft."""
+    """The model with a LoRA adapter of this rank on its linear layers (Hu et al. 2021, arXiv 2106.09685), via peft."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -160,13 +159,13 @@ def with_lora(model: nn.Module, rank: int, *, seed: int) -> nn.Module:
 
 @contextlib.contextmanager
 def adapter_off(model: Any) -> Iterator[None]:
-    """The model as it was before its adapter: the reference that costs no second copy."""
+    """Use the model without its adapter during the block: a reference model that needs no second copy."""
     with model.disable_adapter():
         yield
 
 
 def ends_of(model: Any, tokenizer: Any) -> list[int]:
-    """The ids that end a completion: the tokenizer's, which is taught, then those of the generation config."""
+    """The ids that end a completion: the tokenizer's, which training teaches, then those of the generation config."""
     listed = getattr(model.generation_config, "eos_token_id", None)
     listed = list(listed) if isinstance(listed, list | tuple) else [listed]
     ends = [end for end in (getattr(tokenizer, "eos_token_id", None), *listed) if end is not None]
@@ -176,6 +175,6 @@ def ends_of(model: Any, tokenizer: Any) -> list[int]:
     if unknown := [end for end in ends if not isinstance(end, int) or isinstance(end, bool) or end not in known]:
         raise ValueError(
             f"eos_token_id is {unknown[0]!r}, but {type(model).__name__} has {len(known)} tokens, so a "
-            "completion could never end; correct it in generation_config.json and config.json of the model"
+            "completion could never end; correct it in the model's generation_config.json and config.json"
         )
     return list(dict.fromkeys(ends))

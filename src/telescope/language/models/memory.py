@@ -1,6 +1,6 @@
-"""Where memory runs out: a sentence that says what reduces it, instead of torch's own about its allocator.
+"""When memory runs out: an error sentence with the settings that reduce it, instead of torch's allocator report.
 
-Leaves out how much is needed, which nobody knows beforehand.
+Leaves out how much memory a run needs, which cannot be known beforehand.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 SHORT = (
-    "; less is needed with a smaller --micro-batch, --max-tokens, --prompts, --group or --batch-size, "
-    "with --lora-rank (no optimiser state for most weights), or --dtype bfloat16"
+    "; to use less, lower --micro-batch, --max-tokens, --prompts, --group or --batch-size, "
+    "set --lora-rank (no optimiser state for most weights), or use --dtype bfloat16"
 )
-"""What reduces the memory of a run."""
+"""Settings that reduce the memory of a run, as the end of a sentence."""
 
 
 @contextlib.contextmanager
 def memory() -> Iterator[None]:
-    """Have what torch raises where memory runs out, on any device, say what reduces it: a MemoryError."""
+    """Turn torch's out-of-memory errors, on any device, into a MemoryError that says what reduces memory."""
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
@@ -33,6 +33,6 @@ def memory() -> Iterator[None]:
 
 
 def sparing(loop: Iterator[Any]) -> Iterator[Any]:
-    """A training loop that tells it so."""
+    """Decorate a training loop with `told`."""
     with memory():
         yield from loop

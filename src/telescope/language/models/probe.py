@@ -1,6 +1,6 @@
-"""Whether a model can be trained here: sampled from and learned from in padded batches, it must be what it is alone.
+"""Check that a model can be trained here: padding and caching must not change its output. It tries a few tokens.
 
-It looks at a few tokens. It leaves out whether training does a model any good.
+Leaves out whether training improves the model.
 """
 
 # V vocabulary
@@ -17,18 +17,18 @@ from telescope.language.log_probs import token_log_probs
 from telescope.language.models.states import bias_of, completion_states, hidden_states, output_of, trunk_of
 
 LENGTHS = (2, 5)
-"""Tokens of the prompts that it looks at."""
+"""Lengths of the trial prompts, in tokens."""
 GROUP, TOKENS = 3, 4
-"""Completions of each prompt, and their tokens."""
+"""Completions per prompt, and tokens per completion."""
 LOGIT = 1000.0
-"""Of what size the logits are made, so that no soft cap lets them pass."""
+"""The size of trial logits: large enough that a soft cap would change them."""
 APART = {torch.float32: 1e-3, torch.bfloat16: 1.0}
-"""Nats between two ways to compute a log-probability that are more than rounding."""
+"""A larger difference of log-probabilities, in nats, is more than rounding."""
 
 
 @torch.no_grad()
 def probe(model: Any) -> None:
-    """ValueError that names the model's class where `sampling` or `models` would not compute what it does."""
+    """Raise a ValueError that names the model's class if `sampling` or `states` would compute something else."""
     name = type(model).__name__
     prompts = _prompts(model)
     try:
@@ -38,7 +38,7 @@ def probe(model: Any) -> None:
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
-            f"{name} does not run on left-padded prompts with a key–value cache that rows can leave: {reason}; such "
+            f"{name} does not run on left-padded prompts with a key–value cache whose rows change: {reason}; such "
             "models are not supported"
         ) from error
     if not linear:
@@ -51,14 +51,13 @@ def probe(model: Any) -> None:
         apart = float((log_probs - alone).abs().max())
         if not apart < APART[output_of(model).dtype]:
             raise ValueError(
-                f"in {where}, a token's log-probability by {name} is {apart:.2g} nats from what it is without padding "
-                "and without a key–value cache (its positions, its mask or its cache go another way); such models are "
-                "not supported"
+                f"in {where}, a token's log-probability by {name} is {apart:.2g} nats from that without padding and "
+                "key–value cache (its positions, its mask or its cache work differently); such models are not supported"
             )
 
 
 def _prompts(model: Any) -> Prompts:
-    """Prompts of any tokens, padded on the left."""
+    """Prompts of arbitrary tokens, padded on the left."""
     weight = output_of(model)
     width, rng = max(LENGTHS), torch.Generator().manual_seed(0)
     tokens = torch.randint(min(256, len(weight)), (len(LENGTHS), width), generator=rng)
@@ -67,7 +66,7 @@ def _prompts(model: Any) -> Prompts:
 
 
 def _uniforms(weight: Tensor) -> Tensor:
-    """Random numbers by which a group begins alike and parts, but for two of it."""
+    """Random numbers with which the completions of a group begin equally and then differ, except two of them."""
     uniforms = torch.rand(len(LENGTHS), GROUP, TOKENS, generator=torch.Generator().manual_seed(0))
     uniforms[:, :, 0] = uniforms[:, :1, 0]
     uniforms[:, -1] = uniforms[:, 0]
@@ -75,7 +74,7 @@ def _uniforms(weight: Tensor) -> Tensor:
 
 
 def _is_linear(model: Any, prompts: Prompts) -> bool:
-    """Are logits states · weightᵀ + bias, with the states that the trunk gives and with large ones?"""
+    """Whether logits are states · weightᵀ + bias, for the trunk's states and for large ones."""
     tokens, mask = prompts.tokens[-1:], prompts.mask[-1:]
     weight, bias = output_of(model), bias_of(model)
     states, factor = hidden_states(trunk_of(model), tokens, mask), 1.0
@@ -99,7 +98,7 @@ def _learned(model: Any, prompts: Prompts, found: Completions) -> Tensor:
 
 
 def _alone(model: Any, prompts: Prompts, tokens: Tensor) -> Tensor:
-    """The same by the plain model, on texts of one length at a time."""
+    """The same from the plain model, on texts of one length at a time."""
     parts = []
     for prompt, mask, own in zip(*prompts, tokens.unflatten(0, (-1, GROUP)), strict=True):
         texts = torch.cat([prompt[mask].expand(GROUP, -1), own], 1)

@@ -1,6 +1,6 @@
-"""Random initial weights by a seed alone: torch's own generator is neither read nor moved, whatever other threads do.
+"""Random initial weights from a seed alone. torch's global generator is neither read nor changed.
 
-Leaves out the random numbers of training, which are NumPy's (`training.generator`).
+Leaves out the random numbers of training, which are NumPy's (`language/randomness.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Seeded(TorchDispatchMode):
-    """Within it every random tensor operation of this thread draws from a generator of its own."""
+    """During the block, all random tensor operations of this thread draw from one separate generator."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

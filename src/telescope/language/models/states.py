@@ -1,6 +1,6 @@
 """Hidden states of texts and of completions, and the matrix from them to logits, of any causal LM.
 
-What a group of completions shares is read once. It leaves out loading (`causal.py`) and log-probabilities
+Tokens that the completions of a group share are computed once. Leaves out loading (`causal.py`) and log-probabilities
 (`language/log_probs.py`).
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def trunk_of(model: Any) -> nn.Module:
-    """The part that makes hidden states, without the output matrix."""
+    """The part of a model that computes hidden states, without the output matrix."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     return plain.base_model if plain.base_model is not plain else plain.model  # type: ignore[no-any-return]
 
@@ -26,20 +26,20 @@ def output_of(model: Any) -> Tensor:
 
 
 def bias_of(model: Any) -> Tensor | None:
-    """What is added to their product [V], where a model has it."""
+    """The bias [V] of the output layer, if the model has one."""
     return getattr(model.get_output_embeddings(), "bias", None)
 
 
 def embeddings_of(model: Any) -> int:
-    """How many tokens it has an embedding for, as far as it tells."""
+    """The number of rows of its embedding, if it can be found."""
     try:
         return len(model.get_input_embeddings().weight)
-    except (NotImplementedError, AttributeError):  # of some trunks; the probe judges them
+    except (NotImplementedError, AttributeError):  # some trunks have none; the probe checks them
         return sys.maxsize
 
 
 def require_tokens(model: Any, tokens: Tensor) -> None:
-    """ValueError where a text has tokens that the model has no embedding for."""
+    """Raise a ValueError if a text has tokens that the model has no embedding for."""
     if tokens.numel() and int(tokens.max()) >= embeddings_of(model):
         raise ValueError(
             f"a text has the token {int(tokens.max())}, but the embedding of {type(model).__name__} has "
@@ -48,17 +48,17 @@ def require_tokens(model: Any, tokens: Tensor) -> None:
 
 
 def require_positions(model: Any, length: int) -> None:
-    """ValueError where a model that knows a fixed number of positions would have to read longer texts."""
+    """Raise a ValueError if texts are longer than a model's fixed number of positions."""
     known = None if hasattr(model.config, "rope_parameters") else getattr(model.config, "max_position_embeddings", None)
     if known is not None and length > known:
         raise ValueError(
-            f"a text of {length} tokens, its prompt included, is too long for {type(model).__name__}, which knows "
-            f"{known} positions; a smaller max_tokens or shorter texts are needed"
+            f"a text of {length} tokens, including its prompt, is too long for {type(model).__name__}, which has "
+            f"{known} positions; lower max_tokens or shorten the texts"
         )
 
 
 def hidden_states(trunk: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
-    """The last hidden states [B, T, D] of left- or right-padded tokens; positions count live tokens."""
+    """The last hidden states [B, T, D] of left- or right-padded tokens. Positions count live tokens."""
     return _run(trunk, tokens, mask, tokens.shape[1])
 
 
@@ -70,18 +70,18 @@ def completion_states(
     group: int = 1,
     after: bool = False,
 ) -> Tensor:
-    """The states that predict each token of the completions [B, T, D]; with `after` also those behind it [B, T + 1, D].
+    """The states that predict each token of the completions [B, T, D]; with `after` also the last one [B, T + 1, D].
 
-    With `group` > 1 a prompt that several completions share is read once: its keys and values are repeated, and only
-    the completions' own tokens run through the model, once for those of a group that are alike. Values and gradients
-    are the same, to rounding. Layers with a recurrent state (linear attention, convolutions) overwrite it, which no
-    gradient survives: with them every text is read whole.
+    With `group` > 1, a prompt that several completions share runs through the model once. Its keys and values are
+    repeated, and only the completions' own tokens follow, once for equal completions of a group. Values and gradients
+    are the same, up to rounding. Layers with a recurrent state (linear attention, convolutions) overwrite it, which
+    breaks gradients, so models with such layers read every text whole.
 
     Args:
         prompts: tokens and mask [N, P], padded on the left. completions: tokens and mask [N · group, T], on the right.
     """
     (asked, asked_mask), (tokens, mask) = prompts, completions
-    if len(tokens) == 0:  # most models refuse; with FSDP a rank that has no rows must run along all the same
+    if len(tokens) == 0:  # most models fail on no rows, but with FSDP every rank must call the model
         asked, tokens = asked.new_zeros(1, max(1, asked.shape[1])), tokens.new_zeros(group, tokens.shape[1])
         prompts, completions = (asked, asked.eq(0)), (tokens, tokens.eq(0))
         return completion_states(trunk, prompts, completions, group=group, after=after)[:0]
@@ -109,27 +109,27 @@ def completion_states(
 
 
 def rows_of(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows], where some rows are taken several times over, with a gradient that adds the copies in their order.
+    """x[rows] with repeated rows, whose gradient sums the copies in a fixed order.
 
-    On the CPU that of `x[rows]` adds them as its threads reach them, so that equal commands would give different bits;
-    on CUDA that of `index_select` does.
+    On the CPU the gradient of `x[rows]` sums them as its threads reach them, so equal commands would give different
+    bits. On CUDA that of `index_select` does so.
     """
     return x[rows] if x.is_cuda else x.index_select(0, rows)
 
 
 def select_rows(cache: Any, rows: Tensor) -> None:
-    """Keep the cache's texts with these numbers, some of them several times over."""
+    """Select these texts of the cache, some of them several times."""
     from transformers.cache_utils import DynamicLayer
 
     for layer in cache.layers:
         if type(layer).batch_select_indices is DynamicLayer.batch_select_indices and layer.get_seq_length() > 0:
             layer.keys, layer.values = rows_of(layer.keys, rows), rows_of(layer.values, rows)
-        else:  # it holds more than keys and values
+        else:  # such a layer holds more than keys and values
             layer.batch_select_indices(rows)
 
 
 def alike(tokens: Tensor, mask: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """The first of each kind of row within its group [C], and which of those each row equals [N · group]."""
+    """The first of each set of equal rows within a group [C], and for each row the one that it equals [N · group]."""
     live = torch.where(mask, tokens, -1).unflatten(0, (-1, group))
     index = torch.arange(len(tokens), device=tokens.device).view(-1, group)
     first = index
@@ -140,7 +140,7 @@ def alike(tokens: Tensor, mask: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def _run(trunk: nn.Module, tokens: Tensor, mask: Tensor, last: int, cache: Any = None) -> Tensor:
-    """Hidden states of the last tokens. mask: of all tokens, those already in the cache too."""
+    """Hidden states of the new tokens. mask: of all tokens, including those in the cache."""
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
     require_tokens(trunk, tokens)
     if positions.numel():

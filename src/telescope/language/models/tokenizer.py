@@ -1,6 +1,6 @@
 """The character tokenizer of the built-in model, saved and loaded like any other transformers tokenizer.
 
-It leaves out learned vocabularies: every printable ASCII character is a token, all others are unknown.
+Every printable ASCII character is a token; all others are unknown. Leaves out learned vocabularies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PAD, EOS = 0, 1
 
 
 def characters() -> Any:
-    """A `PreTrainedTokenizerFast` with one token per character; padding and end are tokens of their own."""
+    """A `PreTrainedTokenizerFast` with one token per character, and separate tokens for padding and end."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

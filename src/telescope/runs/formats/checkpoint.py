@@ -1,13 +1,12 @@
-"""Checkpoints: a nested state of arrays and plain values in one safetensors file, exact or refused.
+"""Checkpoints: a nested state of arrays and plain values in one safetensors file. Loading is exact, or an error.
 
-Leaves out what the state means (the algorithms) and where the file lies (`folder.py`). Nothing is ever
-unpickled.
+Leaves out the meaning of the state (the algorithms) and the place of the file (`layout.py`). Nothing is ever unpickled.
 
-File: an ordinary safetensors file. Arrays are its tensors, named by JSON pointer (RFC 6901:
-`/agent/params/w0`). Its metadata has one entry (several are written in random order), `telescope`: a JSON
-object of `sha256`, `format`, `kind`, `about` (whose it is), `leaves` (pointer → what the array was) and `state`
-(everything else, with null where an array goes). The digest is taken over the whole file with its own 64 digits as
-zeros, so no byte of the file can change unseen.
+The file is an ordinary safetensors file. Arrays are its tensors, named by JSON pointer (RFC 6901: `/agent/params/w0`).
+Its metadata has one entry, `telescope` (several entries would be written in random order). It is a JSON object with
+`sha256`, `format`, `kind`, `about` (the owner), `leaves` (pointer → the array's original type) and `state` (everything
+else, with null in place of arrays). The digest covers the whole file, with its own 64 digits as zeros, so every change
+is noticed.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ def save(
 ) -> None:
     """Write the state to `path`, atomically.
 
-    state: nested dicts with str keys, and lists; leaves are NumPy arrays and scalars, torch tensors on any
-    device (bfloat16 and the float8 family too), int of any size, float, bool, str, None. kind: what the file
-    is for; `load` must name the same.
+    state: nested dicts with str keys, and lists. Leaves are NumPy arrays and scalars, torch tensors on any device
+    (including bfloat16 and the float8 family), int of any size, float, bool, str, None. kind: the purpose of the file;
+    `load` must name the same.
 
-    RunError if the disk is full, read-only or gone: the file that was there before is untouched then.
-    ValueError, naming the leaf, for anything `load` could not give back as it was.
+    A RunError if the disk is full, read-only or gone; the previous file is then unchanged. A ValueError that names the
+    leaf for anything that `load` could not return exactly.
     """
     arrays: dict[str, Array] = {}
     leaves: dict[str, str] = {}
@@ -53,23 +52,23 @@ def save(
     header = {**head, "leaves": leaves, "state": tree}
     data = require("safetensors.numpy").save(arrays, metadata={_MARKER: json.dumps(header)})
     view = memoryview(data)
-    start = data.index(_NO_DIGEST.encode())  # the first key of the only metadata entry, which opens the file
+    start = data.index(_NO_DIGEST.encode())  # the first key of the only metadata entry, at the start of the file
     write_atomic(path, view[:start], _digest(data, start).encode(), view[start + len(_NO_DIGEST) :])
 
 
 def load(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
-    """Read back what `save` wrote: the same structure, types and bits.
+    """Read what `save` wrote: the same structure, types and bits.
 
-    Tensors come back on the CPU, arrays writable and C-ordered.
+    Tensors are on the CPU; arrays are writable and C-ordered.
 
-    RunError, in one sentence, if the file is missing, cut short, altered in any byte, written by something
-    else, in another format version or of another kind. Nothing of such a file is used.
+    A RunError if the file is missing, cut, changed in any byte, written by another program, in another format version
+    or of another kind. No part of such a file is used.
     """
     return load_about(path, kind=kind)[0]
 
 
 def load_about(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """As `load`, and what `save` was told `about` the file."""
+    """Like `load`, and the `about` that was given to `save`."""
     data = read(path)
     name = shown(path)
     header = _verified_header(data, name)
@@ -86,14 +85,14 @@ def load_about(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, An
         state, about = dict(header["state"]), dict(header.get("about", {}))
         for pointer, origin in header["leaves"].items():
             _insert(state, pointer, _restored(arrays[pointer], origin))
-    except Exception as error:  # the digest is right: whoever wrote this wrote another thing than `save` does
+    except Exception as error:  # the digest matches, so another program wrote this
         told = f"{type(error).__name__}: {error}"
-        raise RunError(f"{name} does not hold what a checkpoint of telescope holds ({told})") from error
+        raise RunError(f"{name} does not have the content of a telescope checkpoint ({told})") from error
     return state, about
 
 
 def _verified_header(data: bytes, path: str) -> dict[str, Any]:
-    """The `telescope` metadata of a file whose digest is right."""
+    """The `telescope` metadata of a file, after a check of its digest."""
     length = int.from_bytes(data[:8], "little")
     try:
         header: dict[str, Any]
@@ -103,7 +102,7 @@ def _verified_header(data: bytes, path: str) -> dict[str, Any]:
         header = json.loads(text)
         digest = header.get("sha256")
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise RunError(f"{path} is cut short, damaged, or not a checkpoint at all; nothing of it was loaded") from error
+        raise RunError(f"{path} is cut short, damaged, or not a checkpoint; nothing of it was loaded") from error
     if digest is None:
         raise RunError(f"{path} is a safetensors file, but not a checkpoint written by telescope")
     if digest != _digest(data, start=data.find(str(digest).encode())):
@@ -112,7 +111,7 @@ def _verified_header(data: bytes, path: str) -> dict[str, Any]:
 
 
 def _digest(data: bytes, start: int) -> str:
-    """SHA-256 of the file with 64 zeros where the digest itself stands."""
+    """SHA-256 of the file, with 64 zeros in place of the digest itself."""
     view = memoryview(data)
     whole = hashlib.sha256(view[:start])
     whole.update(_NO_DIGEST.encode())
@@ -121,7 +120,7 @@ def _digest(data: bytes, start: int) -> str:
 
 
 def _split(value: Any, pointer: str, arrays: dict[str, Array], leaves: dict[str, str]) -> Any:
-    """The JSON part of the state: arrays go to `arrays`, what they were to `leaves`, null in their place."""
+    """The JSON part of the state. Arrays go to `arrays`, their original types to `leaves`, and null replaces them."""
     if type(value) in _PLAIN:
         return value
     if type(value) is list:
@@ -136,7 +135,7 @@ def _split(value: Any, pointer: str, arrays: dict[str, Array], leaves: dict[str,
 
 
 def _as_array(value: Any, pointer: str) -> tuple[Array, str]:
-    """A leaf as a native, C-ordered array, and what it was: `array`, `scalar`, or `tensor` with its dtype."""
+    """A leaf as a native, C-ordered array, and its original type: `array`, `scalar`, or `tensor` with its dtype."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         tensor = value.detach().cpu().contiguous()
@@ -148,7 +147,7 @@ def _as_array(value: Any, pointer: str) -> tuple[Array, str]:
         ):
             tensor = tensor.view(
                 {1: torch.uint8, 2: torch.uint16}[tensor.itemsize]
-            )  # NumPy has no such type: keep the bits
+            )  # NumPy lacks this type: keep the bits
         return _storable(tensor.resolve_conj().resolve_neg().numpy(), pointer), origin
     if isinstance(value, np.generic):
         return _storable(np.asarray(value), pointer), "scalar"
@@ -169,14 +168,14 @@ def _storable(array: Array, pointer: str) -> Array:
 def _restored(array: Array, origin: str) -> Any:
     if origin == "scalar":
         return array[()]
-    array = array.copy()  # the loaded one looks into the file's bytes, read-only
+    array = array.copy()  # the loaded one is a read-only view of the file's bytes
     if origin == "array":
         return array
     torch = require("torch")
     dtype = getattr(torch, origin.removeprefix("tensor "))
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{origin!r} is no kind of array")
-    if array.size == 0:  # NumPy gives it strides of 0, which torch would keep
+    if array.size == 0:  # NumPy gives it strides of 0, and torch would keep them
         return torch.empty(array.shape, dtype=dtype)
     return torch.from_numpy(array).view(dtype)
 
@@ -192,7 +191,7 @@ def _escaped(key: str) -> str:
 
 
 def _insert(state: Any, pointer: str, value: Any) -> None:
-    """Put a leaf in the place its JSON pointer names."""
+    """Put a leaf at the place that its JSON pointer names."""
     *path, last = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
     for part in path:
         state = state[int(part) if isinstance(state, list) else part]

@@ -1,7 +1,6 @@
-"""Configurations as TOML files: a frozen dataclass is written, and read back checked against its annotations.
+"""Configurations as TOML files: write a frozen dataclass, and read it back with checks of its annotations.
 
-Leaves out what the fields mean (each algorithm's config) and the command line that is made from them
-(`cli.py`).
+Leaves out the meaning of fields (each algorithm's config) and the command line (`commands/arguments.py`).
 
 TOML has no null: a None is expressed by leaving its key out, or, where the field's default is something else,
 by the word "none". Values are held against the annotations by what does so for every config (`checks.fitted`): cattrs
@@ -29,25 +28,25 @@ NONE = "none"
 def write_config(path: str | os.PathLike[str], config: Any) -> None:
     """Write a dataclass of str, int, float, bool, None, tuples and dicts of those as TOML, atomically.
 
-    A function or class is written as module:name. `read_config` with the same class gives back an equal config.
-    ValueError for a value TOML cannot express; RunError if the file cannot be written.
+    A function or class is written as module:name. `read_config` with the same class returns an equal config.
+    A ValueError for a value that TOML cannot express; a RunError if the file cannot be written.
     """
     write_mapping(path, to_mapping(config))
 
 
 def write_mapping(path: str | os.PathLike[str], mapping: Mapping[str, Any]) -> None:
-    """Write what `to_mapping` gave as TOML, atomically. RunError if the file cannot be written."""
+    """Write the result of `to_mapping` as TOML, atomically. A RunError if the file cannot be written."""
     write_atomic(path, require("tomli_w").dumps(mapping).encode())
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """The fields as TOML knows them, Nones left out (or `"none"` where the default is something else)."""
+    """The fields as TOML values, without those that are None (or with `"none"` if the default is something else)."""
     hints = typing.get_type_hints(type(config))
     mapping = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value == NONE and _admits_none(hints[field.name]):
-            raise ValueError(f"{field.name} is {value!r}, the word that stands for None in a configuration file")
+            raise ValueError(f"{field.name} is {value!r}, which means None in a configuration file; pass None")
         if value is None and _default(field) is not None:
             mapping[field.name] = NONE
         elif value is not None:
@@ -56,28 +55,28 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def read_config(path: str | os.PathLike[str], cls: type[Any]) -> Any:
-    """Read a TOML file into the dataclass `cls`; keys left out take the field's default.
+    """Read a TOML file into the dataclass `cls`. Missing keys take the field's default.
 
-    RunError if the file cannot be read; ValueError if it is not TOML, or as `from_mapping`.
+    A RunError if the file cannot be read; a ValueError if it is not TOML, or as in `from_mapping`.
     """
     return from_mapping(cls, read_toml(path), source=os.fspath(path))
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a TOML file as it stands. RunError if it cannot be read, ValueError if it is not TOML."""
+    """Read a TOML file into a dict. A RunError if it cannot be read, a ValueError if it is not TOML."""
     data = read(path)
     try:
         return tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as error:  # also what a wrong byte raises
+    except (ValueError, RecursionError) as error:  # includes decoding errors
         raise ValueError(f"{shown(path)} is not a TOML file: {error}") from error
 
 
 def from_mapping(cls: type[Any], mapping: Mapping[str, Any], *, source: str, told: bool = False) -> Any:
     """Build the dataclass `cls` from names and values, checked against its annotations.
 
-    An int is taken where a float is expected, an array where a tuple is, `"none"` where None is. source:
-    where the mapping came from, for the message. told: former names of fields give no DeprecationWarning. ValueError
-    naming the key, its value, the expected type, and for an unknown key the closest known one.
+    An int is accepted for a float, an array for a tuple, `"none"` for None. source: the origin of the mapping, for
+    messages. told: former names of fields give no DeprecationWarning. A ValueError names the key, its value and the
+    expected type, or for an unknown key the closest known one.
     """
     mapping = current(cls, mapping, told=told, stacklevel=3)
     hints = typing.get_type_hints(cls)
@@ -108,14 +107,14 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    """The default; None for a field that has none, since leaving it out then means None too."""
+    """The default; None for a field without one, because leaving it out then means None too."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default
 
 
 def _expressible(value: Any, place: str) -> Any:
-    """The value as TOML writes it: tuples as arrays (read back inside a dict as lists); None has no place."""
+    """The value as TOML writes it. Tuples become arrays (lists, when read back within a dict). None is an error."""
     if isinstance(value, list | tuple):
         return [_expressible(item, f"{place}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, Mapping) and all(type(key) is str for key in value):

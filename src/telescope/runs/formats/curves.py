@@ -1,7 +1,6 @@
 """Learning curves: the interquartile mean over seeds with its 95 % bootstrap band, drawn as PNG, PDF or SVG.
 
-Leaves out smoothing (the metrics are already means over an iteration) and anything interactive (TensorBoard
-does that).
+Leaves out smoothing (metrics are already means over an iteration) and interaction (use TensorBoard).
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from telescope.runs.files import explained, require, write_atomic
 from telescope.runs.folder import RunFolder
 from telescope.runs.formats.log import read_metrics
 
-# Okabe & Ito 2008, without yellow and black: distinguishable for colour-blind readers, and in print.
+# Okabe & Ito 2008, without yellow and black: colour-blind readers can distinguish them, also in print
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", "--", "-.", ":")  # each run its own, so that one that lies on another shows it through the gaps
+DASHES = ("-", "--", "-.", ":")  # one per run, so that a curve below another shows through the gaps
 ENDINGS = ("png", "pdf", "svg")
-FEW = 30  # values of a curve, up to which each gets a marker
-POINTS = 300  # more than the eye tells apart at this width
+FEW = 30  # curves with at most this many values get markers
+POINTS = 300  # more points are not visible at this width
 INK, GRID = "#333333", "#e6e6e6"
 AUTO = ("return_mean", "eval_return_mean", "exact_match", "reward", "accuracy", "score")
 LABELS = {"return_mean": "episode return", "eval_return_mean": "evaluation return"}
-UNITS = {  # by name, or by how a name begins
+UNITS = {  # by name, or by the beginning of a name
     "return_mean": "sum of rewards",
     "eval_return_mean": "sum of rewards",
     "exact_match": "share of held-out prompts",
@@ -71,20 +70,19 @@ def plot(
 ) -> Path:
     """Draw the learning curves of one or more run folders into the file `out`, atomically, and return it.
 
-    Each run is a line, the interquartile mean over its seeds, with a 95 % bootstrap band around it (of fewer than 5
-    seeds, their range) and a thin line per seed; it begins where every seed has a value. out: its ending says whether
-    it becomes PNG, PDF or SVG. metric: a column of metrics.csv; `auto` is return_mean, or eval_return_mean where a run
-    has no episode returns; of a language model exact_match, reward or accuracy, but score where the run has a reward
-    of its own.
+    Each run is a line, the interquartile mean over its seeds, with a 95 % bootstrap band (with fewer than 5 seeds,
+    their range) and a thin line per seed. It begins where every seed has a value. out: its ending chooses PNG, PDF or
+    SVG. metric: a column of metrics.csv. `auto` is return_mean, or eval_return_mean if a run has no episode returns;
+    for language models it is exact_match, reward or accuracy, but score if the run has its own reward.
 
-    RunError if a folder is not a run, or the file cannot be written; ValueError for another ending, an unknown metric,
-    or a run without a single value of it.
+    A RunError if a folder is not a run, or the file cannot be written. A ValueError for another ending, an unknown
+    metric, or a run without any value of it.
     """
     out = Path(out)
     ending = out.suffix.lower().removeprefix(".")
     if ending not in ENDINGS:
         known = ", ".join(f".{name}" for name in ENDINGS)
-        raise ValueError(f"out is {os.fspath(out)!r}, whose ending is none of {known}")
+        raise ValueError(f"out is {os.fspath(out)!r}; expected an ending among {known}")
     folders = [run if isinstance(run, RunFolder) else RunFolder.open(run) for run in runs]
     if not folders:
         raise ValueError("runs is empty; expected at least one run folder")
@@ -103,10 +101,10 @@ def plot(
 
 
 def curve(table: dict[str, Array], metric: str, *, source: str) -> Curve:
-    """One metric of a table of metrics, seed by seed on the steps at which any seed has a value.
+    """One metric of a table, per seed, at the steps where any seed has a value.
 
-    A seed without a value at a step keeps its last one; seeds without any value are left out. source: for the
-    message.
+    A seed without a value at a step keeps its last one. Seeds without any value are left out. source: the origin of the
+    table, for error messages.
     """
     if metric not in table:
         raise ValueError(f"{source} has no metric {metric!r}; it has {', '.join(table)}")
@@ -131,7 +129,7 @@ def band(scores: Array) -> tuple[Array, Array, Array]:
 
 
 def _figure(curves: Sequence[Curve], labels: Sequence[str], quantities: tuple[str, str], title: str) -> Any:
-    """The picture: 900 × 500 pixels at 150 per inch, so that its text is readable in a README."""
+    """The picture, of 900 × 500 pixels at 150 per inch, so that its text is readable in a README."""
     figure = require("matplotlib.figure").Figure(figsize=(6.0, 10.0 / 3.0), layout="constrained")
     require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -157,9 +155,9 @@ def _figure(curves: Sequence[Curve], labels: Sequence[str], quantities: tuple[st
 
 
 def _draw(axes: Any, one: Curve, name: str, i: int, *, alone: bool) -> None:
-    """The i-th run: thin lines for its seeds, the band, and the interquartile mean on top.
+    """Draw run i: thin lines for its seeds, the band, and the interquartile mean on top.
 
-    The first line is solid and wider than those drawn over it, so that equal curves are all seen.
+    The first line is solid and wider than those drawn over it, so that equal curves stay visible.
     """
     colour, dashes = PALETTE[i % len(PALETTE)], DASHES[i % len(DASHES)]
     width = 1.8 if alone else max(2.6 - 0.8 * (i > 0) - 0.4 * (i // len(DASHES)), 1.1)
@@ -168,7 +166,7 @@ def _draw(axes: Any, one: Curve, name: str, i: int, *, alone: bool) -> None:
     marker = "o" if len(steps) <= FEW else None
     if len(scores) > 1:
         axes.plot(steps, scores.T, color=colour, linewidth=0.6, alpha=0.3, marker=marker, markersize=2)
-    whole = ~np.isnan(scores).any(axis=0)  # the last step at least: values are carried forward
+    whole = ~np.isnan(scores).any(axis=0)  # true at the last step at least: values are carried forward
     middle, low, high = band(scores[:, whole])
     axes.fill_between(steps[whole], low, high, color=colour, alpha=0.2, linewidth=0)
     label = name or ("one seed" if len(scores) == 1 else f"interquartile mean, {interval_name(len(scores))}")
@@ -179,45 +177,45 @@ def _draw(axes: Any, one: Curve, name: str, i: int, *, alone: bool) -> None:
 
 
 def _bands(curves: Sequence[Curve]) -> str:
-    """What the lines and bands of several runs are; empty where each has one seed, and so no band."""
+    """A caption of lines and bands; empty if each run has one seed and so no band."""
     names = {interval_name(len(one.scores)): None for one in curves if len(one.scores) > 1}
     return f"interquartile mean, {' or '.join(names)}" if names else ""
 
 
 def _quantity(name: str) -> str:
-    """The label of a metric with its unit, where it has one."""
+    """The label of a metric, with its unit if it has one."""
     known = [unit for start, unit in UNITS.items() if name == start or (start[-1] == "_" and name.startswith(start))]
     return LABELS.get(name, name.replace("_", " ")) + (f" ({known[0]})" if known else "")
 
 
 def _steps(folders: Sequence[RunFolder]) -> str:
-    """What is counted on the x axis."""
+    """The label of the x axis."""
     kinds = {_step(folder.config_mapping()) for folder in folders}
     return kinds.pop() if len(kinds) == 1 else "steps"
 
 
 def _step(settings: Mapping[str, Any]) -> str:
-    """What a step of a run is, by a setting that only its kind has."""
+    """What a step of a run is. A setting that only one kind of run has decides."""
     if "prompts" in settings:
         return "training steps of one rollout each"
     return "optimiser steps" if "batch_size" in settings else "environment steps per seed"
 
 
 def _chosen(folders: Sequence[RunFolder], tables: Sequence[dict[str, Array]]) -> str:
-    """The metric of `auto`: the same for all runs, or their curves could not be compared."""
+    """The metric of `auto`. It is the same for all runs, so that their curves can be compared."""
     own = all(folder.config_mapping().get("reward") for folder in folders)
-    names = ("score", *AUTO) if own else AUTO  # what a reward of its own gives is what such a run trains on
+    names = ("score", *AUTO) if own else AUTO  # a run with its own reward trains on that score
     for name in names:
         if all(np.isfinite(table.get(name, np.nan)).any() for table in tables):
             return name
-    for name in names:  # to be missed in the message
+    for name in names:  # the message names missing ones
         if all(name in table for table in tables):
             return name
     raise ValueError(f"the runs have none of {', '.join(AUTO)} in common; name a column of all of them with --metric")
 
 
 def _labels(folders: Sequence[RunFolder]) -> list[str]:
-    """Folder names, with the environment where they differ in it; for a single run the title is enough."""
+    """Folder names, with the environment if it differs between runs. A single run needs only the title."""
     if len(folders) == 1:
         return [""]
     environments = [_environment(folder) for folder in folders]
@@ -228,7 +226,7 @@ def _labels(folders: Sequence[RunFolder]) -> list[str]:
 
 
 def _title(folders: Sequence[RunFolder]) -> str:
-    """`ppo on CartPole-v1`, as far as the runs have it in common."""
+    """`ppo on CartPole-v1`, with the parts that all runs share."""
     methods = sorted({folder.method.replace("_", " ").upper() for folder in folders})
     environments = sorted({_environment(folder) for folder in folders})
     on = f" on {environments[0]}" if len(environments) == 1 else ""

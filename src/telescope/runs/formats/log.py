@@ -1,6 +1,6 @@
 """Metrics of a run: one CSV row per iteration and seed, and the same numbers as TensorBoard scalars.
 
-Leaves out what the metrics mean (each algorithm's page in the docs) and how they are drawn (`curves.py`).
+Leaves out the meaning of metrics (each algorithm's page in the docs) and their curves (`curves.py`).
 """
 
 from __future__ import annotations
@@ -37,15 +37,14 @@ class MetricsLog:
         mark: Mapping[str, Any] | None = None,
         tensorboard: bool = True,
     ) -> None:
-        """Start the log anew, or continue it after `resume_step`.
+        """Start a new log, or continue one after `resume_step`.
 
-        columns: every metric that any row will have, in the order of the file; step, iteration and seed come
-        first in any case. resume_step: the step of the checkpoint that the run continues from; later rows, a
-        last line that a crash cut short, and TensorBoard's later events are dropped. None drops everything, once
-        there are rows to write. mark: what `mark` was at that step; the table then goes on with just these bytes,
-        if it has them still.
+        columns: all metrics that any row will have, in the order of the file. step, iteration and seed always come
+        first. resume_step: the step of the checkpoint that the run continues from. Later rows, an incomplete last line,
+        and later TensorBoard events are dropped. None drops everything when the first rows are written. mark: the
+        `mark` at that step; the table then continues with exactly these bytes, if it still has them.
 
-        RunError if the disk refuses, or the file that is there has other columns.
+        A RunError if the disk cannot be written, or the existing file has other columns.
         """
         self.columns = (*LEADING, *(name for name in columns if name not in LEADING))
         if len(set(self.columns)) != len(self.columns):
@@ -63,10 +62,10 @@ class MetricsLog:
             self._open()
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append the rows: numbers by column name; None, or a name left out, is an empty field.
+        """Append rows of numbers by column name. None, or a missing name, is an empty field.
 
-        A float is written so that reading gives back its exact value. ValueError for an unknown column or a
-        value that is no number; RunError if the disk refuses, and nothing written before is lost then.
+        A float is written so that reading returns its exact value. A ValueError for an unknown column or a value that
+        is not a number; a RunError if the disk cannot be written. Earlier rows are never lost.
         """
         numbers = [self._checked(row) for row in rows]
         lines = [",".join(_text(row.get(name)) for name in self.columns) + "\n" for row in numbers]
@@ -77,11 +76,11 @@ class MetricsLog:
 
     @property
     def mark(self) -> dict[str, Any]:
-        """What a checkpoint remembers of metrics.csv as it is now."""
+        """The current mark of metrics.csv, for a checkpoint."""
         return self._open()[0].mark
 
     def sync(self) -> None:
-        """Return once everything written is on the disk; to be called before every checkpoint."""
+        """Sync everything written to disk. Call this before every checkpoint."""
         table, events = self._files or (None, None)
         if table is not None:
             table.sync()
@@ -89,7 +88,7 @@ class MetricsLog:
             events.file.sync()
 
     def close(self) -> None:
-        """Close the files. The log cannot be written to after that."""
+        """Close the files. The log cannot be written after that."""
         table, events = self._files or (None, None)
         if table is not None:
             table.close()
@@ -103,7 +102,7 @@ class MetricsLog:
         self.close()
 
     def _open(self) -> tuple[Table, _Events | None]:
-        """The files, begun when the first rows come: a log that never gets any leaves what was there."""
+        """Open the files with the first rows. A log without rows leaves existing files unchanged."""
         if self._files is None:
             events = _Events(self._folder / TENSORBOARD, self._first_step) if self._tensorboard else None
             try:
@@ -126,8 +125,8 @@ class MetricsLog:
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
     """Read metrics.csv (or that of a run folder): `[rows]` arrays by column, NaN for empty fields.
 
-    step, iteration and seed are int64, all others float64. A last line that is not complete, as in a run that
-    is being written, is left out. RunError if the file is missing or not a metrics file.
+    step, iteration and seed are int64, all others float64. An incomplete last line, as in a running run, is left out. A
+    RunError if the file is missing or not a metrics file.
     """
     path = Path(path) / METRICS if Path(path).is_dir() else Path(path)
     name = shown(path)
@@ -152,7 +151,7 @@ def _column(name: str, fields: Sequence[str]) -> npt.NDArray[Any]:
 
 
 def _lines(path: Path) -> tuple[str, list[str]]:
-    """Header and complete lines of the file."""
+    """The header and the complete lines of the file."""
     lines = read(path).decode(errors="replace").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
@@ -160,7 +159,7 @@ def _lines(path: Path) -> tuple[str, list[str]]:
 
 
 def _rows_until(path: Path, columns: tuple[str, ...], step: int) -> list[str]:
-    """The complete rows up to the step, as they stand in the file."""
+    """The complete rows up to the step, unchanged."""
     header, lines = _lines(path)
     if header != ",".join(columns):
         raise RunError(
@@ -171,13 +170,13 @@ def _rows_until(path: Path, columns: tuple[str, ...], step: int) -> list[str]:
 
 
 def _is_row_until(line: str, fields: int, step: int) -> bool:
-    """Whether a line is a row up to the step; what a crash left after the last sync may be none."""
+    """Whether a line is a row up to the step. After a crash, lines after the last sync may be broken."""
     first = line.partition(",")[0]
     return line.count(",") == fields - 1 and first.isdecimal() and int(first) <= step
 
 
 def _number(value: Any, name: str) -> int | float | None:
-    """A metric as a Python number; NumPy and torch scalars give their own."""
+    """A metric as a Python number. NumPy and torch scalars are converted."""
     if getattr(value, "ndim", None) == 0:
         value = value.item()
     if value is None or isinstance(value, int | float):
@@ -196,7 +195,7 @@ class _Events:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Open a new file in the folder that makes readers forget all events from `first_step` on."""
+        """Open a new file in the folder. It makes readers drop all events from `first_step` on."""
         self._proto = require("tensorboard.compat.proto.event_pb2")
         self._value = require("tensorboard.compat.proto.summary_pb2").Summary.Value
         record_writer = require("tensorboard.summary.writer.record_writer").RecordWriter
@@ -205,7 +204,7 @@ class _Events:
                 raise OSError(errno.ELOOP, "a link")
             folder.mkdir(exist_ok=True)
             before = [int(name.split(".")[3]) for name in os.listdir(folder) if _EVENT_FILE.match(name)]
-        # Readers take the files in the order of their names: ours must come last, whatever the clock says.
+        # readers sort files by name: ours must come last, whatever the clock says
         stamp = max([int(time.time()), *(one + 1 for one in before)])
         self.file = Appender(folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0")
         self._records = record_writer(self.file)
@@ -214,7 +213,7 @@ class _Events:
         self._add(step=first_step, session_log=start)
 
     def write(self, rows: Sequence[Mapping[str, int | float | None]]) -> None:
-        """One event per step, with a scalar `<metric>/seed_<seed>` for every number of its rows."""
+        """Write one event per step, with a scalar `<metric>/seed_<seed>` for every number of its rows."""
         by_step: dict[int | float | None, list[Any]] = {}
         for row in rows:
             by_step.setdefault(row["step"], []).extend(

@@ -1,6 +1,6 @@
-"""Tables with text that grow with a run: samples.csv, completions with their scores, and health.csv, what looked wrong.
+"""Tables with text that grow during a run: samples.csv (completions with scores) and health.csv (problems found).
 
-Leaves out what is in them (`language/`).
+Leaves out their content (`language/`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ HEADER = b"step,"
 
 
 class GrowingTable:
-    """Appends to a CSV file; begins it with the first rows that there are."""
+    """Appends to a CSV file, which begins with the first rows."""
 
     def __init__(self, path: Path, *, resume_step: int | None, mark: Mapping[str, Any] | None = None) -> None:
-        """Start the table anew, or continue it after `resume_step`: later rows are dropped.
+        """Start a new table, or continue one after `resume_step`. Later rows are dropped.
 
-        mark: what `mark` was at that step; the table then goes on with just these bytes, if it has them still.
+        mark: the `mark` at that step; the table then continues with exactly these bytes, if it still has them.
         """
         self.path = path
         self._table: Table | None = None
@@ -38,11 +38,11 @@ class GrowingTable:
 
     @property
     def mark(self) -> dict[str, Any]:
-        """What a checkpoint remembers of the table as it is now."""
+        """The current mark of the table, for a checkpoint."""
         return {"size": 0, "sha256": ""} if self._table is None else self._table.mark
 
     def write(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows of one step, all with the same names."""
+        """Append rows of one step, all with the same columns."""
         if not rows:
             return
         if self._table is None:
@@ -50,7 +50,7 @@ class GrowingTable:
         self._table.write(_csv([[step, *row.values()] for row in rows], csv.QUOTE_NONNUMERIC))
 
     def sync(self) -> None:
-        """Return once everything written is on the disk; to be called before every checkpoint."""
+        """Sync everything written to disk. Call this before every checkpoint."""
         if self._table is not None:
             self._table.sync()
 
@@ -61,12 +61,12 @@ class GrowingTable:
 
 
 def _records(path: Path) -> list[bytes]:
-    """The complete records of a file as they stand there, of any size: a line's end within quotes ends none."""
+    """The complete records of a file, unchanged. A newline within quotes does not end a record."""
     return list(_complete(read(path))) or [b""]
 
 
 def _complete(data: bytes) -> Iterator[bytes]:
-    """Records end with a newline where the quotes so far are closed; a crash may have cut the last one short."""
+    """Split records at newlines outside of quotes. A crash may have cut the last one."""
     record, quotes = list[bytes](), 0
     for line in io.BytesIO(data):  # ends lines at \n alone
         record.append(line)

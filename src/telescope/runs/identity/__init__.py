@@ -1,1 +1,1 @@
-"""Whose a run folder is: its record, its signature, and whether its files are its own."""
+"""The identity of a run folder: its record, its signature, and checks that its files belong to it."""

@@ -1,4 +1,4 @@
-"""run.json: what a run is, where and with what it began, and how it stands. A SHA-256 of what it is stands in it.
+"""run.json: what a run is, where and with what it began, and its status. It contains a SHA-256 of its fixed parts.
 
 Leaves out the folder around it (`folder.py`).
 """
@@ -25,13 +25,13 @@ NAME = "run.json"
 FORMAT = 2
 PACKAGES = ("numpy", "numba", "torch", "gymnasium", "mujoco", "envpool", "transformers", "tokenizers", "peft")
 OPEN = {"status": str, "created": str, "command": list, "execution": dict, "versions": dict, "platform": dict}
-"""What the digest leaves out: how a run stands and where it ran, which is compared or shown, and decides nothing."""
+"""Entries outside the digest: a run's status and machine. They are compared or shown, and decide nothing."""
 MAY_CHANGE = {"total_steps", "device"}
-"""Fields of the configuration that a run may go on without: `--total-steps` and `--device` change them."""
+"""Fields of the configuration that may change when a run continues: `--total-steps` and `--device` set them."""
 
 
 def new(config: dict[str, Any], algorithm: str, execution: Mapping[str, Any], command: list[str]) -> dict[str, Any]:
-    """The record of a run that begins here and now, with an identity of its own, signed by its user."""
+    """The record of a run that begins now, with a new identity, signed by its user."""
     first_seed, seeds = config.get("seed", 0), config.get("seeds", 1)
     run, code = secrets.token_hex(16), trust.code_in(config)
     return {
@@ -51,7 +51,7 @@ def new(config: dict[str, Any], algorithm: str, execution: Mapping[str, Any], co
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What `write` wrote; RunError if it is damaged, was edited, or is of another format."""
+    """Read what `write` wrote. A RunError if it is damaged, was edited, or has another format."""
     try:
         known = json.loads(read(path))
         version, digest = known["format"], known.pop("sha256", None)
@@ -62,7 +62,7 @@ def read_record(path: Path) -> dict[str, Any]:
             f"{shown(path.parent)} is a run folder of format {version}, but this version of telescope reads {FORMAT}"
         )
     if digest != _digest(_sealed(known)):
-        raise RunError(f"{shown(path)} is damaged, or was edited: its SHA-256 does not match; bring it back")
+        raise RunError(f"{shown(path)} is damaged or was edited: its SHA-256 does not match; restore it")
     for name, kind in OPEN.items():
         if not isinstance(known.get(name), kind):
             raise RunError(f"{shown(path)} is damaged: {name} is {known.get(name)!r}")
@@ -75,7 +75,7 @@ def write(path: Path, known: dict[str, Any]) -> None:
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """A digest of what of a configuration stays as it is for the whole run."""
+    """A digest of the configuration's fields that stay the same for the whole run."""
     return _digest({name: value for name, value in config.items() if name not in MAY_CHANGE})
 
 
@@ -85,7 +85,7 @@ def here() -> dict[str, Any]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of telescope, Python and those `PACKAGES` that are installed, read without importing them."""
+    """Versions of telescope, Python and the installed `PACKAGES`, read without importing them."""
     versions = {"telescope": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -94,7 +94,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def as_json(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping as it is after a trip through a file, so that a tuple equals the list it became."""
+    """The mapping after a round trip through JSON, so that a tuple equals the list that it becomes."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(mapping)))
     return plain
 

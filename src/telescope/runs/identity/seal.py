@@ -1,4 +1,4 @@
-"""The seal of a folder of files: which run wrote it, and a SHA-256 of each file, so that no byte changes unseen.
+"""The seal of a folder: the run that wrote it, and a SHA-256 of each file, so that every change is noticed.
 
 Leaves out what the files mean.
 """
@@ -16,15 +16,15 @@ NAME = "seal.json"
 
 
 def close(folder: Path, run: str) -> None:
-    """Write the seal of the files that are in the folder now."""
+    """Write a seal of the current files in the folder."""
     files = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     write_atomic(folder / NAME, (json.dumps({"run": run, "files": files}, indent=2) + "\n").encode())
 
 
 def check(folder: Path, run: str) -> None:
-    """RunError naming the file that is missing, was changed or added, or that all of it is another run's.
+    """Raise a RunError that names a missing, changed or added file, or says that the folder is another run's.
 
-    Who deletes the seal says that a change is meant.
+    A user who intends a change deletes the seal.
     """
     if not os.path.lexists(folder / NAME):
         return
@@ -40,11 +40,11 @@ def check(folder: Path, run: str) -> None:
         if name not in files:
             raise RunError(f"{shown(folder / name)} was not written by the run; remove it")
         if name not in present or _digest(folder / name) != files[name]:
-            raise RunError(f"{shown(folder / name)} is missing, or is not what the run wrote; bring it back")
+            raise RunError(f"{shown(folder / name)} is missing, or is not what the run wrote; restore it")
 
 
 def _digest(path: Path) -> str:
     if not path.is_file():
-        return ""  # nothing that could be read to its end
+        return ""  # it cannot be read
     with explained("read", path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""Whose code a run folder names, and whether its user has said that it may run.
+"""The code that a run folder names, and whether its user allows it to run.
 
-A run that its user began is known by a signature in run.json, made with a key that never leaves the user's machine.
-Leaves out running anything: who does asks here first.
+A signature in run.json shows that the user began the run. Its key never leaves the user's machine. Leaves out running
+code: callers that do so ask here first.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ KEY_BYTES = 32
 
 
 def code_in(config: Mapping[str, Any]) -> dict[str, str]:
-    """What a configuration names that is code: a clause on each → what identifies it."""
+    """The code that a configuration names: a clause about each → its identity."""
     found: dict[str, str] = {}
     env, kwargs = config.get("env"), config.get("env_kwargs") or {}
     if isinstance(env, str) and ":" in env:
         found[f"env {env!r} imports {env.rpartition(':')[0]}"] = env
-    elif isinstance(env, str) and env.startswith("GymV2") and kwargs:  # they import what env_id names
+    elif isinstance(env, str) and env.startswith("GymV2") and kwargs:  # these import what env_id names
         found[f"env {env!r} imports what env_kwargs {kwargs!r} name"] = canonical(kwargs)
     rewards = config.get("reward") or ()
     for reward in [rewards] if isinstance(rewards, str) else rewards:
@@ -36,13 +36,13 @@ def code_in(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sign(run: str, code: Mapping[str, str]) -> str | None:
-    """The signature of a run's code by this user; None where no key can be kept."""
+    """The signature of a run's code by this user; None if no key can be stored."""
     key = _key(make=True)
     return None if key is None else _signature(key, run, code)
 
 
 def is_signed(run: str, code: Mapping[str, str], signature: Any) -> bool:
-    """Did this user sign just this?"""
+    """Whether this user signed exactly this."""
     key = _key(make=False)
     return key is not None and isinstance(signature, str) and hmac.compare_digest(
         _signature(key, run, code).encode(), signature.encode()
@@ -66,8 +66,8 @@ def _digest(path: str) -> str:
 
 
 def _key(*, make: bool) -> bytes | None:
-    """The user's key, from `$XDG_STATE_HOME/telescope/key`; None where there is none and none can be made."""
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written
+    """The user's key, from `$XDG_STATE_HOME/telescope/key`; None if there is none and none can be created."""
+    with contextlib.suppress(OSError, RuntimeError):  # no home folder, or not writable
         home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         path = Path(home) / "telescope" / "key"
         if (key := _read(path)) is None and make:
@@ -78,7 +78,7 @@ def _key(*, make: bool) -> bytes | None:
                     file.write(secrets.token_bytes(KEY_BYTES))
                     file.flush()
                     os.fsync(file.fileno())
-                if path.exists():  # damaged: runs that it signed need a word from now on
+                if path.exists():  # damaged: runs that it signed now need --trust
                     os.replace(new, path)
                 else:
                     with contextlib.suppress(FileExistsError):  # another process was first

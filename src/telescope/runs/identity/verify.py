@@ -1,6 +1,6 @@
-"""Doubts about a run folder, each a sentence: an edited configuration, somebody else's code, tables cut short.
+"""Checks of a run folder, with a sentence each: an edited configuration, somebody else's code, incomplete tables.
 
-Leaves out what is sealed by a digest of its own (`checkpoint.py`, `record.py`, `seal.py`).
+Leaves out files with a digest of their own (`checkpoint.py`, `record.py`, `seal.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from telescope.runs.lock import LOCK
 
 
 def unused(path: Path) -> None:
-    """RunError unless nothing is there, or a folder that is empty but for what a killed `create` leaves."""
+    """Raise a RunError unless the path is free, or an empty folder, or holds only what a killed `create` leaves."""
     if not os.path.lexists(path):
         return
     with explained("look into", path):
@@ -34,13 +34,13 @@ def unused(path: Path) -> None:
 
 
 def on_disk(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.toml says; where it is missing, or older than run.json by a kill between the two, run.json's copy."""
+    """The content of config.toml; run.json's copy if it is missing, or older because of a kill between both writes."""
     told = read_toml(path) if os.path.lexists(path) else record["config"]
     return dict(record["config"] if told == record.get("before") else told)
 
 
 def unedited(path: Path, record: Mapping[str, Any], but: Sequence[str] = ()) -> None:
-    """RunError naming how config.toml differs from what the run began with, in other fields than these."""
+    """Raise a RunError that names the differences between config.toml and the run's settings, except in `fields`."""
     told, known, absent = on_disk(path, record), record["config"], "absent"
     changes = [
         f"{name} is {told.get(name, absent)!r} and was {known.get(name, absent)!r}"
@@ -50,13 +50,13 @@ def unedited(path: Path, record: Mapping[str, Any], but: Sequence[str] = ()) -> 
     if changes:
         raise RunError(
             f"{shown(path)} was changed: {join(changes)}. A run keeps its settings: undo the change, or delete the "
-            "file, which is a copy. `--total-steps` changes the length, `--device` the device; "
+            "file, which is only a copy. `--total-steps` changes the length, `--device` the device; "
             "`telescope train ALGORITHM --config FILE` begins another run"
         )
 
 
 def trusted(path: Path, config: Mapping[str, Any], record: Mapping[str, Any], said: bool) -> None:
-    """RunError naming the code that a configuration names, unless the run's user began it, or says so."""
+    """Raise a RunError that lists a configuration's code, unless this user began the run or allows it."""
     code = trust.code_in(config)
     if code and not said and not trust.is_signed(record["id"], code, record.get("signature")):
         raise RunError(
@@ -66,7 +66,7 @@ def trusted(path: Path, config: Mapping[str, Any], record: Mapping[str, Any], sa
 
 
 def executed_otherwise(record: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """How the run was executed in another way than here and now, `current`, in words: settings, versions, processor."""
+    """The differences between the stored execution and the current one: settings, versions, processor."""
     today = here()
     then = record["execution"] | record["versions"] | {"processor": record["platform"].get("processor")}
     now = as_json(current) | today["versions"] | {"processor": today["platform"]["processor"]}
@@ -78,7 +78,7 @@ def executed_otherwise(record: Mapping[str, Any], current: Mapping[str, Any]) ->
 
 
 def made_otherwise(record: Mapping[str, Any], current: Mapping[str, str]) -> list[str]:
-    """What the run was made from and is something else by now, `current`, in words. By field: a SHA-256 each."""
+    """The inputs that have changed since the run began, as clauses. `current`: field → SHA-256."""
     then, places = record.get("inputs") or {}, record["config"]
     gone = {name for name in then if current.get(name, "absent") == "absent"}
     return [
@@ -89,13 +89,13 @@ def made_otherwise(record: Mapping[str, Any], current: Mapping[str, str]) -> lis
 
 
 def table(path: Path, mark: Mapping[str, Any]) -> str:
-    """What is wrong with a table that had this mark when the checkpoint was written; empty if nothing."""
+    """What is wrong with a table that had this mark at the checkpoint; empty if nothing."""
     if until(path, mark) is not None:
         return ""
     size = len(read(path)) if os.path.lexists(path) else 0
     if size < mark["size"]:
         return (
-            f"{shown(path)} has {size:,} bytes, and had {mark['size']:,} when the checkpoint was written: rows are "
-            "missing (was the folder copied while the run went on?)"
+            f"{shown(path)} has {size:,} bytes, but had {mark['size']:,} when the checkpoint was written: rows are "
+            "missing (was the folder copied while the run was training?)"
         )
-    return f"{shown(path)} was changed, or is damaged: it does not begin with what the run wrote"
+    return f"{shown(path)} was changed or is damaged: it does not begin with what the run wrote"

@@ -2,9 +2,9 @@
 
 Leaves out the meaning of fields (each algorithm's config) and the command line (`commands/arguments.py`).
 
-TOML has no null: a None is expressed by leaving its key out, or, where the field's default is something else,
-by the word "none". Values are held against the annotations by what does so for every config (`checks.fitted`): cattrs
-and msgspec would be a second way to, and name neither the value that came nor the key that was meant.
+TOML has no null. To write None, the key is left out, or has the word "none" if the field's default is something else.
+`checks.fitted` checks values against annotations, as for every config. cattrs and msgspec would be a second way, and
+their errors name neither the value nor the intended key.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""Whose array is this, and do the arrays of one call fit together? Every public function asks here.
+"""Recognise array libraries, and check that the arrays of one call fit together. Every public function uses it.
 
-It leaves out all arithmetic. torch and jax are looked at only if the caller has already imported them.
-
-What depends on data (are flags 0 or 1, does γ lie in [0, 1], is a final value missing) is asked of arrays that have
-data. Under a transformation of JAX an array can be a tracer, which has a shape and a dtype but no numbers: those
-questions are skipped there (`any_true`), all others are not.
+torch and jax are used only if the caller has already imported them. Checks of numbers (flags are 0 or 1, γ lies in
+[0, 1], no final value is missing) need arrays with numbers. A JAX tracer has a shape and a dtype but no numbers, so
+these checks are skipped there (`any_true`); all others are not. Leaves out arithmetic.
 """
 
 import sys
@@ -14,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-Array = Any  # numpy.ndarray, torch.Tensor or jax.Array; a result is what the arguments were
+Array = Any  # numpy.ndarray, torch.Tensor or jax.Array; results are of the arguments' library
 
-_NUMPY = (np.ndarray, np.generic)  # where an array has no axes, its sum is the latter
+_NUMPY = (np.ndarray, np.generic)  # the sum of an array without axes is the latter
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _NUMPY_FLOATS = {np.dtype(kind): np.dtype(max(kind, "f4")) for kind in ("f2", "f4", "f8")}
 
 
 def library(name: str, array: Array) -> ModuleType:
-    """numpy, torch or jax.numpy: the module whose array this is. Anything else is refused with its name."""
+    """The library of an array: numpy, torch or jax.numpy. Anything else raises a ValueError with its name."""
     if type(array) is np.ndarray or type(array) is np.memmap:
         return np
     if isinstance(array, np.ndarray):
@@ -48,34 +46,34 @@ def _subclass_message(name: str, array: np.ndarray) -> str:
 
 
 def _stands_for_one(array: Array) -> bool:
-    """A parameter, or what torch puts in a tensor's place while it traces."""
+    """Whether it is a parameter, or torch's stand-in for a tensor while it traces."""
     return isinstance(array, sys.modules["torch"].nn.Parameter) or type(array).__module__.startswith("torch._sub")
 
 
 def _negated(array: Array) -> bool:
-    """Is the sign of its numbers still to be turned, as of the imaginary part of a conjugate?"""
+    """Whether the sign of its numbers is flipped lazily, as in the imaginary part of a conjugate."""
     return not sys.modules["torch"].compiler.is_compiling() and bool(array.is_neg())
 
 
 def _lazy_message(name: str, array: Array) -> str:
-    """What a tensor is whose memory does not hold its numbers one by one."""
+    """The error message for a tensor whose memory does not directly hold its numbers."""
     if array.is_nested:
         return f"{name} is a nested tensor; pass a padded one, and mask= (True counts) beside it"
     if array.layout != sys.modules["torch"].strided:
         return f"{name} is a {array.layout} tensor; pass a dense one ({name}.to_dense())"
     if array.is_quantized:
         return f"{name} is a quantized tensor; pass {name}.dequantize()"
-    return f"{name} is a tensor whose sign is still to be turned; pass {name}.resolve_neg()"
+    return f"{name} is a tensor with a lazy sign flip; pass {name}.resolve_neg()"
 
 
 def is_jax(array: Array) -> bool:
-    """A JAX array, or a tracer that stands for one."""
+    """Whether it is a JAX array or tracer."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(array, jax.Array)
 
 
 def any_true(wrong: Array) -> bool:
-    """Is any of them True? False of a tracer, whose numbers do not exist yet: the check is skipped."""
+    """Whether any entry is True. False for a tracer, which has no numbers yet, so that the check is skipped."""
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(wrong, jax.core.Tracer):
         return False
@@ -83,7 +81,7 @@ def any_true(wrong: Array) -> bool:
 
 
 def _hidden(array: Array) -> bool:
-    """A tensor whose numbers cannot be looked at: on meta, compiled, mapped, while a CUDA graph is recorded."""
+    """Whether a tensor's numbers cannot be read: on meta, compiled, mapped, or while a CUDA graph is captured."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(array, torch.Tensor):
         return False
@@ -93,16 +91,16 @@ def _hidden(array: Array) -> bool:
 
 
 def transforming() -> bool:
-    """Is torch.func at work (vmap, grad, jacrev)? Its tensors have no memory that NumPy could read."""
+    """Whether torch.func is active (vmap, grad, jacrev). Its tensors have no memory that NumPy could read."""
     return sys.modules["torch"]._C._functorch.peek_interpreter_stack() is not None
 
 
-# What torch.compiler.assume_constant_result sets, without loading torch: asked while a graph is traced, not in it.
+# torch.compiler.assume_constant_result sets this; here it is set without loading torch
 transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _mapped(array: Array) -> bool:
-    """Does a tensor stand for a batch of others, under torch.func.vmap at whatever depth?"""
+    """Whether a tensor stands for a batch of tensors, under torch.func.vmap at any depth."""
     functorch = sys.modules["torch"]._C._functorch
     while functorch.is_functorch_wrapped_tensor(array):
         if functorch.is_batchedtensor(array):
@@ -112,14 +110,14 @@ def _mapped(array: Array) -> bool:
 
 
 def check_alike(**named: Array) -> ModuleType:
-    """Same library, device and shape for all that are not None; the first is what the others must match."""
+    """Check that all arrays except None have the library, device and shape of the first one. Return the library."""
     (name, first), *others = named.items()
     xp = library(name, first)
     shape, plain = first.shape, type(first) is np.ndarray
     for other, array in others:
         if array is None:
             continue
-        if not (plain and type(array) is np.ndarray):  # a shortcut: this runs on every call, however small
+        if not (plain and type(array) is np.ndarray):  # a shortcut: this runs on every call
             check_neighbour(name, first, other, array)
         if array.shape != shape:
             raise ValueError(_shape_message(name, tuple(first.shape), named))
@@ -127,27 +125,27 @@ def check_alike(**named: Array) -> ModuleType:
 
 
 def check_neighbour(name: str, first: Array, other: str, array: Array) -> None:
-    """Same library and device as the first argument; between its devices JAX has rules of its own."""
+    """Check that an array has the first one's library and device. JAX has its own rules for devices."""
     if library(other, array) is not library(name, first):
         raise ValueError(f"{other} is a {_kind(array)} but {name} is a {_kind(first)}; one call takes one library")
     if not isinstance(first, np.ndarray) and not is_jax(first) and array.device != first.device:
-        raise ValueError(f"{other} is on {array.device} but {name} is on {first.device}; nothing is moved silently")
+        raise ValueError(f"{other} is on {array.device} but {name} is on {first.device}; move one of them")
 
 
 def check_shape(name: str, array: Array, expected: tuple[int, ...], why: str) -> None:
-    """The shape that follows from the other arguments, and no other that would merely broadcast."""
+    """Check for exactly this shape; a shape that only broadcasts to it is an error."""
     if tuple(array.shape) != expected:
         hint = _squeeze_hint(tuple(array.shape), expected)
         raise ValueError(f"{name} has shape {tuple(array.shape)} but {why} {expected}{hint}")
 
 
 def refuse_dtype(name: str, array: Array, reference: str, first: Array) -> None:
-    """Values that are compared come in one precision; casting one of them would hide a mistake."""
+    """Raise the error for arrays of different dtypes. Casting one of them would hide a mistake."""
     raise ValueError(f"{name} has dtype {array.dtype} but {reference} has {first.dtype}; convert one of them")
 
 
 def check_float(name: str, array: Array) -> None:
-    """A floating point dtype that we compute in: float16, bfloat16 (torch, jax), float32 or float64."""
+    """Check for a supported floating point dtype: float16, bfloat16 (torch, jax), float32 or float64."""
     if isinstance(array, np.ndarray):
         known = array.dtype in _NUMPY_FLOATS
     else:
@@ -157,7 +155,7 @@ def check_float(name: str, array: Array) -> None:
 
 
 def working_dtype(array: Array) -> Any:
-    """The dtype of results and sums: the array's own, or float32 where that is half precision."""
+    """The dtype of results and sums: the array's own, or float32 for half precision."""
     if isinstance(array, np.ndarray):
         return _NUMPY_FLOATS[array.dtype]
     if is_jax(array):
@@ -167,7 +165,7 @@ def working_dtype(array: Array) -> Any:
 
 
 def to_dtype(name: str, array: Array, dtype: Any, differentiable: bool = False) -> Array:
-    """The array in a real dtype; itself where it has that already. Gradients stop unless asked for."""
+    """The array in a real dtype, unchanged if it already has it. Gradients stop unless `differentiable`."""
     if type(array) is np.ndarray and array.dtype is dtype and array.flags.aligned:
         return array
     check_real(name, array)
@@ -178,7 +176,7 @@ def to_dtype(name: str, array: Array, dtype: Any, differentiable: bool = False) 
 
 
 def check_real(name: str, array: Array) -> None:
-    """Numbers that can be converted to a floating point dtype without losing a part: no complex ones, no text."""
+    """Check for numbers that can be converted to floating point: no complex numbers, no text."""
     if not _is_real(array):
         raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
 
@@ -193,17 +191,17 @@ def _is_real(array: Array) -> bool:
 
 
 def scalar(value: Any, like: Array) -> Array:
-    """A plain number as an array without axes, with the dtype and on the device of another."""
+    """A number as an array without axes, with the dtype and device of `like`."""
     if isinstance(like, np.ndarray):
         return np.asarray(value, like.dtype)
     if is_jax(like):
         return sys.modules["jax.numpy"].asarray(value, like.dtype)
-    # Filled where it is: copying a number over would wait for the device.
+    # filled on the device: copying a number there would wait for it
     return sys.modules["torch"].full((), value, dtype=like.dtype, device=like.device)
 
 
 def on_cpu(array: Array) -> bool:
-    """Can NumPy read this memory where it is?"""
+    """Whether NumPy can read this memory in place."""
     return isinstance(array, np.ndarray) or (not is_jax(array) and array.device.type == "cpu")
 
 
@@ -215,7 +213,7 @@ def detached(array: Array) -> Array:
 
 
 def spread(name: str, array: Array, shape: tuple[int, ...]) -> Array:
-    """A view that repeats the array over `shape`, by the rules of broadcasting."""
+    """A view of the array, broadcast to `shape`."""
     came = tuple(array.shape)
     fits = len(came) <= len(shape) and all(n in (1, m) for n, m in zip(came[::-1], shape[::-1], strict=False))
     if not fits:
@@ -227,7 +225,7 @@ def spread(name: str, array: Array, shape: tuple[int, ...]) -> Array:
 
 
 def to_bool(name: str, flags: Array | None, live: Array | None = None) -> Array | None:
-    """Booleans, or numbers that are exactly 0 or 1 (checked where `live`); None stays None."""
+    """Flags as booleans. Numbers must be exactly 0 or 1 (checked where `live`). None stays None."""
     if flags is None:
         return None
     if isinstance(flags, np.ndarray):
@@ -243,21 +241,21 @@ def to_bool(name: str, flags: Array | None, live: Array | None = None) -> Array 
         wrong = wrong & live
     if any_true(wrong):
         raise ValueError(
-            f"{name} has dtype {flags.dtype} and holds {flags[wrong][0].item()}; expected booleans, or "
-            f"numbers that are exactly 0 or 1. None says that there are none"
+            f"{name} has dtype {flags.dtype} and holds {flags[wrong][0].item()}; expected booleans, or numbers that "
+            f"are exactly 0 or 1 (None if there are none)"
         )
     return flags != 0
 
 
 def front(array: Array, axis: int) -> Array:
-    """A view with `axis` first and the order of the others kept."""
+    """A view with `axis` first and all other axes in the same order."""
     if axis == 0:
         return array
     return _permuted(array, [axis, *(i for i in range(array.ndim) if i != axis)])
 
 
 def back(array: Array, axis: int) -> Array:
-    """The view that undoes `front`."""
+    """The inverse view of `front`."""
     return array if axis == 0 else _permuted(array, [*range(1, axis + 1), 0, *range(axis + 1, array.ndim)])
 
 
@@ -269,35 +267,35 @@ def checked_axis(axis: int, dimensions: int) -> int:
 
 
 def time_axis(name: str, array: Array, axis: int) -> int:
-    """The axis of a named array that is to be time, counted from the front; the array must have one."""
+    """The time axis of a named array, counted from the front. An array without axes raises a ValueError."""
     if library(name, array) and array.ndim == 0:
         raise ValueError(f"{name} has shape (); expected at least a time axis")
     return checked_axis(axis, array.ndim)
 
 
 def check_switch(name: str, value: Any) -> None:
-    """True or False, not what merely counts as one of them: "no" would be true."""
+    """Check for True or False. Other truthy values are errors, because "no" would be true."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} is {_brief(value)}; expected True or False")
 
 
 def check_word(name: str, value: Any, words: Sequence[str], hint: str = "") -> None:
-    """One of the words."""
+    """Check for one of the words."""
     if not isinstance(value, str) or value not in words:
         raise ValueError(f"{name} is {_brief(value)}; expected {' or '.join(map(repr, words))}{hint}")
 
 
 def counted(name: str, value: Any, meaning: str) -> int:
-    """A whole number from 1 on."""
+    """Check for an integer >= 1, and return it."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} is {_brief(value)}; expected an integer from 1 on, {meaning}")
+        raise ValueError(f"{name} is {_brief(value)}; expected an integer >= 1, {meaning}")
     return int(value)
 
 
 def check_not_negative(name: str, value: Any, otherwise: str = "") -> None:
-    """A plain number from 0 on, such as a step size; `otherwise` says what else is allowed."""
+    """Check for a number >= 0, such as a step size. `otherwise` says what else is allowed."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating) or not value >= 0:
-        raise ValueError(f"{name} is {_brief(value)}; expected a number that is not negative{otherwise}")
+        raise ValueError(f"{name} is {_brief(value)}; expected a number >= 0{otherwise}")
 
 
 def _permuted(array: Array, order: Sequence[int]) -> Array:
@@ -305,7 +303,7 @@ def _permuted(array: Array, order: Sequence[int]) -> Array:
 
 
 def _shape_message(reference: str, shape: tuple[int, ...], named: dict[str, Array]) -> str:
-    """All arguments that disagree, in one sentence, with the likely fix."""
+    """The error message that names all arguments of another shape, with the likely fix."""
     others = [(name, tuple(array.shape)) for name, array in named.items() if array is not None]
     wrong = [f"{name} has shape {other}" for name, other in others if other != shape]
     hints = (_squeeze_hint(other, shape) for _, other in others if other != shape)
@@ -333,6 +331,6 @@ def _kind(array: Any) -> str:
 
 
 def _brief(value: Any) -> str:
-    """A number or a word as it is; anything longer by its kind."""
+    """A number or word unchanged; the type of anything longer."""
     plain = isinstance(value, bool | int | float | str | np.generic) or value is None
     return repr(value) if plain else f"a {type(value).__name__}"

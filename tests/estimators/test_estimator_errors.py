@@ -112,7 +112,7 @@ def test_unknown_arrays_are_named_with_what_is_supported() -> None:
 
 def test_tensors() -> None:
     tensors = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in GOOD.items()}
-    with pytest.raises(ValueError, match="values is on meta but rewards is on cpu; nothing is moved"):
+    with pytest.raises(ValueError, match="values is on meta but rewards is on cpu; move one of them"):
         telescope.gae(**{**tensors, "values": tensors["values"].to("meta")})
     with pytest.raises(ValueError, match=r"rewards is a torch\.sparse_coo tensor"):
         telescope.gae(**{**tensors, "rewards": tensors["rewards"].to_sparse()})

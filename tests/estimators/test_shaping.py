@@ -127,7 +127,7 @@ def test_a_response_arrives_when_its_reward_does() -> None:
         ({"policy": np.full((5, 3), 0.2)}, "policy does not sum to 1"),
         ({"policy": np.full((5, 3), 0.5)}, "policy holds negative numbers or NaN, or sums to more than 1"),
         ({"policy": None}, "policy is None"),
-        ({"lags": 0}, "lags is 0; expected an integer from 1 on"),
+        ({"lags": 0}, "lags is 0; expected an integer >= 1"),
     ],
 )
 def test_bad_worlds_are_named(change: dict[str, Any], message: str) -> None:

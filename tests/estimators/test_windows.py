@@ -147,7 +147,7 @@ def test_gradients_are_exact_on_request(masked: bool) -> None:
 def test_the_length_is_a_positive_integer(bad: Any) -> None:
     steps = rollout((5, 2))
     flags = {"terminated": None, "truncated": None, "gamma": GAMMA}
-    with pytest.raises(ValueError, match=r"k is .*; expected an integer from 1 on"):
+    with pytest.raises(ValueError, match=r"k is .*; expected an integer >= 1"):
         telescope.k_step_advantage(*steps[:3], **flags, k=bad)
-    with pytest.raises(ValueError, match=r"n is .*; expected an integer from 1 on"):
+    with pytest.raises(ValueError, match=r"n is .*; expected an integer >= 1"):
         telescope.n_step_return(steps.rewards, steps.values, **flags, n=bad)

@@ -301,7 +301,7 @@ def test_others_that_agree_leave_the_centred_score_as_it_is():
 
 
 def test_scores_need_groups():
-    with pytest.raises(ValueError, match=r"scores has shape \(3,\); expected \[prompts, completions of each\]"):
+    with pytest.raises(ValueError, match=r"scores has shape \(3,\); expected \[prompts, completions per prompt\]"):
         sample_advantages(GRPO, torch.ones(3))
 
 

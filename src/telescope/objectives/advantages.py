@@ -1,7 +1,7 @@
-"""From one score per completion to an advantage per token, as a row of the table in `objectives.py` says.
+"""Turn one score per completion into an advantage per token, as a row of the table in `rows.py` says.
 
-Completions are [B, T], batch first as transformers have them; groups of P prompts with G completions are [P, G].
-Everything is computed on a whole rollout, before it is cut into batches. It leaves out who scores.
+Completions are [B, T], batch first as in transformers; groups of P prompts with G completions are [P, G]. Everything is
+computed on a whole rollout, before it is split into batches. Leaves out scoring.
 """
 
 # P prompts, G completions each, B = P·G completions of T tokens
@@ -19,12 +19,11 @@ from telescope.objectives.rows import Objective
 
 
 class Credit(NamedTuple):
-    """What a critic is trained with, [B, T] each."""
+    """Advantages, and the targets of a critic."""
 
-    advantages: Tensor
-    returns: Tensor
-    live: Tensor
-    """Where values count: the mask, and with `score_at` "after" the place after it."""
+    advantages: Tensor  # [B, T]
+    returns: Tensor  # [B, T]
+    live: Tensor  # [B, T] bool, where values count: the mask, and with `score_at` "after" the place after it
 
 
 def sample_advantages(objective: Objective, scores: Tensor, scored: Tensor | None = None) -> Tensor:
@@ -34,15 +33,15 @@ def sample_advantages(objective: Objective, scores: Tensor, scored: Tensor | Non
 
     Args:
         scores: [P, G] in a floating point dtype.
-        scored: of the same shape, True counts; None: all that are not NaN. A completion without a score is in no
+        scored: of the same shape, True counts. None: all that are not NaN. A completion without a score enters no
             baseline and has advantage 0.
 
     Returns:
-        [P, G]; a group of equal scores gives 0, as does one of one score (unless `singleton` is "score").
+        [P, G]. A group of equal scores gives 0, and so does a group of one (unless `singleton` is "score").
     """
     arrays.check_alike(scores=scores, scored=scored)
     if scores.ndim != 2:
-        raise ValueError(f"scores has shape {tuple(scores.shape)}; expected [prompts, completions of each]")
+        raise ValueError(f"scores has shape {tuple(scores.shape)}; expected [prompts, completions per prompt]")
     scores = _tensor("scores", scores)
     live: Any = ~scores.isnan() if scored is None else arrays.to_bool("scored", scored)
     numbers = torch.where(live, scores, 0.0)
@@ -54,7 +53,7 @@ def sample_advantages(objective: Objective, scores: Tensor, scored: Tensor | Non
         advantages = group_relative(numbers, mask=live, scale=False)
     if objective.scale != "none":
         half = _half_deviation(objective, numbers, live)
-        # only others can have no spread where there is an advantage; it then stays as it is
+        # if the others have no spread, an advantage stays unscaled
         advantages = torch.where(live & (half > 0), advantages / 2 / (half + objective.eps / 2), advantages)
     if objective.singleton == "score":
         advantages = torch.where(live & (live.sum(1, keepdim=True) == 1), numbers, advantages)
@@ -64,10 +63,10 @@ def sample_advantages(objective: Objective, scores: Tensor, scored: Tensor | Non
 def penalised_scores(
     objective: Objective, scores: Tensor, kl: Tensor | None, mask: Tensor, beta: float | None = None
 ) -> Tensor:
-    """r − β Σ_t KL_t where the row has its KL in the reward and its credit per sequence (RLOO); else r itself.
+    """r − β Σ_t KL_t if the row has its KL in the reward and its credit per sequence (RLOO); otherwise r.
 
     Args:
-        scores: [B]. kl, mask: [B, T], True counts; kl may be None where β is 0. beta: in place of the row's.
+        scores: [B]. kl, mask: [B, T], True counts. kl may be None if β is 0. beta: replaces the row's.
     """
     beta = objective.beta if beta is None else beta
     scores = _tensor("scores", scores)
@@ -82,14 +81,14 @@ def token_rewards(
     """r[t] = −β KL[t] + (score, at the last live token): the reward of each token (Ouyang et al. 2022, equation 2).
 
     Args:
-        scores: [B]; NaN (not scored) counts as 0.
+        scores: [B]. NaN (not scored) counts as 0.
         mask: [B, T], True counts. A completion without a live token gets no score.
-        kl: [B, T], of log-probabilities as sampled; None where β is 0 or the KL is in the loss.
-        beta: in place of the row's, where a controller moves it.
+        kl: [B, T], from the sampler's log-probabilities. None if β is 0 or the KL is in the loss.
+        beta: replaces the row's, for a controller.
 
     Returns:
-        [B, T], 0 where masked; with `score_at` "after" the score is one place behind the last live token, if there
-        is one.
+        [B, T], 0 where masked. With `score_at` "after" the score is one place after the last live token, if there is
+        such a place.
     """
     beta = objective.beta if beta is None else beta
     scores, mask = _completions("scores", scores, mask)
@@ -109,16 +108,16 @@ def token_advantages(
     beta: float | None = None,
     usable: Tensor | None = None,
 ) -> Tensor:
-    """A row's advantages per token [B, T], without a critic, whitened where the row says so.
+    """A row's advantages per token [B, T], without a critic, whitened if the row says so.
 
-    With `credit` "sequence" each token has its completion's; with "returns" Σ_{s≥t} γ^{s−t} r[s] of `token_rewards`
-    (REINFORCE++, Hu 2025, arXiv 2501.03262).
+    With `credit` "sequence" each token has its completion's advantage. With "returns" it has Σ_{s≥t} γ^{s−t} r[s] of
+    `token_rewards` (REINFORCE++, Hu 2025, arXiv 2501.03262).
 
     Args:
-        advantages: [B], of `sample_advantages`. mask: [B, T], True counts; 0 where masked.
+        advantages: [B], of `sample_advantages`. mask: [B, T], True counts. The result is 0 where masked.
         kl, beta: as in `token_rewards`.
-        usable: [B], which completions may be learned from; the others (not scored) are left out of the whitening
-            and have advantage 0. None: all.
+        usable: [B], True for completions to learn from. Others (not scored) do not enter the whitening and have
+            advantage 0. None: all.
     """
     advantages, mask = _completions("advantages", advantages, mask)
     live = mask
@@ -127,12 +126,12 @@ def token_advantages(
         rows: Any = arrays.to_bool("usable", usable)
         live = mask & rows[:, None]
     if objective.credit == "gae":
-        raise ValueError(f'credit of "{objective.name}" is "gae"; its advantages are critic_advantages(…)')
+        raise ValueError(f'credit of "{objective.name}" is "gae"; call critic_advantages(…) for its advantages')
     if objective.credit == "sequence":
         spread = torch.where(live, advantages[:, None], 0.0)
     else:
         rewards = token_rewards(objective, advantages, mask, kl, beta)
-        complete = torch.ones_like(advantages, dtype=torch.bool)  # without a critic nothing is known beyond a cut
+        complete = torch.ones_like(advantages, dtype=torch.bool)  # without a critic there is no bootstrap
         ends = _episodes(objective, rewards, torch.zeros_like(rewards), mask, complete, None)
         del ends["values"]
         spread = discounted_return(**ends, gamma=objective.gamma)
@@ -148,12 +147,12 @@ def critic_advantages(
     terminated: Tensor | None,
     final_values: Tensor | None = None,
 ) -> Credit:
-    """`gae` over each completion's live tokens, with the row's γ and λ; not yet whitened.
+    """`gae` over each completion's live tokens, with the row's γ and λ, without whitening.
 
     Args:
-        rewards, values, mask: [B, T]; values[t] is that of the state before token t. Time stands still where masked
-            (or passes with reward and value 0, where `masked` is "decayed").
-        terminated: [B], True where the completion ended by itself; all True treats a cut like an end.
+        rewards, values, mask: [B, T]. values[t] is that of the state before token t. Masked tokens are left out (or are
+            steps with reward and value 0, if `masked` is "decayed").
+        terminated: [B], True where the completion ended by itself. All True treats a cut like an end.
         final_values: [B], of the state after the last token, needed where not terminated.
     """
     arrays.library("mask", mask)
@@ -166,7 +165,7 @@ def critic_advantages(
 
 
 def whitened(objective: Objective, advantages: Tensor, mask: Tensor) -> Tensor:
-    """(A − mean) / √(variance + 1e-8) over all live tokens of the batch where the row whitens; 0 where masked."""
+    """(A − mean) / √(variance + 1e-8) over all live tokens of the batch, if the row whitens; 0 where masked."""
     arrays.library("mask", mask)
     arrays.check_alike(advantages=advantages, mask=mask)
     advantages, mask = _tensor("advantages", advantages), _live(mask)
@@ -176,7 +175,7 @@ def whitened(objective: Objective, advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 def _half_deviation(objective: Objective, scores: Tensor, live: Tensor) -> Tensor:
-    """Half the standard deviation of the group, of the batch, or for each sample of the others in its group."""
+    """Half the standard deviation of the group, of the batch, or of the other samples in each sample's group."""
     axes: tuple[int, ...] = (0, 1) if objective.scale == "batch" else (1,)
     if objective.scale == "others":
         others = live[:, None, :] & ~torch.eye(live.shape[1], dtype=torch.bool, device=live.device)
@@ -212,7 +211,7 @@ def _episodes(
 def _penalty(scores: Tensor, mask: Tensor, kl: Tensor | None) -> Tensor:
     """The KL of each token [B, T], 0 where masked."""
     if kl is None:
-        raise ValueError("kl is None, but the objective has a KL penalty in the reward; pass it, or beta=0")
+        raise ValueError("kl is None, but the objective has a KL penalty in the reward; pass kl, or beta=0")
     _, mask = _completions("scores", scores, mask)
     arrays.check_alike(kl=kl, mask=mask)
     return torch.where(mask, _tensor("kl", kl), 0.0)
@@ -232,7 +231,7 @@ def _live(mask: Tensor) -> Any:
 
 
 def _tensor(name: str, numbers: Tensor) -> Any:
-    """In working precision, with its gradient."""
+    """The tensor in working precision, with its gradient."""
     if arrays.library(name, numbers) is not torch:
-        raise ValueError(f"{name} is a {type(numbers).__name__}, not a torch tensor")
+        raise ValueError(f"{name} is a {type(numbers).__name__}; expected a torch tensor")
     return arrays.to_dtype(name, numbers, arrays.working_dtype(numbers), True)

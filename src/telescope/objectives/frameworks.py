@@ -1,9 +1,9 @@
 """The rows of the table as other frameworks compute them: `AS_IN["verl"]["grpo"]`.
 
-Each is a row of `rows.py` with what differs put in; docs/objectives.md has the differences side by side, and what each
-framework was compared with. Settings are defaults. `--objective verl/grpo` trains by one of them; those called `ppo`
-need a critic, and are for loops of your own (`critic_advantages`). It leaves out what is no part of the objective:
-learning rates, batch sizes.
+Each is a row of `rows.py` with some columns replaced, with the framework's default settings. docs/objectives.md shows
+the differences side by side, and what each framework was compared with. `--objective verl/grpo` trains with one of
+them. Those called `ppo` need a critic and are for your own loops (`critic_advantages`). Leaves out settings beside the
+objective, such as learning rates and batch sizes.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def _all(rows: list[Objective], **shared: Any) -> dict[str, Objective]:
     return {row.name: replace(row, **shared) for row in rows}
 
 
-# The formulas as printed: no eps, the population's deviation.
+# the formulas as printed: no eps, the population's standard deviation
 _PAPER = _all(list(ROWS.values()), eps=0.0, unbiased=False) | {
     "grpo": replace(GRPO, eps=0.0, unbiased=False, beta=0.04),
     "ppo": replace(PPO, beta=0.02),  # InstructGPT
 }
 
-# One weight for a completion: the product of its ratios, and nothing of it where that is beyond 3.
+# one weight per completion: the product of its ratios, or 0 if that exceeds 3
 _TRL_SAMPLER = Correction("sequence", "sequence", "drop", high=3.0)
 _TRL_GROUP: dict[str, Any] = {"correction": _TRL_SAMPLER, "kl_gradient": "ratio"}
 _TRL = _all([DR_GRPO, DAPO, GSPO, CISPO, replace(GRPO, weight="token_mean")], **_TRL_GROUP) | {
@@ -61,7 +61,7 @@ _VERL = {
     "reinforce": replace(REINFORCE, weight="token_mean"),
 }
 
-# KL in the reward of each token for all, so credit is what is still to come.
+# the KL is in the reward of each token, so credit is the sum of later rewards
 _OPENRLHF_KL: dict[str, Any] = {"kl": "k1", "kl_place": "reward", "beta": 0.01, "kl_bounds": (inf, 10.0)}
 _OPENRLHF_TOKENS: dict[str, Any] = {"masked": "decayed", "weight": "token_mean", "log_ratio_bounds": (-20.0, 20.0)}
 _OPENRLHF = {
@@ -72,7 +72,7 @@ _OPENRLHF = {
     "ppo": replace(PPO, lam=1.0, whiten="population", value_clip=0.5, **_OPENRLHF_KL, **_OPENRLHF_TOKENS),
 }
 
-# A sample is compared with the others of its group, in mean and in deviation.
+# mean and standard deviation are those of the other samples of the group
 _NEMO_GROUP: dict[str, Any] = {"baseline": "others", "scale": "others", "eps": 1e-6}
 _NEMO_KL: dict[str, Any] = {"kl": "k3", "kl_gradient": "score", "beta": 0.01, "kl_bounds": (20.0, 10.0)}
 _NEMO = {
@@ -83,7 +83,7 @@ _NEMO = {
     "ppo": replace(PPO, clip=(0.2, 0.28), dual_clip=10.0, beta=0.0),
 }
 
-# KL in the reward of each token, for all.
+# the KL is in the reward of each token
 _AREAL: dict[str, Any] = {"eps": 1e-5, "singleton": "score", "credit": "returns", "weight": "token_mean"}
 _AREAL_KL: dict[str, Any] = {"kl": "k1", "kl_place": "reward", "beta": 0.1, "kl_bounds": (inf, 10.0)}
 
@@ -109,4 +109,4 @@ AS_IN: dict[str, dict[str, Objective]] = {
         ),
     },
 }
-"""By framework and name of the row."""
+"""Rows by framework and name."""

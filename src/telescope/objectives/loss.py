@@ -1,8 +1,8 @@
-"""The loss of each token and its weight in the batch, as a row of the table in `objectives.py` says.
+"""The loss of each token and its weight in the batch, as a row of the table in `rows.py` says.
 
-The loss of a batch is Σ weights · loss. Weights are made once, from the mask of all that one optimiser step learns
-from; losses from any piece of it. So how it is cut, padded or packed changes neither value nor gradient. It leaves out
-the critic's loss (`telescope.losses`) and where log-probabilities come from (`log_probs.py`).
+The loss of a batch is Σ weights · loss. Weights are computed once, from the mask of the whole batch of one optimiser
+step; losses are computed from any piece of it. So micro-batches, padding and packing change neither value nor gradient.
+Leaves out the critic's loss (`telescope.losses`) and log-probabilities (`language/log_probs.py`).
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from telescope.objectives.rows import Correction, Level, Objective
 
 
 class Counts(NamedTuple):
-    """Live tokens of a batch, and sequences that have any."""
+    """The number of live tokens of a batch, and of sequences with a live token."""
 
     tokens: Tensor
     sequences: Tensor
 
 
 class PolicyLoss(NamedTuple):
-    """Per token, of the shape of log_probs; where masked the ratio is 1 and all else 0."""
+    """Results per token, of the shape of log_probs. Where masked, the ratio is 1 and all else is 0."""
 
     loss: Tensor
-    """Surrogate plus, where it belongs to the loss, β KL."""
+    """The surrogate, plus β KL if the KL is in the loss."""
     ratio: Tensor
-    """As the row takes it, per token or sequence; detached."""
+    """The row's ratio, per token or sequence, without gradient."""
     clipped: Tensor
-    """True where the clip has taken the gradient, or bounded the weight."""
+    """True where the clip has removed the gradient, or bounded the weight."""
     kl: Tensor
-    """The estimate of the KL to the reference in the loss; detached."""
+    """The estimate of the KL to the reference in the loss, without gradient."""
 
 
 def batch_counts(mask: Tensor, owner: Tensor | None = None) -> Counts:
-    """What `token_weights` divides by. Of a batch over several pieces or ranks: their sums.
+    """The counts that `token_weights` divides by. For a batch in several pieces or on several ranks, add them.
 
-    A sequence packed into a row is recognised by its `owner`, and must be whole in one piece.
+    `owner` identifies sequences that are packed into a row. Each sequence must be whole in one piece.
     """
     mask = live_mask(mask=mask, owner=owner)
     sequences = mask.any(-1).sum() if owner is None else owner[mask].unique().numel() * torch.ones_like(mask.sum())
@@ -55,16 +55,17 @@ def token_weights(
     owner: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """w with which the loss of the batch is Σ w · loss, of the shape of the mask.
+    """Weights w, of the shape of the mask. The loss of the batch is Σ w · loss.
 
-    By the row's `weight`: "token_mean" 1/N, "sequence_mean" 1/(S |y|), "sequence_sum" 1/S, "constant" 1/(S L), for N
-    live tokens, S sequences that have any, |y| live tokens of the token's own, and L = max_tokens.
+    The row's `weight` decides: "token_mean" 1/N, "sequence_mean" 1/(S |y|), "sequence_sum" 1/S, "constant" 1/(S L). N
+    is the number of live tokens, S that of sequences with a live token, |y| that of the sequence's live tokens, and L
+    is max_tokens.
 
     Args:
-        mask: [..., T], True counts, of the whole batch, or of a piece of it with the whole one's `counts`.
-        max_tokens: the length limit of completions; needed by "constant", which must not depend on the padding.
-        counts: those of the whole batch, over all pieces and ranks; None: this mask is the whole.
-        owner: which sequence each place belongs to, where several are packed in one row; None: its row.
+        mask: [..., T], True counts, of the whole batch, or of a piece of it together with the `counts` of the whole.
+        max_tokens: the length limit of completions. "constant" needs it, because it must not depend on padding.
+        counts: the counts of the whole batch, over all pieces and ranks. None: this mask is the whole batch.
+        owner: the sequence of each place, if several are packed into one row. None: its row.
     """
     mask = live_mask(mask=mask, owner=owner)
     counts = batch_counts(mask, owner) if counts is None else counts
@@ -77,7 +78,9 @@ def token_weights(
     if objective.weight == "sequence_sum":
         return live / sequences
     if max_tokens is None:
-        raise ValueError(f'max_tokens is None; weight "constant" of "{objective.name}" divides by the length limit')
+        raise ValueError(
+            f'max_tokens is None, but weight "constant" of "{objective.name}" divides by it; pass the limit'
+        )
     return live / (sequences * max_tokens)
 
 
@@ -93,17 +96,17 @@ def policy_loss(
     beta: float | None = None,
     owner: Tensor | None = None,
 ) -> PolicyLoss:
-    """The row's surrogate, times the off-policy weight, plus β KL where it belongs to the loss; per token.
+    """The row's surrogate times the off-policy weight, plus β KL if the KL is in the loss; per token.
 
     Args:
         log_probs: [..., T], of the tokens under the policy that learns, at the sampling temperature.
-        old_log_probs: the same before the update; None: this is the first, they are log_probs (ratio 1).
+        old_log_probs: the same before the update. None: this is the first update, so they are log_probs (ratio 1).
         advantages: of the same shape.
-        mask: of the same shape, True counts; whatever stands in masked places, NaN too, has no influence.
-        reference_log_probs: of the reference; needed where the KL is in the loss and β is not 0.
-        correction: what `off_policy_weights` gave; None: 1.
-        beta: in place of the row's, where a controller moves it.
-        owner: which sequence each place belongs to, where several are packed in one row; None: its row.
+        mask: of the same shape, True counts. The content of masked places, even NaN, has no effect.
+        reference_log_probs: of the reference model. Needed if the KL is in the loss and β is not 0.
+        correction: the result of `off_policy_weights`. None: 1.
+        beta: replaces the row's, for a controller.
+        owner: the sequence of each place, if several are packed into one row. None: its row.
     """
     mask = live_mask(mask=mask, owner=owner, log_probs=log_probs)
     old_log_probs = log_probs if old_log_probs is None else old_log_probs
@@ -132,11 +135,11 @@ def kl_penalty(
     """The row's estimate of KL(π ‖ π_ref) per token, under samples of π; 0 where masked.
 
     With d = log π − log π_ref: k1 = d, k2 = ½ d², k3 = exp(−d) − 1 + d (Schulman 2020). In a loss only k2 has the
-    gradient of the KL in expectation; `kl_gradient` mends the others: "k2" takes its gradient, "score" multiplies by
-    π / sg(π), "ratio" by π / π_old, which also reweights samples that are not the policy's own.
+    gradient of the KL in expectation. `kl_gradient` corrects the others: "k2" uses the gradient of k2, "score"
+    multiplies by π / sg(π), and "ratio" by π / π_old, which also reweights samples of an older policy.
     """
     if reference_log_probs is None:
-        raise ValueError("reference_log_probs is None, but beta is not 0; pass those of the reference model, or beta=0")
+        raise ValueError("reference_log_probs is None, but beta is not 0; pass the reference model's, or beta=0")
     mask = live_mask(mask=mask, log_probs=log_probs)
     policy, reference = entered(mask, log_probs=log_probs, reference_log_probs=reference_log_probs)
     reference = reference.detach()
@@ -145,7 +148,7 @@ def kl_penalty(
     estimates = {"k1": losses.kl_k1, "k2": losses.kl_k2, "k3": losses.kl_k3}
     estimate = estimates[objective.kl](torch.zeros_like(distance), distance).clamp(-bound, bound)
     if objective.kl_gradient == "k2":
-        return losses.value_of(estimate, losses.kl_k2(reference, policy))  # a clamped one would have none
+        return losses.value_of(estimate, losses.kl_k2(reference, policy))  # a clamped estimate would have no gradient
     if objective.kl_gradient == "own":
         return estimate
     if objective.kl_gradient == "score" or old_log_probs is None:
@@ -168,10 +171,10 @@ def off_policy_weights(
     *,
     owner: Tensor | None = None,
 ) -> Tensor:
-    """w = π_old / π_sampler within bounds, where another engine has sampled; without gradient, 0 where masked.
+    """w = π_old / π_sampler within bounds, for samples of another engine; without gradient, 0 where masked.
 
-    "clamp" stops at the bounds (truncated importance sampling, Yao et al. 2025), "drop" gives 0 beyond them. All
-    arguments, and the result, are [..., T].
+    "clamp" limits w to the bounds (truncated importance sampling, Yao et al. 2025); "drop" gives 0 beyond them. All
+    arguments and the result are [..., T].
     """
     mask = live_mask(mask=mask, owner=owner, old_log_probs=old_log_probs)
     old, sampler = entered(mask, old_log_probs=old_log_probs.detach(), sampler_log_probs=sampler_log_probs)
@@ -192,9 +195,10 @@ def off_policy_weights(
 
 
 def mismatch(log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """How far the trainer's log-probabilities are from the sampler's, over live tokens.
+    """The difference between the trainer's and the sampler's log-probabilities, over live tokens.
 
-    `ratio_mean` of π/π_sampler, `k3` (an estimate of KL(π_sampler ‖ π)), and `max_difference` of log-probabilities.
+    `ratio_mean` is the mean of π/π_sampler, `k3` an estimate of KL(π_sampler ‖ π), and `max_difference` the largest
+    difference of log-probabilities.
     """
     mask = live_mask(mask=mask, log_probs=log_probs)
     old, sampler = entered(mask, log_probs=log_probs.detach(), sampler_log_probs=sampler_log_probs)
@@ -209,17 +213,17 @@ def mismatch(log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor) -> dict
 
 
 def live_mask(*, mask: Tensor, owner: Tensor | None = None, **others: Any) -> Any:
-    """The mask as booleans, all named arrays having been found to be tensors of its shape."""
+    """The mask as booleans, after a check that all named arrays are tensors of its shape."""
     arrays.library("mask", mask)
     if arrays.check_alike(**others, mask=mask, owner=owner) is not torch:
-        raise ValueError(f"mask is a {type(mask).__name__}, not a torch tensor")
+        raise ValueError(f"mask is a {type(mask).__name__}; expected a torch tensor")
     if owner is not None:
         losses.check_owner(owner)
     return arrays.to_bool("mask", mask)
 
 
 def entered(mask: Tensor, **named: Any) -> list[Any]:
-    """Tensors of the mask's shape in working precision, 0 where masked."""
+    """The tensors in working precision, 0 where masked, after a check that they have the mask's shape."""
     for name, x in named.items():
         arrays.library(name, x)
     arrays.check_alike(**named, mask=mask)
@@ -229,7 +233,7 @@ def entered(mask: Tensor, **named: Any) -> list[Any]:
 
 
 def largest(x: Tensor) -> Tensor:
-    """max x, and 0 where there is nothing."""
+    """max x, or 0 for an empty tensor."""
     return x.max() if x.numel() else x.new_zeros(())
 
 
@@ -245,7 +249,7 @@ def _log_ratio(objective: Objective, log_probs: Tensor, old: Tensor, mask: Tenso
 
 
 def _surrogate(objective: Objective, ratio: Tensor, log_probs: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss per token, and where the clip was active."""
+    """The loss per token, and whether the clip was active."""
     low, high = objective.clip
     if objective.surrogate == "reinforce":
         return losses.reinforce(log_probs, advantages), torch.zeros_like(ratio, dtype=torch.bool)

@@ -1,7 +1,7 @@
 """The policy-gradient family on language models as a table: each named algorithm is a row of `Objective`.
 
-What the columns do is in `objectives/advantages.py` and `objectives/loss.py`, the rows as other frameworks compute
-them in `objectives/frameworks.py`, formulas in docs/objectives.md. It leaves out how often samples are drawn and used.
+`advantages.py` and `loss.py` compute what the columns say. `frameworks.py` has the rows as other frameworks compute
+them, and docs/objectives.md the formulas. Leaves out sampling, and how often samples are used.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ Level = Literal["token", "sequence", "geometric"]
 
 @dataclass(frozen=True)
 class Correction:
-    """Weights for samples of an engine other than the trainer: w = π_old / π_sampler, held within bounds."""
+    """Weights for samples of another engine than the trainer: w = π_old / π_sampler, within bounds."""
 
     weight: Level = "token"
-    """What multiplies a token's loss: its own ratio, the product over its sequence, or their geometric mean."""
+    """The weight of a token's loss: its own ratio, the product of its sequence's ratios, or their geometric mean."""
     decision: Level = "token"
-    """Which of them must lie within the bounds."""
+    """Which of these is compared with the bounds."""
     outside: Literal["clamp", "drop"] = "clamp"
-    """What happens beyond: the weight stops at the bound, or is 0 and the token or sequence drops out."""
+    """What happens beyond the bounds: the weight is limited to the bound (clamp), or becomes 0 (drop)."""
     low: float = 0.0
+    """Lower bound of the ratio."""
     high: float = 2.0
+    """Upper bound of the ratio."""
 
     def __post_init__(self) -> None:
         typed(self)
         if self.outside == "clamp" and self.weight != self.decision:
             raise ValueError(
-                f'decision is "{self.decision}" but weight is "{self.weight}"; with outside="clamp" they are the same '
-                f'number, only outside="drop" can judge one by the other'
+                f'decision is "{self.decision}" but weight is "{self.weight}"; with outside="clamp" they must be '
+                f'equal, only outside="drop" allows another decision'
             )
         if not 0 <= self.low < self.high:
             raise ValueError(f"low is {self.low} and high is {self.high}; expected 0 <= low < high, bounds of a ratio")
@@ -42,75 +44,81 @@ class Correction:
 
 @dataclass(frozen=True)
 class Objective:
-    """One row: how scores become advantages, and advantages a loss per token with its weight."""
+    """One row of the table: how scores become advantages, and advantages become losses and weights of tokens."""
 
     name: str
     # Scores to advantages
     baseline: Literal["none", "group", "others"] = "group"
-    """What a score is compared with: nothing, the mean of its group, or the mean of the others in it."""
+    """The baseline of a score: 0, the mean of its group, or the mean of the others in its group."""
     scale: Literal["none", "group", "others", "batch"] = "group"
-    """Whose standard deviation divides it."""
+    """The standard deviation that divides a score minus its baseline: of the group, of the others, or of the batch."""
     unbiased: bool = True
-    """That deviation with n − 1, not n."""
+    """Compute this standard deviation with n − 1 instead of n."""
     eps: float = 1e-4
-    """Added to it."""
+    """Added to this standard deviation."""
     singleton: Literal["zero", "score"] = "zero"
-    """The advantage of a sample alone in its group: 0, or its raw score."""
+    """The advantage of a completion alone in its group: 0, or its raw score."""
     credit: Literal["sequence", "returns", "gae"] = "sequence"
-    """Every token has its sequence's advantage, the reward still to come, or the critic's estimate."""
+    """The advantage of a token: that of its sequence, the sum of later rewards, or GAE with a critic."""
     whiten: Literal["none", "unbiased", "population"] = "none"
     """Whiten advantages over all live tokens of the batch, with the variance over n − 1 or n."""
     gamma: float = 1.0
+    """Discount factor γ per token."""
     lam: float = 1.0
+    """GAE's λ."""
     score_at: Literal["last", "after"] = "last"
-    """The token that gets the score: the last live one, or the place after it, an extra step of the critic (TRL)."""
+    """The place that gets the score: the last live token, or the place after it, an extra step of the critic (TRL)."""
     masked: Literal["skipped", "decayed"] = "skipped"
-    """What γλ does over tokens between live ones that are not the policy's own: nothing, or a step each."""
+    """Masked tokens between live ones leave the trace unchanged (skipped), or multiply it by γλ each (decayed)."""
     # Advantages to a loss per token
     surrogate: Literal["clip", "cispo", "reinforce"] = "clip"
+    """The loss of a token; docs/objectives.md has the formulas."""
     ratio: Literal["token", "sequence", "sequence_token", "sequence_sum"] = "token"
-    """Of each token; of the sequence, as a geometric mean (GSPO), with a gradient per token, or as a product."""
+    """The ratio π/π_old: of the token; of the sequence as a geometric mean (GSPO), also with a gradient per token; or
+    of the sequence as a product."""
     clip: tuple[float, float] = (0.2, 0.2)
-    """The ratio counts between 1 − clip[0] and 1 + clip[1]."""
+    """The ratio is clipped to 1 − clip[0] … 1 + clip[1]."""
     dual_clip: float | None = None
-    """Where A < 0 the loss is at most −c A."""
+    """c > 1. Where A < 0 the loss is at most −c A."""
     ratio_cap: float | None = None
-    """δ, the bound of the ratio in the unclipped term."""
+    """δ, the upper bound of the ratio in the unclipped term."""
     log_ratio_bounds: tuple[float, float] | None = None
-    """The log-ratio is clamped to these before its exponential."""
+    """Clamp the log-ratio to these bounds before its exponential."""
     weight: Literal["token_mean", "sequence_mean", "sequence_sum", "constant"] = "sequence_mean"
-    """A token's share: 1/tokens, 1/(sequences · |y|), 1/sequences, or 1/(sequences · the length limit)."""
-    # Distance from the reference
+    """The weight of a token: 1/tokens, 1/(sequences · |y|), 1/sequences, or 1/(sequences · the length limit)."""
+    # KL to the reference model
     kl: Literal["k1", "k2", "k3"] = "k3"
+    """The estimate of the KL per token; docs/objectives.md has the formulas."""
     kl_gradient: Literal["own", "k2", "score", "ratio"] = "own"
-    """In the loss: its own gradient, that of k2, or the estimate times π/sg(π), or times the ratio."""
+    """Gradient of a KL in the loss: its own, that of k2, or the estimate times π/sg(π) or times the ratio."""
     kl_place: Literal["reward", "loss"] = "loss"
+    """Where the KL is added."""
     beta: float = 0.0
-    """Its coefficient. 0: no reference model is needed."""
+    """Coefficient of the KL. 0 needs no reference model."""
     kl_bounds: tuple[float, float] | None = None
-    """Clamp the log-ratio to ± the first and the estimate to ± the second."""
+    """Clamp the log-ratio to ± the first number, and the estimate to ± the second."""
     # Critic, sampler
     value_clip: float | None = 0.2
-    """ε of the clipped value loss; None: not clipped."""
+    """ε of the clipped value loss. None does not clip."""
     correction: Correction | None = None
-    """For samples of another engine; None: its log-probabilities are not asked for."""
+    """Off-policy weights for samples of another engine. None needs no log-probabilities of the sampler."""
 
     def __post_init__(self) -> None:
-        """Refuse columns that contradict each other."""
+        """Raise a ValueError for columns that contradict each other."""
         typed(self)
         low, high = self.clip
         if not (low >= 0 and high >= 0):
             raise ValueError(f"clip is {self.clip}; expected two numbers that are not negative")
         if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ValueError(f"dual_clip is {self.dual_clip}; expected more than 1, it bounds ratios that are too high")
+            raise ValueError(f"dual_clip is {self.dual_clip}; expected more than 1, because it bounds high ratios")
         if self.credit != "sequence" and self.ratio in ("sequence", "sequence_sum"):
             raise ValueError(
                 f'ratio is "{self.ratio}" but credit is "{self.credit}"; one ratio per sequence needs one advantage '
-                f'per sequence; take ratio="sequence_token" for advantages per token'
+                f'per sequence; use ratio="sequence_token" for advantages per token'
             )
         if self.baseline == "none" and self.scale != "none":
             raise ValueError(
-                f'scale is "{self.scale}" but baseline is "none"; scores are scaled after they were centred'
+                f'scale is "{self.scale}" but baseline is "none"; scores are scaled only after centring; set a baseline'
             )
         for name, (read, reason) in READ_WHERE.items():
             if not read(self) and getattr(self, name) != _DEFAULTS[name]:
@@ -121,14 +129,14 @@ class Objective:
 
     @property
     def critic(self) -> bool:
-        """Does it need a value model?"""
+        """Whether the objective needs a value model."""
         return self.credit == "gae"
 
 
 _DEFAULTS = {field.name: field.default for field in fields(Objective)}
 _RATIO_ONLY = (lambda row: row.surrogate != "reinforce", 'surrogate "reinforce" has no ratio')
-_CLIP_ONLY = (lambda row: row.surrogate == "clip", 'only surrogate "clip" has a loss that it could bound')
-_CRITIC_ONLY = (lambda row: row.critic, 'it belongs to a critic, which is credit "gae"')
+_CLIP_ONLY = (lambda row: row.surrogate == "clip", 'only surrogate "clip" uses it')
+_CRITIC_ONLY = (lambda row: row.critic, 'only a critic uses it (credit "gae")')
 _STEPS_ONLY = (lambda row: row.credit != "sequence", 'credit "sequence" has no steps')
 READ_WHERE: dict[str, tuple[Callable[[Objective], bool], str]] = {
     "clip": _RATIO_ONLY,
@@ -141,12 +149,12 @@ READ_WHERE: dict[str, tuple[Callable[[Objective], bool], str]] = {
     "score_at": _STEPS_ONLY,
     "lam": _CRITIC_ONLY,
     "value_clip": _CRITIC_ONLY,
-    "singleton": (lambda row: row.baseline != "none", 'baseline "none" compares nothing'),
+    "singleton": (lambda row: row.baseline != "none", 'baseline "none" has no groups'),
     "kl_gradient": (lambda row: row.kl_place == "loss", "in the reward only the value of the KL counts"),
 }
-"""Columns that some rows do not read. `eps` and `unbiased` wait for a `scale`, those of the KL for a `beta`."""
+"""Columns that some rows do not use. (`eps` and `unbiased` need a `scale`, and those of the KL need a `beta`.)"""
 
-# Our rows follow the papers. Where a paper leaves a number open, TRL's is taken.
+# our rows follow the papers; if a paper does not give a number, it is TRL's
 GRPO = Objective("grpo")
 DR_GRPO = replace(GRPO, name="dr_grpo", scale="none", weight="constant")
 DAPO = replace(GRPO, name="dapo", clip=(0.2, 0.28), weight="token_mean")
@@ -169,11 +177,11 @@ REINFORCE_PP = Objective(
 PPO = replace(REINFORCE_PP, name="ppo", credit="gae", lam=0.95, beta=0.05)
 
 ROWS = {row.name: row for row in (REINFORCE, RLOO, REINFORCE_PP, PPO, GRPO, DR_GRPO, DAPO, GSPO, GSPO_TOKEN, CISPO)}
-"""By the name a user types."""
+"""Rows by the name that a user types."""
 
 
 def describe(objective: Objective) -> str:
-    """The effective objective, one line for each of its parts: what a run prints before it starts."""
+    """The effective objective in one line per part. A run prints it before it starts."""
     lines = [
         ("score", _score(objective)),
         ("advantage", _CREDIT[objective.credit] + _WHITEN[objective.whiten]),
@@ -187,7 +195,7 @@ def describe(objective: Objective) -> str:
 
 
 def cautions(objective: Objective, *, updates: int) -> list[str]:
-    """What is allowed but rarely meant, a sentence each. updates: optimiser steps made from one rollout."""
+    """Warnings about valid but unusual settings. updates: optimiser steps per rollout."""
     return list(_cautions(objective, updates))
 
 
@@ -196,18 +204,18 @@ def _cautions(objective: Objective, updates: int) -> Iterator[str]:
         return
     if max(objective.clip) > 0.01:
         yield (
-            f"clip is {objective.clip}, but the ratio is that of a whole sequence per token, which moves by about "
-            f"0.0005: nothing will be clipped; GSPO's paper has (0.0003, 0.0004)"
+            f"clip is {objective.clip}, but a sequence's ratio (a geometric mean over tokens) changes by only about "
+            f"0.0005, so nothing will be clipped; GSPO's paper has (0.0003, 0.0004)"
         )
     if updates == 1:
         yield (
-            "there is one update per rollout, so the ratio is always 1 and the sequence's ratio and its clip have no "
-            "effect; GSPO's paper makes 4"
+            "there is one update per rollout, so the ratio is always 1, and the sequence's ratio and its clip have no "
+            "effect; GSPO's paper makes 4 updates"
         )
     if objective.weight != "sequence_mean":
         yield (
-            f'weight is "{objective.weight}", so a sequence counts by its length; the mean over sequences, which '
-            f'GSPO is, is "sequence_mean"'
+            f'weight is "{objective.weight}", so a sequence counts by its length; GSPO takes the mean over sequences, '
+            f'"sequence_mean"'
         )
 
 

@@ -203,7 +203,7 @@ def test_huge_ratios_are_clipped_without_nan() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rho_clip": -1.0}, "rho_clip is -1.0; expected a number that is not negative, or None"),
+        ({"rho_clip": -1.0}, "rho_clip is -1.0; expected a number >= 0, or None"),
         ({"c_clip": float("nan")}, "c_clip is nan"),
         ({"pg_rho_clip": "1"}, "pg_rho_clip is '1'"),
         ({"log_ratios": np.zeros((20, 2))}, r"log_ratios has shape \(20, 2\) but rewards has \(20, 3\)"),

@@ -248,7 +248,7 @@ def test_bad_arguments_are_named(change: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"step_size": -0.1}, "step_size is -0.1; expected a number that is not negative"),
+        ({"step_size": -0.1}, "step_size is -0.1; expected a number >= 0"),
         ({"step_size": None}, "step_size is None"),
         ({"weights": np.zeros(4)}, r"weights has shape \(4,\) but features without their time axis are \(3, 4\)"),
         ({"weights": np.zeros((3, 4), "f4")}, "weights has dtype float32 but features has float64"),

@@ -396,7 +396,7 @@ def test_a_preset_is_called_what_it_is(framework, name):
     [
         ({"clip": (0.2, -0.1)}, "clip is"),
         ({"dual_clip": 0.5}, "dual_clip is 0.5"),
-        ({"credit": "gae", "ratio": "sequence"}, 'take ratio="sequence_token"'),
+        ({"credit": "gae", "ratio": "sequence"}, 'use ratio="sequence_token"'),
         ({"baseline": "none"}, 'scale is "group" but baseline is "none"'),
         ({"beta": -0.1}, "beta is -0.1"),
         ({"eps": float("nan")}, "eps is nan"),

@@ -182,17 +182,8 @@ def discounted_return(
     Where the data stop before the episode does (a truncation, the end of the buffer), the value of the state that was
     reached replaces the missing rewards. Arguments, result and errors are as in `gae`.
     """
-    return lambda_return(
-        rewards,
-        next_values,
-        terminated=terminated,
-        truncated=truncated,
-        gamma=gamma,
-        lam=1.0,
-        mask=mask,
-        axis=axis,
-        differentiable=differentiable,
-    )
+    ends: dict[str, Any] = {"terminated": terminated, "truncated": truncated, "mask": mask, "axis": axis}
+    return lambda_return(rewards, next_values, **ends, gamma=gamma, lam=1.0, differentiable=differentiable)
 
 
 @quiet

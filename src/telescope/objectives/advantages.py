@@ -132,7 +132,8 @@ def token_advantages(
     else:
         rewards = token_rewards(objective, advantages, mask, kl, beta)
         complete = torch.ones_like(advantages, dtype=torch.bool)  # without a critic there is no bootstrap
-        ends = _episodes(objective, rewards, torch.zeros_like(rewards), mask, complete, None)
+        no_values = torch.zeros_like(rewards)
+        ends = conventions.from_response_mask(rewards, no_values, mask, terminated=complete, masked=objective.masked)
         del ends["values"]
         spread = discounted_return(**ends, gamma=objective.gamma)
     return whitened(objective, spread, live)
@@ -159,7 +160,9 @@ def critic_advantages(
     arrays.check_alike(rewards=rewards, values=values, mask=mask)
     mask = _live(mask)
     live = mask | _score_places(objective, mask)
-    ends = _episodes(objective, rewards, values, live, terminated, final_values)
+    ends = conventions.from_response_mask(
+        rewards, values, live, terminated=terminated, final_values=final_values, masked=objective.masked
+    )
     advantages, returns = gae(**ends, gamma=objective.gamma, lam=objective.lam)
     return Credit(torch.where(live, advantages, 0.0), torch.where(live, returns, 0.0), live)
 
@@ -193,19 +196,6 @@ def _score_places(objective: Objective, mask: Tensor) -> Tensor:
     after = torch.zeros_like(last)
     after[:, 1:] = last[:, :-1]
     return after | (last & ~after.any(-1, keepdim=True))
-
-
-def _episodes(
-    objective: Objective,
-    rewards: Tensor,
-    values: Tensor,
-    live: Tensor,
-    terminated: Tensor | None,
-    final_values: Tensor | None,
-) -> dict[str, Any]:
-    return conventions.from_response_mask(
-        rewards, values, live, terminated=terminated, final_values=final_values, masked=objective.masked
-    )
 
 
 def _penalty(scores: Tensor, mask: Tensor, kl: Tensor | None) -> Tensor:

@@ -17,6 +17,10 @@ from torch import Tensor
 from telescope import arrays
 from telescope.recurrence import cpu
 
+Floats = Sequence[Tensor]  # rewards, values, next_values; or the two results
+Flags = Sequence[Tensor | None]  # terminated, truncated, mask
+Discounts = tuple[float, float, float]  # γ, γλ, and the γλ of the returns
+
 # By device: where GAE has a kernel of its own. Triton comes with the CUDA builds of torch, except on Windows.
 FUSED = ("cpu", "cuda") if find_spec("triton") else ("cpu",)
 
@@ -38,12 +42,7 @@ def differentiable_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -
     return _Recurrence.apply(x, a, forwards)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def gae(
-    floats: Sequence[Tensor],
-    flags: Sequence[Tensor | None],
-    discounts: tuple[float, float, float],
-    out: Sequence[Tensor],
-) -> bool:
+def gae(floats: Floats, flags: Flags, discounts: Discounts, out: Floats) -> bool:
     """Advantages and returns in one pass, as `cpu.gae`; False where the pair (x, a) must do. No gradient."""
     if arrays.transforming():
         return False
@@ -55,22 +54,12 @@ def gae(
     return _compute_gae(floats, flags, discounts, out)
 
 
-def gae_on_cuda(
-    floats: Sequence[Tensor],
-    flags: Sequence[Tensor | None],
-    discounts: tuple[float, float, float],
-    out: Sequence[Tensor],
-    axis: int,
-    *,
-    fresh: bool,
-) -> bool:
+def gae_on_cuda(floats: Floats, flags: Flags, discounts: Discounts, out: Floats, axis: int, *, fresh: bool) -> bool:
     """`gae` with time along an axis; with `fresh`, for results made for checked arguments, it prepares `gae_again`."""
     return "cuda" in FUSED and _triton().gae(floats, flags, discounts, out, axis, fresh=fresh)
 
 
-def gae_again(
-    floats: tuple[Any, Any, Any], flags: tuple[Any, Any, Any], discounts: tuple[float, float, float], axis: int
-) -> tuple[Tensor, Tensor] | None:
+def gae_again(floats: Floats, flags: Flags, discounts: Discounts, axis: int) -> tuple[Tensor, Tensor] | None:
     """Into new tensors and without further checks, if `gae_on_cuda` had tensors that lie just like these; or None."""
     return _triton().again(floats, flags, discounts, axis) if "cuda" in FUSED else None
 
@@ -86,12 +75,7 @@ def _compute(x: Tensor, a: Tensor, forwards: bool) -> Tensor:
     return _triton().linear_recurrence(x, a, forwards=forwards)  # type: ignore[no-any-return]
 
 
-def _compute_gae(
-    floats: Sequence[Tensor],
-    flags: Sequence[Tensor | None],
-    discounts: tuple[float, float, float],
-    out: Sequence[Tensor],
-) -> bool:
+def _compute_gae(floats: Floats, flags: Flags, discounts: Discounts, out: Floats) -> bool:
     device = out[0].device.type
     if device == "cpu":
         views = [None if array is None else array.numpy() for array in (*floats, *flags, *out)]

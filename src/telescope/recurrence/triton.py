@@ -26,6 +26,9 @@ from torch import Tensor
 
 from telescope.recurrence import triton_kernels as kernels
 
+Arrays = Sequence[Any]  # tensors; where there is no such flag, None
+Discounts = tuple[float, float, float]  # γ, γλ, and the γλ of the returns
+
 ROWS = kernels.ROWS.value
 ALONE = torch.cuda.device_count() <= 1  # then the current device is the arrays'
 REMEMBERED = 1024  # ways in which arrays lie, at most; then anew
@@ -35,29 +38,14 @@ def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor
     """y[t] = x[t] + a[t] · y[t±1] over axis 0, cut where a[t] = 0; float32 where x is half precision."""
     y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
     pointers = x.data_ptr(), a.data_ptr(), y.data_ptr()
-    key = (
-        forwards,
-        tuple(pointer % 16 for pointer in pointers),
-        y.device,
-        y.shape,
-        x.dtype,
-        a.dtype,
-        x.stride(),
-        a.stride(),
-        y.stride(),
-    )
+    aligned = tuple(pointer % 16 for pointer in pointers)
+    key = (forwards, aligned, y.device, y.shape, x.dtype, a.dtype, x.stride(), a.stride(), y.stride())
     _launch(kernels.recurrence, key, (x, a, y), pointers, (), forwards)
     return y
 
 
 def gae(
-    floats: Sequence[Tensor],
-    flags: Sequence[Tensor | None],
-    discounts: tuple[float, float, float],
-    out: Sequence[Tensor],
-    axis: int = 0,
-    *,
-    fresh: bool = False,
+    floats: Arrays, flags: Arrays, discounts: Discounts, out: Arrays, axis: int = 0, *, fresh: bool = False
 ) -> bool:
     """Advantages and returns in one pass, as `cpu.gae`; True, for there is no layout that it does not take.
 
@@ -79,9 +67,7 @@ def gae(
     return True
 
 
-def again(
-    floats: tuple[Any, Any, Any], flags: tuple[Any, Any, Any], discounts: tuple[float, float, float], axis: int
-) -> tuple[Tensor, Tensor] | None:
+def again(floats: Arrays, flags: Arrays, discounts: Discounts, axis: int) -> tuple[Tensor, Tensor] | None:
     """Advantages and returns of tensors just like some that came to `gae` with `fresh` before; None if none did."""
     try:
         signature, pointers = _signature(floats, flags, discounts[1] != discounts[2], axis)
@@ -209,12 +195,8 @@ def _prepare(
     if not all(array is None or _mergeable(array) for array in arrays):
         axis = min(range(1, like.ndim), key=like.shape.__getitem__)
         for index in range(like.shape[axis]):
-            _prepare(
-                kernel,
-                tuple(None if array is None else array.select(axis, index) for array in arrays),
-                numbers,
-                variant,
-            )
+            slices = tuple(None if array is None else array.select(axis, index) for array in arrays)
+            _prepare(kernel, slices, numbers, variant)
         return None
     steps, columns = like.shape[0], like[0].numel()
     cut = plan(steps, columns, time_first=like.stride(0) == 1)

@@ -312,16 +312,13 @@ class RunFolder(Layout):
         if mark and (complaint := verify.table(self.metrics_path, mark)):
             raise RunError(complaint)
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
         """Be the only writer during the block. A RunError that names the process if there is another writer.
 
         The lock belongs to the operating system and ends with the process, however that ends. Half-written files of a
         killed writer are removed.
         """
-        return self._locked_and_swept()
-
-    @contextlib.contextmanager
-    def _locked_and_swept(self) -> Iterator[None]:
         with locked(self._path) as descriptor:
             self._descriptor = descriptor
             try:

@@ -81,25 +81,26 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Sync everything written to disk. Call this before every checkpoint."""
-        table, events = self._files or (None, None)
-        if table is not None:
-            table.sync()
-        if events is not None:
-            events.file.sync()
+        for file in self._opened():
+            file.sync()
 
     def close(self) -> None:
         """Close the files. The log cannot be written after that."""
-        table, events = self._files or (None, None)
-        if table is not None:
-            table.close()
-        if events is not None:
-            events.file.close()
+        for file in self._opened():
+            file.close()
 
     def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _opened(self) -> list[Appender]:
+        """The files that are open; none before the first rows."""
+        if self._files is None:
+            return []
+        table, events = self._files
+        return [table] if events is None else [table, events.file]
 
     def _open(self) -> tuple[Table, _Events | None]:
         """Open the files with the first rows. A log without rows leaves existing files unchanged."""

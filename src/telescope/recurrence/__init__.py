@@ -1,7 +1,7 @@
 """y[t] = x[t] + a[t] · y[t+1]: the recurrence under every estimator, and the only place that knows hardware.
 
-`naive.py` is the definition, `cpu.py` and `kernels.py` the NumPy side, `torch.py` and `jax.py` the others'. What
-x and a are is left to `estimators/`.
+`naive.py` is the definition; `cpu.py` and `kernels.py` compute it for NumPy, `torch.py` and `jax.py` for the others.
+Leaves out x and a, which the `estimators/` define.
 """
 
 import sys
@@ -15,12 +15,12 @@ from telescope.recurrence import cpu
 
 
 def linear_recurrence(x: Array, a: Array, *, differentiable: bool = False, group: Any = None) -> Array:
-    """y[t] = x[t] + a[t] · y[t+1], y[T] = 0, over axis 0 of [T, *batch]; cut where a[t] = 0, even before NaN.
+    """y[t] = x[t] + a[t] · y[t+1], y[T] = 0, over axis 0 of [T, *batch]. a[t] = 0 cuts the chain, even before NaN.
 
-    x and a are both float32 or both float64, of one shape, in one library (numpy, torch or jax) and on one
-    device; the result is like x. With `differentiable` (torch, jax) it carries the exact gradient with respect to
-    x and a: the adjoint recurrence, which runs the other way with a shifted by one.
-    `group`: a torch.distributed group across which the time axis is split; see `sharded.py`.
+    x and a are both float32 or both float64, of one shape, in one library (numpy, torch or jax) and on one device. The
+    result is like x. With `differentiable` (torch, jax) it has the exact gradient with respect to x and a, computed by
+    the adjoint recurrence, which runs in the other direction with a shifted by one. `group`: a torch.distributed group
+    that the time axis is split over; see `sharded.py`.
     """
     if group is not None:
         return _sharded(x, a, differentiable, group)

@@ -1,7 +1,7 @@
-"""Loops compiled by numba, with its cache on disk, whose files are checked and made anew where they are broken.
+"""Compile loops with numba and its disk cache. Cache files are checked, and written again if they are broken.
 
-Numba writes them without syncing, so a power cut leaves empty or cut ones; read as they are, they raise for ever, or
-run as machine code. Leaves out the loops.
+Numba writes them without syncing, so a power cut leaves empty or cut files. Without a check, these would raise errors
+at every start, or run as machine code. Leaves out the loops.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 
 def compiled(function: Callable[..., Any], *signatures: Any) -> Any:
-    """`function` compiled, for these signatures alone where there are any; it releases the GIL."""
+    """`function` compiled, only for these signatures if any are given. It releases the GIL."""
     dispatcher: Any = njit(nogil=True)(function)
-    with contextlib.suppress(OSError, RuntimeError):  # nowhere to write the cache: compile again in each process
+    with contextlib.suppress(OSError, RuntimeError):  # no place for the cache: compile in each process
         dispatcher._cache = _Checked(dispatcher.py_func)
     try:
         return _of_signatures(dispatcher, signatures)
@@ -37,7 +37,7 @@ def _of_signatures(dispatcher: Any, signatures: Any) -> Any:
 
 
 class _Checked(FunctionCache):  # type: ignore[misc]
-    """The cache of one function; what of it cannot be read is forgotten."""
+    """The cache of one function. Unreadable files count as missing."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
@@ -46,7 +46,7 @@ class _Checked(FunctionCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
-        except Exception:  # whatever broken bytes made pickle or LLVM raise
+        except Exception:  # broken bytes make pickle or LLVM raise anything
             with contextlib.suppress(OSError):
                 self.flush()
             return None
@@ -54,13 +54,13 @@ class _Checked(FunctionCache):  # type: ignore[misc]
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
-        except (EOFError, pickle.UnpicklingError, ValueError):  # of the index, which was broken meanwhile
+        except (EOFError, pickle.UnpicklingError, ValueError):  # the index was broken meanwhile
             with contextlib.suppress(OSError):
                 self.flush()
 
 
 class _File(IndexDataCacheFile):  # type: ignore[misc]
-    """Data files that begin with the SHA-256 of the rest."""
+    """Data files that begin with the SHA-256 of their content."""
 
     def _save_data(self, name: str, data: Any) -> None:
         content = self._dump(data)

@@ -1,7 +1,7 @@
-"""The recurrence on NumPy arrays: finds the kernel that fits their strides, and shares out the columns.
+"""The recurrence on NumPy arrays: choose the kernel for their strides, and share the columns between threads.
 
-It trusts its caller: shapes agree, floats are all float32 or all float64, flags are bool or None, and results
-do not overlap what is read. Columns are independent, so the number of threads never changes a result.
+It does not check its arguments: shapes agree, floats are all float32 or all float64, flags are bool or None, and
+outputs do not overlap inputs. Columns are independent, so the number of threads never changes a result.
 """
 
 import os
@@ -14,10 +14,10 @@ import numpy as np
 
 from telescope.processors import most_threads
 
-SHARE_FROM = 1 << 17  # elements; below, waking a thread costs more than it saves
+SHARE_FROM = 1 << 17  # elements; below this, waking a thread costs more than it saves
 BLOCK = 16  # columns: a cache line of float32, so that two threads never write to the same one
-PAGE = 4096  # bytes of a row; threads that walk side by side through shorter pieces of it are slower than one alone
-SHORT = 256  # steps; columns up to there that lie end to end are prepared as if they were one
+PAGE = 4096  # bytes of a row; threads on shorter pieces of a row are slower than one thread alone
+SHORT = 256  # steps; contiguous columns up to this length are prepared together
 
 Three = Sequence[Any]
 
@@ -35,10 +35,10 @@ def linear_recurrence(x: np.ndarray, a: np.ndarray, *, out: np.ndarray | None = 
 
 
 def gae(floats: Three, flags: Three, discounts: tuple[float, float, float], out: Sequence[np.ndarray]) -> bool:
-    """Advantages and returns in one pass, where the arrays fit it; False where the pair (x, a) must do.
+    """Advantages and returns in one pass. False if the arrays do not fit, so that the pair (x, a) is needed.
 
-    `floats` are rewards, values and next_values; `flags` terminated, truncated and mask, bool or None; `discounts`
-    γ, γλ and the γλ of the returns; `out` receives advantages and returns.
+    `floats` are rewards, values and next_values. `flags` are terminated, truncated and mask, bool or None. `discounts`
+    are γ, γλ and the γλ of the returns. `out` receives advantages and returns.
     """
     arrays = (*floats, *flags, *out)
     layout = _layout(arrays)
@@ -50,7 +50,7 @@ def gae(floats: Three, flags: Three, discounts: tuple[float, float, float], out:
 
 
 def gae_plane(floats: Three, flags: Three, discounts: Three, out: Sequence[np.ndarray], layout: str) -> None:
-    """The same for arrays [T, columns] that are known to be contiguous along `layout`."""
+    """`gae` for arrays [T, columns] that are known to be contiguous along `layout`."""
     steps, columns = out[0].shape
     terminated, truncated, mask = flags
     if terminated is None or truncated is None or mask is None:
@@ -63,15 +63,15 @@ def gae_plane(floats: Three, flags: Three, discounts: Three, out: Sequence[np.nd
 
 @lru_cache(maxsize=64)
 def _shared(value: bool, shape: tuple[int, int]) -> np.ndarray:
-    """For a flag that is None: one row (or column) that all others share."""
+    """An array for a flag that is None: one row (or column) that all others share."""
     steps, columns = shape
     if columns > 1 or steps > SHORT:
         return np.full(shape, value)
-    return np.full((BLOCK, steps), value).T[:, :1]  # behind it lie as many as may be read in one go
+    return np.full((BLOCK, steps), value).T[:, :1]  # followed by as many as may be read at once
 
 
 def _layout(arrays: tuple[Any, ...]) -> str | None:
-    """Along which axis all of them are contiguous: time ("columns"), the last one ("rows"), or neither."""
+    """The axis along which all arrays are contiguous: time ("columns"), the last one ("rows"), or neither."""
     rows = columns = True
     for array in arrays:
         if array is None:
@@ -82,7 +82,7 @@ def _layout(arrays: tuple[Any, ...]) -> str | None:
 
 
 def _two_dimensional(arrays: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    """Views [T, columns] that together cover the arrays; never a copy: axes that can't merge are walked."""
+    """Views [T, columns] that together cover the arrays. Never a copy: it loops over axes that cannot merge."""
     shape = arrays[0].shape
     if 0 in shape:
         return
@@ -103,7 +103,7 @@ def _mergeable(array: np.ndarray) -> bool:
 
 
 def _run(name: str, layout: str, arguments: tuple[Any, ...]) -> None:
-    """Call the kernel on all columns: at once, or, if there is enough to do, one block in each thread."""
+    """Call the kernel on all columns: at once, or for large arrays with one block per thread."""
     result = arguments[-1]
     steps, columns = result.shape
     kernel = _kernel(name, layout, result.dtype)
@@ -119,14 +119,14 @@ def _run(name: str, layout: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _width(columns: int, layout: str, itemsize: int) -> int:
-    """How many columns each thread gets: a share, but no pieces of rows that are too short to be read quickly."""
+    """Columns per thread: an equal share, but no pieces of rows that are too short to be read quickly."""
     least = PAGE // itemsize if layout == "rows" else BLOCK
     width = -(-columns // _threads())
     return min(columns, max(width + -width % BLOCK, least))
 
 
 def _kernel(name: str, layout: str, dtype: np.dtype) -> Callable[..., None]:
-    # No lock: two threads that arrive together both compile, and get the same code.
+    # no lock: two threads that arrive together both compile, and get the same code
     kernel = _kernels.get((name, layout, dtype.char))
     if kernel is None:
         from telescope.recurrence import kernels
@@ -137,7 +137,7 @@ def _kernel(name: str, layout: str, dtype: np.dtype) -> Callable[..., None]:
 
 
 def _workers() -> ThreadPoolExecutor:
-    """Our own pool, made when first needed, and again in a forked process: threads do not survive a fork."""
+    """Our own thread pool, made on first use, and again in a forked process because threads do not survive a fork."""
     global _pool
     if _pool is None or _pool[0] != os.getpid():
         _pool = os.getpid(), ThreadPoolExecutor(_threads(), thread_name_prefix="telescope")
@@ -145,7 +145,7 @@ def _workers() -> ThreadPoolExecutor:
 
 
 def _threads() -> int:
-    """TELESCOPE_NUM_THREADS, or the processors this process may use, at most OMP_NUM_THREADS."""
+    """TELESCOPE_NUM_THREADS, or the number of available processors, at most OMP_NUM_THREADS."""
     chosen = os.environ.get("TELESCOPE_NUM_THREADS", "")
     if chosen.isdecimal() and int(chosen) > 0:
         return int(chosen)

@@ -1,34 +1,33 @@
 """The recurrence on JAX arrays: a scan along time, or on an accelerator a tree of segments.
 
-It leaves out argument checks, and kernels of its own: XLA compiles both forms for whatever device it has.
+XLA compiles both forms for its device. Leaves out argument checks.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-TREE_STEPS = 64  # below, an accelerator too takes step after step
-UNROLL = 8  # steps in one turn of the scan's loop
+TREE_STEPS = 64  # below this, an accelerator uses the scan too
+UNROLL = 8  # steps per iteration of the scan's loop
 
 
 @jax.custom_jvp
 def linear_recurrence(x: Array, a: Array) -> Array:
     """y[t] = x[t] + a[t] · y[t+1], y[T] = 0, over axis 0 of [T, *batch]; see `naive.py`.
 
-    It works under jit, vmap and grad, forwards and backwards (twice, where a is not 0). Length and platform alone
-    decide which form computes it: a step of a scan costs nanoseconds on a CPU, on an accelerator the launch of
-    a kernel.
+    It works under jit, vmap and grad, forwards and backwards (twice, where a is not 0). Only length and platform choose
+    the form: a step of a scan costs nanoseconds on a CPU, but a kernel launch on an accelerator.
     """
     return (_scan if len(x) < TREE_STEPS else _by_platform)(x, a)
 
 
 @linear_recurrence.defjvp
 def _tangent(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """dy[t] = dx[t] + da[t] · y[t+1] + a[t] · dy[t+1]: the same recurrence, so its transpose is the adjoint one."""
+    """dy[t] = dx[t] + da[t] · y[t+1] + a[t] · dy[t+1]: the same recurrence, whose transpose is the adjoint one."""
     (x, a), (dx, da) = primals, tangents
     y = linear_recurrence(x, a)
     later = jnp.concatenate([y[1:], jnp.zeros_like(y[:1])])
-    later = jnp.where((a == 0) & ~jnp.isfinite(later), 0, later)  # NaN beyond a cut has no slope to give
+    later = jnp.where((a == 0) & ~jnp.isfinite(later), 0, later)  # NaN beyond a cut has no slope
     return y, linear_recurrence(dx + da * later, a)
 
 
@@ -53,8 +52,8 @@ def _scan(x: Array, a: Array) -> Array:
 def _tree(x: Array, a: Array) -> Array:
     """Segments of time as maps y ↦ x + a·y, joined in pairs: log₂ T rounds, each parallel over time and columns.
 
-    Whether a segment is cut is carried beside the product of its a: that can also be 0 by underflow, and must
-    then still let NaN through.
+    A flag beside the product of a says whether a segment is cut. The product can also be 0 by underflow, and must then
+    still let NaN through.
     """
     Segment = tuple[Array, Array, Array]
 

@@ -1,24 +1,23 @@
 """The loops that numba compiles: the linear recurrence, and GAE fused into it, each for two memory layouts.
 
-Nothing here checks, allocates results or starts threads: `cpu.py` does, and imports this file (and with it
-numba, which takes 0.3 to 0.5 s) only when the first kernel is called.
+`cpu.py` checks, allocates results and starts threads. It imports this file (and numba, which takes 0.3 to 0.5 s) only
+when the first kernel is called.
 
-All arrays are two-dimensional views [T, columns] of any strides; a kernel works on columns lo:hi. A chain of
-additions goes no faster than their latency (about 3 ns a step), so what makes these loops fast is many chains side
-by side, in the lanes of a vector register:
+All arrays are two-dimensional views [T, columns] of any strides; a kernel works on columns lo:hi. A chain of additions
+is limited by their latency (about 3 ns per step). So these loops are fast because they run many chains side by side, in
+the lanes of a vector register:
 
-- "rows", neighbouring columns are neighbours in memory: one row after the other, the carries in an array. Short
-  rows that no cache holds are fetched in blocks first, forwards, which processors are better at;
-- "columns", neighbouring steps are: a tile of as many columns as there are lanes is turned in registers, walked as
-  rows, and turned back. Short columns that lie end to end are filled into it in one go;
-- few long columns: the lanes are stretches of one column. Each begins with y = 0 and also multiplies up its a;
-  then y + ∏a · carry is what it would have been with the carry of the stretch after it. How a column is cut
-  depends on the shape alone, and where that sum is not certain (numbers that are not finite, |a| > 1), the stretch
-  is walked again, one step after the other, from the right carry.
+- "rows": neighbouring columns are adjacent in memory. The kernel walks row by row, with the carries in an array. Short
+  rows that do not fit a cache are first read forwards in blocks, which processors do faster.
+- "columns": neighbouring steps are adjacent in memory. A tile with one column per lane is transposed in registers,
+  walked as rows, and transposed back. Short contiguous columns are filled into a tile at once.
+- few long columns: the lanes are stretches of one column. Each stretch begins with y = 0 and also computes the product
+  ∏a. Then y + ∏a · carry is the result with the carry of the next stretch. The cuts depend only on the shape. Where
+  this sum is not exact enough (numbers that are not finite, |a| > 1), the stretch is walked again from the right carry,
+  one step after the other.
 
-Flags are read as uint8; a select instead of a product with (1 − flag) is also what keeps NaN out. Where they stop
-being fast: 2 to 15 columns that lie in rows, where each row costs as much as 16 would, and strides that are none of
-these.
+Flags are read as uint8. A select instead of a product with (1 − flag) keeps NaN out. The kernels are slow for 2 to 15
+columns in rows, where a row costs as much as 16 columns, and for other strides.
 """
 
 from typing import Any
@@ -32,10 +31,10 @@ from numba.extending import intrinsic
 from telescope.recurrence import caching
 from telescope.recurrence.cpu import PAGE, SHORT
 
-REGISTER = 64  # bytes of a vector: 16 lanes of float32; narrower machines take several registers for one
-STEPS = 1024  # at most that a tile has for each lane: x and a fit the second-level cache, and reads are long enough
-BLOCK = 32_768  # elements that rows fetch at a time; five arrays and two flags of that fit a second-level cache of 1 MB
-FEW = 8  # columns; with more of them, the columns themselves fill the lanes well enough
+REGISTER = 64  # bytes of a vector: 16 lanes of float32; narrower machines use several registers
+STEPS = 1024  # maximum steps per lane of a tile: x and a fit the second-level cache, and reads are long enough
+BLOCK = 32_768  # elements that rows read at a time; five arrays and two flags of this size fit a 1 MB cache
+FEW = 8  # columns; more than these fill the lanes well enough
 LONG = 256  # steps; shorter columns are not cut
 
 
@@ -49,8 +48,8 @@ def _pointer(_context: Any, _address: Any) -> Any:
 
 @njit
 def _line(array, t, column, count):  # type: ignore[no-untyped-def]
-    # `count` numbers from array[t, column] on, along the contiguous axis, whichever that is: the promise that
-    # they are neighbours is what lets the compiler vectorise. One row (column) serves all steps (columns).
+    # `count` numbers from array[t, column] on, along the contiguous axis. Because they are adjacent, the compiler can
+    # vectorise. A shared row (column) serves all steps (columns).
     down = t * array.strides[0] if array.shape[0] > 1 else 0
     across = column * array.strides[1] if array.shape[1] > 1 else 0
     return carray(_pointer(array.ctypes.data + down + across), count, array.dtype)  # type: ignore[call-arg]
@@ -58,8 +57,8 @@ def _line(array, t, column, count):  # type: ignore[no-untyped-def]
 
 @njit
 def _touch(array, start, stop):  # type: ignore[no-untyped-def]
-    # Read one byte of each cache line of the rows start:stop, forwards. Processors fetch ahead of a walk through
-    # memory, but not (not all of them, and not from page to page) of one that walks backwards.
+    # Read one byte of each cache line of the rows start:stop, forwards. Processors prefetch for a forward walk through
+    # memory, but not all do so for a backward walk, and none across pages.
     seen = np.uint8(0)
     row = array.shape[1] * array.itemsize
     if array.strides[0] == row and array.shape[0] >= stop:
@@ -72,12 +71,12 @@ def _touch(array, start, stop):  # type: ignore[no-untyped-def]
 @njit
 def _rows_at_a_time(array):  # type: ignore[no-untyped-def]
     steps, columns = array.shape
-    outside = columns * array.itemsize < PAGE and steps * columns >= 32 * BLOCK  # of every cache, that is
+    outside = columns * array.itemsize < PAGE and steps * columns >= 32 * BLOCK  # outside of every cache
     return max(1, BLOCK // columns) if outside else steps
 
 
 def recurrence_rows(x, a, y, lo, hi):  # type: ignore[no-untyped-def]
-    """y[t] = x[t] + a[t] · y[t+1], a row at a time; neighbouring columns are neighbours in memory."""
+    """y[t] = x[t] + a[t] · y[t+1], row by row; neighbouring columns are adjacent in memory."""
     carry, seen, block = np.zeros(hi - lo, y.dtype), np.uint8(0), _rows_at_a_time(y)
     for stop in range(x.shape[0], 0, -block):
         start = max(0, stop - block)
@@ -91,11 +90,11 @@ def recurrence_rows(x, a, y, lo, hi):  # type: ignore[no-untyped-def]
                 tail = a_row[j] * carry[j]
                 carry[j] = x_row[j] + tail if a_row[j] != 0 else x_row[j]
                 y_row[j] = carry[j]
-    return seen  # so that no compiler leaves the touching out
+    return seen  # so that the compiler does not remove the reads
 
 
 def _turned(builder: Any, rows: list[Any]) -> list[Any]:
-    # The transpose of a square block, a register per row: swap blocks of half the size, then of a quarter, …
+    # Transpose a square block, with a register per row: swap blocks of half the size, then of a quarter, …
     lanes, rows = len(rows), list(rows)
     order = ir.VectorType(ir.IntType(32), lanes)
     distance = lanes // 2
@@ -111,7 +110,7 @@ def _turned(builder: Any, rows: list[Any]) -> list[Any]:
 
 
 class _Tile:
-    """Vectors in and out of an array [lanes, n], or [n], from element `start` of each of its rows on."""
+    """Loads and stores vectors of an array [lanes, n] or [n], from element `start` of each row on."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any, start: Any = None) -> None:
         array = context.make_array(kind)(context, builder, value)
@@ -134,7 +133,7 @@ class _Tile:
         self.builder.store(vector, self.at(row), align=self.size)
 
     def block(self) -> list[Any]:
-        """A square of it: for each of `lanes` steps the vector of all lanes."""
+        """A square block: for each of `lanes` steps the vector of all lanes."""
         return _turned(self.builder, [self.row(lane) for lane in range(self.lanes)])
 
     def put_block(self, steps: list[Any]) -> None:
@@ -143,8 +142,8 @@ class _Tile:
 
 
 def _walking(products: bool) -> Any:
-    # y[i] = x[i] + a[i] · y[i+1] on a square block of the tiles [lanes, n], from `carry` [lanes], which it leaves;
-    # with `products` also p[i] = a[i] · p[i+1], from `product`.
+    # y[i] = x[i] + a[i] · y[i+1] on a square block of the tiles [lanes, n], from `carry` [lanes], which it updates.
+    # With `products` also p[i] = a[i] · p[i+1], from `product`.
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         *tiles, start = zip(signature.args, arguments, strict=True)
         x, a, y, p = (_Tile(context, builder, *tile, start[1]) for tile in tiles[:4])
@@ -175,14 +174,14 @@ _walk, _walk_and_multiply = _walking(False), _walking(True)
 
 @njit
 def _cut(steps, columns, lanes):  # type: ignore[no-untyped-def]
-    # Are columns cut into stretches for the lanes? And how many steps does a lane of a tile hold?
+    # Whether columns are cut into stretches for the lanes, and the number of steps per lane of a tile.
     pieces = lanes if columns <= FEW and steps >= LONG else 1
     return pieces > 1, min(STEPS, (steps + pieces * lanes - 1) // (pieces * lanes) * lanes)
 
 
 @njit
 def _place(lane, lanes, first, stop, cut, height):  # type: ignore[no-untyped-def]
-    # Which column, from which step, how many: what a lane of the tile that ends before `stop` holds.
+    # The column, first step and number of steps in a lane of the tile that ends before `stop`.
     end = stop - (lanes - 1 - lane) * height if cut else stop
     start = max(0, end - height)
     return first if cut else first + lane, start, max(0, end - start)
@@ -190,7 +189,7 @@ def _place(lane, lanes, first, stop, cut, height):  # type: ignore[no-untyped-de
 
 @njit
 def _wild(a):  # type: ignore[no-untyped-def]
-    # Is any |a| > 1, or NaN? Then a product may overflow, or shrink to 0 and not come back.
+    # Whether any |a| > 1 or NaN. Then a product may overflow, or underflow to 0 and stay there.
     wild = 0
     for i in range(a.size):
         wild |= 0 if abs(a[i]) <= 1 else 1
@@ -199,7 +198,7 @@ def _wild(a):  # type: ignore[no-untyped-def]
 
 @njit
 def _join(x, a, y, p, carry, product, height, later):  # type: ignore[no-untyped-def]
-    # From stretches that began with 0 to those that began with what comes after them; `later` comes after the last.
+    # Correct stretches that began with 0 by the carries of later stretches; `later` is the carry after the last one.
     for lane in range(carry.size - 1, -1, -1):
         x_line, a_line, y_line = _line(x, lane, 0, height), _line(a, lane, 0, height), _line(y, lane, 0, height)
         joined = carry[lane] + product[lane] * later
@@ -217,8 +216,8 @@ def _join(x, a, y, p, carry, product, height, later):  # type: ignore[no-untyped
 
 @njit
 def _solve(x, a, y, p, carry, product, cut, height, count, later, tame):  # type: ignore[no-untyped-def]
-    # The recurrence on a tile, the last `count` steps of each lane. Columns take up `carry` where they left it;
-    # stretches begin anew, and `later`, which is returned, goes from tile to tile.
+    # The recurrence on a tile, for the last `count` steps of each lane. Columns continue from `carry`. Stretches begin
+    # with 0, and `later`, which is returned, passes from tile to tile.
     lanes = carry.size
     if not cut:
         for start in range(height - lanes, height - count - lanes, -lanes):
@@ -236,8 +235,8 @@ def _solve(x, a, y, p, carry, product, cut, height, count, later, tame):  # type
 
 @njit
 def _tiles(lanes, cut, height, apart, number):  # type: ignore[no-untyped-def]
-    # x, a, y, p, carry, product. A row is wider than it need be, so that rows do not compete for the same cache lines.
-    # Columns need no products, and y may take the place of x.
+    # x, a, y, p, carry, product. Rows are wider than necessary, so that they do not compete for the same cache lines.
+    # Columns need no products, and y may share memory with x.
     x = np.empty((lanes, height + apart), number)
     a = np.empty_like(x)
     y, p = (np.empty_like(x), np.empty_like(x)) if cut else (x, a)
@@ -246,14 +245,14 @@ def _tiles(lanes, cut, height, apart, number):  # type: ignore[no-untyped-def]
 
 @njit
 def _clear(x, a, lane, count):  # type: ignore[no-untyped-def]
-    # What is in front of a column's first step: nothing that changes anything.
+    # Fill the places before a column's first step with neutral values.
     for i in range(count):
         x[lane, i] = 0
         a[lane, i] = 1
 
 
 def recurrence_columns(x, a, y, lo, hi):  # type: ignore[no-untyped-def]
-    """The same, in tiles: batch-major, few long columns, odd strides."""
+    """The recurrence in tiles: for batch-major arrays, few long columns, and unusual strides."""
     lanes = REGISTER // y.itemsize
     cut, height = _cut(x.shape[0], x.shape[1], lanes)
     x_tile, a_tile, y_tile, p_tile, carry, product = _tiles(lanes, cut, height, lanes, y.dtype)
@@ -290,7 +289,7 @@ def gae_rows(  # type: ignore[no-untyped-def]
     lo,
     hi,
 ):
-    """δ, advantages and returns in one pass, a row at a time; decay is γλ, returns_decay the returns' own."""
+    """δ, advantages and returns in one pass, row by row. decay is γλ; returns_decay is that of the returns."""
     terminated, truncated, mask = terminated.view(np.uint8), truncated.view(np.uint8), mask.view(np.uint8)
     number = values.dtype.type
     g, d, e = number(gamma), number(decay), number(returns_decay)
@@ -323,7 +322,7 @@ def gae_rows(  # type: ignore[no-untyped-def]
 
 @njit
 def _prepare(reward, value, next_value, ends, cut, live, gamma, decay, x, a):  # type: ignore[no-untyped-def]
-    # A stretch of a column as the pair (x, a); a masked step is x = 0, a = 1, which lets the trace through.
+    # The pair (x, a) of a stretch of a column. A masked step has x = 0, a = 1, which lets the trace through.
     zero, one, bootstraps = x.dtype.type(0), x.dtype.type(1), gamma != 0
     for i in range(value.size):
         successor = gamma * next_value[i] if ends[i] == 0 and bootstraps else zero
@@ -348,7 +347,7 @@ def _deliver_advantage(y, live, advantage):  # type: ignore[no-untyped-def]
 
 @njit
 def _gae_tiles(floats, flags, gamma, decay, advantages, returns, lo, hi, both):  # type: ignore[no-untyped-def]
-    # All tiles with one λ; the returns are left alone unless `both` are asked for.
+    # All tiles with one λ. Returns are written only if `both`.
     rewards, values, next_values = floats
     terminated, truncated, mask = flags
     lanes = REGISTER // values.itemsize
@@ -396,7 +395,7 @@ def gae_columns(  # type: ignore[no-untyped-def]
     lo,
     hi,
 ):
-    """The same in tiles, where neighbouring steps are neighbours in memory; where the two λ differ, twice."""
+    """GAE in tiles, for neighbouring steps that are adjacent in memory. It runs twice if the two λ differ."""
     number = values.dtype.type
     floats = rewards, values, next_values
     flags = terminated.view(np.uint8), truncated.view(np.uint8), mask.view(np.uint8)
@@ -406,7 +405,7 @@ def gae_columns(  # type: ignore[no-untyped-def]
 
 
 def compiled(function: Any, dtype: np.dtype) -> Any:
-    """`function` compiled for one dtype and any strides, or from numba's cache on disk."""
+    """`function` compiled for one dtype and any strides, or loaded from numba's disk cache."""
     number = types.float32 if dtype == np.float32 else types.float64
     read = types.Array(number, 2, "A", readonly=True)
     flag = types.Array(types.boolean, 2, "A", readonly=True)

@@ -1,12 +1,11 @@
 """The recurrence over a time axis that is split across the ranks of a torch.distributed process group.
 
-Every rank holds some consecutive rows; ranks in order hold time in order, and need not hold equally many rows
-(nor any). It leaves out whatever an estimator wants to know of the neighbour's rows: next_values at a rank's last row
-is the value of the state that step led to, which the next rank may be the one to know.
+Every rank holds some consecutive rows, in the order of the ranks. Ranks may hold different numbers of rows, or none.
 
-A rank's rows do one thing to what comes after them, y ↦ y₀ + ∏a · y. So every rank sends one pair (∏a, y₀) per
-column, and each works out from the pairs of later ranks what arrives at its own last row. The gradient is the same
-exchange the other way: what a rank hands on to the next one is ∏a · (what it got) + its own part.
+The rows of a rank map a later y to y₀ + ∏a · y. So every rank sends one pair (∏a, y₀) per column, and computes from the
+pairs of later ranks the y that arrives at its own last row. The gradient is the same exchange in the other direction: a
+rank passes ∏a · (what it received) + its own part to the next one. Leaves out values from a neighbour's rows:
+next_values at a rank's last row is the value of the state that its step led to, which the next rank may have.
 """
 
 from typing import Any
@@ -23,13 +22,13 @@ from telescope.recurrence.torch import linear_recurrence
 def linear_recurrence_sharded(
     x: Array, a: Array, group: distributed.ProcessGroup | None = None, *, differentiable: bool = False
 ) -> Array:
-    """y[t] = x[t] + a[t] · y[t+1] over axis 0 of all ranks' rows together; each rank gets its own rows of y.
+    """y[t] = x[t] + a[t] · y[t+1] over axis 0 of all ranks' rows together. Each rank gets its own rows of y.
 
-    x and a are this rank's rows [T_rank, *batch], as in `linear_recurrence`; the batch axes and the dtype must be
-    the same on all ranks of `group` (None: the default one). All ranks must call, with arrays where the group's
-    backend can send them from (gloo: CPU, NCCL: CUDA). One message of 2 × batch numbers per rank, whatever T is.
-    Where a[t] = 0 the chain is cut, across ranks too. With `differentiable` a tensor carries its exact gradient, of
-    the first order, for one more such message: all ranks must then go backwards, and in the same order.
+    x and a are this rank's rows [T_rank, *batch], as in `linear_recurrence`. Batch axes and dtype must be equal on all
+    ranks of `group` (None: the default group). All ranks must call this, with arrays on a device that the group's
+    backend can send from (gloo: CPU, NCCL: CUDA). Each rank sends one message of 2 × batch numbers, for every T. a[t] =
+    0 cuts the chain, also across ranks. With `differentiable` a tensor has its exact first-order gradient, for one more
+    such message; all ranks must then run their backward passes in the same order.
     """
     if not isinstance(group, distributed.ProcessGroup | None):
         raise ValueError(
@@ -45,7 +44,7 @@ def linear_recurrence_sharded(
 
 
 class _Sharded(torch.autograd.Function):
-    """y with its gradient; both ways one message."""
+    """y with its gradient. Forward and backward send one message each."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, group: Any) -> Tensor:
@@ -57,14 +56,14 @@ class _Sharded(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        """∂L/∂x = z, and ∂L/∂a[t] = z[t] · y[t+1], which behind the last row is what came from the next rank."""
+        """∂L/∂x = z, and ∂L/∂a[t] = z[t] · y[t+1]. After the last row, y comes from the next rank."""
         a, y, carry = ctx.saved_tensors
         z = _adjoint(gradient, a, ctx.group)
         return z, z * torch.cat([y, carry[None]])[1:], None
 
 
 def _solved(x: Tensor, a: Tensor, group: Any) -> tuple[Tensor, Tensor]:
-    """This rank's rows of y, and what arrived behind the last of them: y at the first row of the ranks after it."""
+    """This rank's rows of y, and the y that arrives after its last row (that of the first row of later ranks)."""
     y = linear_recurrence(x, a)
     first = y[0] if len(y) else x.new_zeros(x.shape[1:])
     pairs = _gathered(torch.stack([_product(a), first]), group)
@@ -73,12 +72,12 @@ def _solved(x: Tensor, a: Tensor, group: Any) -> tuple[Tensor, Tensor]:
         carry = _joined(later, product, carry)
     if len(x) == 0:
         return y, carry
-    # The chain runs once more, with what arrives added to the last row: exactly the loop over all rows.
+    # run the chain again, with the arriving y added to the last row: exactly the loop over all rows
     return linear_recurrence(torch.cat([x[:-1], _joined(x[-1], a[-1], carry)[None]]), a), carry
 
 
 def _adjoint(gradient: Tensor, a: Tensor, group: Any) -> Tensor:
-    """z[t] = ∂L/∂y[t] + a[t−1] · z[t−1] over all ranks' rows: a rank passes a · z of its last row on."""
+    """z[t] = ∂L/∂y[t] + a[t−1] · z[t−1] over all ranks' rows. A rank passes on a · z of its last row."""
     shifted = torch.cat([torch.zeros_like(a[:1]), a[:-1]])
     z = linear_recurrence(gradient, shifted, forwards=True)
     nothing = gradient.new_zeros(gradient.shape[1:])
@@ -90,19 +89,19 @@ def _adjoint(gradient: Tensor, a: Tensor, group: Any) -> Tensor:
 
 
 def _gathered(pair: Tensor, group: Any) -> list[Tensor]:
-    """The pairs of all ranks, in their order: the only message."""
+    """The pairs of all ranks, in order. This is the only message."""
     pairs = [torch.empty_like(pair) for _ in range(distributed.get_world_size(group))]
     distributed.all_gather(pairs, pair, group=group)
     return pairs
 
 
 def _joined(x: Tensor, a: Tensor, later: Tensor) -> Tensor:
-    """x + a · later, with a select at a cut: NaN beyond it stays there."""
+    """x + a · later, with a select at a cut, so that NaN beyond it does not enter."""
     return x + torch.where(a == 0, 0, a * later)
 
 
 def _product(a: Tensor) -> Tensor:
-    """∏a of each column: 0 where one of them is 0, and only there, not by underflow (see `triton.py`)."""
+    """∏a of each column. It is 0 only if a factor is 0, not by underflow (see `triton.py`)."""
     product = a.prod(0)
     product = torch.where(product == 0, torch.finfo(a.dtype).tiny, product)
     return torch.where((a == 0).any(0), 0, product)

@@ -1,8 +1,7 @@
 """The recurrence and GAE on torch tensors: CPU kernels on the same memory, Triton on CUDA; exact gradients.
 
-It leaves out the kernels themselves (`cpu.py`, `triton.py`). Two registered operators, telescope::linear_recurrence
-and telescope::gae, are what torch.compile and torch.export see. A plain call goes around them, which saves the
-dispatcher's 10 to 20 µs.
+torch.compile and torch.export see two registered operators, telescope::linear_recurrence and telescope::gae. A plain
+call bypasses them, which saves the dispatcher's 10 to 20 µs. Leaves out the kernels (`cpu.py`, `triton.py`).
 """
 
 from collections.abc import Sequence
@@ -21,12 +20,12 @@ Floats = Sequence[Tensor]  # rewards, values, next_values; or the two results
 Flags = Sequence[Tensor | None]  # terminated, truncated, mask
 Discounts = tuple[float, float, float]  # γ, γλ, and the γλ of the returns
 
-# By device: where GAE has a kernel of its own. Triton comes with the CUDA builds of torch, except on Windows.
+# devices with a fused GAE kernel; Triton comes with the CUDA builds of torch, except on Windows
 FUSED = ("cpu", "cuda") if find_spec("triton") else ("cpu",)
 
 
 def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor:
-    """y[t] = x[t] + a[t] · y[t±1], on the device of x; no gradient."""
+    """y[t] = x[t] + a[t] · y[t±1], on the device of x, without gradient."""
     x, a = x.detach(), a.detach()
     if torch.compiler.is_compiling():
         return _compiled(x, a, forwards)
@@ -36,14 +35,14 @@ def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor
 
 
 def differentiable_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor:
-    """The same with its exact gradient with respect to x and a, to any order; under torch.func too."""
+    """The recurrence with its exact gradient with respect to x and a, to any order, also under torch.func."""
     if torch.compiler.is_compiling():
         return _compiled(x, a, forwards)
     return _Recurrence.apply(x, a, forwards)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def gae(floats: Floats, flags: Flags, discounts: Discounts, out: Floats) -> bool:
-    """Advantages and returns in one pass, as `cpu.gae`; False where the pair (x, a) must do. No gradient."""
+    """Advantages and returns in one pass, like `cpu.gae`, without gradient. False if the pair (x, a) is needed."""
     if arrays.transforming():
         return False
     if torch.compiler.is_compiling():
@@ -55,12 +54,12 @@ def gae(floats: Floats, flags: Flags, discounts: Discounts, out: Floats) -> bool
 
 
 def gae_on_cuda(floats: Floats, flags: Flags, discounts: Discounts, out: Floats, axis: int, *, fresh: bool) -> bool:
-    """`gae` with time along an axis; with `fresh`, for results made for checked arguments, it prepares `gae_again`."""
+    """`gae` with time along an axis. `fresh` (new results for checked arguments) prepares `gae_again`."""
     return "cuda" in FUSED and _triton().gae(floats, flags, discounts, out, axis, fresh=fresh)
 
 
 def gae_again(floats: Floats, flags: Flags, discounts: Discounts, axis: int) -> tuple[Tensor, Tensor] | None:
-    """Into new tensors and without further checks, if `gae_on_cuda` had tensors that lie just like these; or None."""
+    """GAE into new tensors without checks, if `gae_on_cuda` had tensors of the same layout before; otherwise None."""
     return _triton().again(floats, flags, discounts, axis) if "cuda" in FUSED else None
 
 
@@ -106,7 +105,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None
 
 
 def _adjoint(ctx: Any, gradient: Tensor, recurrence: Any = _operator) -> tuple[Tensor, Tensor | None, None]:
-    """z[t] = ∂L/∂y[t] + a[t−1] · z[t−1], the recurrence run the other way with a shifted by one, is ∂L/∂x."""
+    """∂L/∂x is z[t] = ∂L/∂y[t] + a[t−1] · z[t−1], the recurrence in the other direction with a shifted by one."""
     a, y = ctx.saved_tensors
     step = 1 if ctx.forwards else -1
     z = recurrence(gradient, _shifted(a, step), not ctx.forwards)
@@ -116,7 +115,7 @@ def _adjoint(ctx: Any, gradient: Tensor, recurrence: Any = _operator) -> tuple[T
 def _mapped(
     info: Any, in_dims: tuple[int | None, ...], x: Tensor, a: Tensor, forwards: bool, recurrence: Any = _operator
 ) -> tuple[Tensor, int]:
-    """Under torch.func.vmap: the mapped axis becomes one more batch axis, behind time."""
+    """Under torch.func.vmap, the mapped axis becomes another batch axis, after time."""
     sides = [
         side.unsqueeze(1).expand(-1, info.batch_size, *side.shape[1:]) if dim is None else side.movedim(dim, 1)
         for side, dim in zip((x, a), in_dims[:2], strict=True)
@@ -129,7 +128,7 @@ _operator.register_vmap(_mapped)
 
 
 class _Recurrence(torch.autograd.Function):
-    """The operator for plain calls: half its overhead, and torch.func.grad, which operators do not take."""
+    """The function for plain calls. It has half the operator's overhead, and supports torch.func.grad."""
 
     @staticmethod
     def forward(x: Tensor, a: Tensor, forwards: bool) -> Tensor:
@@ -173,7 +172,7 @@ def _gae_operator(
     discounts, out = (gamma, decay, returns_decay), (advantages, returns)
     if _compute_gae(floats, flags, discounts, out):
         return
-    # The CPU kernel wants all arrays to lie the same way; inside a compiled graph there is no other route.
+    # the CPU kernel needs arrays of equal layout; a compiled graph has no other kernel
     flags_copied = [None if flag is None else flag.contiguous() for flag in flags]
     results = [torch.empty_like(array, memory_format=torch.contiguous_format) for array in out]
     _compute_gae([array.contiguous() for array in floats], flags_copied, discounts, results)
@@ -182,20 +181,20 @@ def _gae_operator(
 
 
 def _shifted(array: Tensor, step: int) -> Tensor:
-    """array[t + step], and 0 where that lies outside."""
+    """array[t + step], or 0 outside."""
     zero = torch.zeros_like(array[:1])
     return torch.cat([array[1:], zero] if step == 1 else [zero, array[:-1]])
 
 
 def _compiled(x: Tensor, a: Tensor, forwards: bool) -> Tensor:
-    """What goes into a compiled graph: one operator; but torch.func takes no operators there, only torch's own."""
+    """The operator for a compiled graph. Under torch.func only torch's own operators work there."""
     if not arrays.transforming():
         return _operator(x, a, forwards)  # type: ignore[no-any-return]
     return _doubled(x.flip(0), a.flip(0)).flip(0) if forwards else _doubled(x, a)
 
 
 def _doubled(x: Tensor, a: Tensor) -> Tensor:
-    """Maps y ↦ x + a · y of 1, 2, 4, … steps, joined in log₂ T rounds; a product that underflows is a cut here."""
+    """Maps y ↦ x + a · y of 1, 2, 4, … steps, joined in log₂ T rounds. Here a product that underflows is a cut."""
     span = 1
     while span < len(x):
         x_later, a_later = (torch.cat([side[span:], torch.zeros_like(side[:span])]) for side in (x, a))
@@ -205,7 +204,7 @@ def _doubled(x: Tensor, a: Tensor) -> Tensor:
 
 
 def _loop(x: Tensor, a: Tensor, forwards: bool) -> Tensor:
-    """A launch per step: for accelerators without kernels of ours."""
+    """One launch per step, for accelerators without our kernels."""
     y = torch.empty_like(x)
     carry = torch.zeros_like(x[:1].sum(dim=0))
     for t in range(len(x)) if forwards else reversed(range(len(x))):

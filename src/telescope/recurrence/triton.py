@@ -1,18 +1,17 @@
 """The recurrence and GAE on CUDA: Triton kernels that read every layout [T, columns] by stride, without a copy.
 
-It leaves out the kernels (`triton_kernels.py`) and what is asked of the arguments: like `cpu.py` it trusts its
-caller. It launches on the current stream, never waits for the device, and allocates nothing but results and the
-small array that carries chunks.
+It launches on the current stream, never waits for the device, and allocates only results and the small array between
+chunks. Like `cpu.py` it does not check its arguments. Leaves out the kernels (`triton_kernels.py`).
 
-A program owns a block of columns and walks a chunk of time in tiles, from the last to the first. In a tile a thread
-goes through the 4 steps of a segment one by one; the segments are joined by an associative scan, and then every step
-gets what comes after its segment. Where the columns alone fill the device a chunk is the whole of time. Where they
-do not, time is cut into chunks and the kernel runs twice: first every chunk reduces itself to one pair (∏a, y); then
-every chunk joins the pairs that come after it, and walks with that to start from.
+A program owns a block of columns and walks a chunk of time in tiles, from the last to the first. In a tile, a thread
+walks the 4 steps of a segment one by one. An associative scan joins the segments, and then every step receives the
+result of the segments after its own. If the columns alone fill the device, a chunk is the whole of time. Otherwise time
+is cut into chunks and the kernel runs twice: first every chunk reduces itself to one pair (∏a, y); then every chunk
+joins the pairs of later chunks and starts from the result.
 
-The scan adds in another order than the loop in `naive.py`, so results agree to rounding, not bit for bit. And
-where ∏a over a stretch of a tile or chunk exceeds every number of the dtype (a > 1 for long), what comes after
-the stretch counts as 0 if it is 0, and as infinite otherwise.
+The scan adds in another order than the loop in `naive.py`, so results agree up to rounding, not bit for bit. If ∏a over
+a stretch of a tile or chunk overflows (a > 1 for long), the values after the stretch count as 0 if they are 0, and as
+infinite otherwise.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,12 +29,12 @@ Arrays = Sequence[Any]  # tensors; where there is no such flag, None
 Discounts = tuple[float, float, float]  # γ, γλ, and the γλ of the returns
 
 ROWS = kernels.ROWS.value
-ALONE = torch.cuda.device_count() <= 1  # then the current device is the arrays'
-REMEMBERED = 1024  # ways in which arrays lie, at most; then anew
+ALONE = torch.cuda.device_count() <= 1  # then the current device is that of the arrays
+REMEMBERED = 1024  # the maximum number of remembered layouts; then all are forgotten
 
 
 def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor:
-    """y[t] = x[t] + a[t] · y[t±1] over axis 0, cut where a[t] = 0; float32 where x is half precision."""
+    """y[t] = x[t] + a[t] · y[t±1] over axis 0, cut where a[t] = 0. float32 if x is half precision."""
     y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
     pointers = x.data_ptr(), a.data_ptr(), y.data_ptr()
     aligned = tuple(pointer % 16 for pointer in pointers)
@@ -47,11 +46,11 @@ def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor
 def gae(
     floats: Arrays, flags: Arrays, discounts: Discounts, out: Arrays, axis: int = 0, *, fresh: bool = False
 ) -> bool:
-    """Advantages and returns in one pass, as `cpu.gae`; True, for there is no layout that it does not take.
+    """Advantages and returns in one pass, like `cpu.gae`. Always True, because it accepts every layout.
 
-    The floats may be of any real dtypes, half precision too: what is computed has the dtype of `out`. `axis` is that
-    of time, 1 for matrices [columns, T]. `fresh` says that the arguments are checked and `out` was made for them:
-    what lies like them may then come in through `again`.
+    The floats may have any real dtypes, including half precision; it computes in the dtype of `out`. `axis` is the time
+    axis, 1 for matrices [columns, T]. `fresh` says that the arguments are checked and `out` was made for them; later
+    calls with the same layout may then use `again`.
     """
     advantages, returns = out
     split = discounts[1] != discounts[2]
@@ -68,14 +67,14 @@ def gae(
 
 
 def again(floats: Arrays, flags: Arrays, discounts: Discounts, axis: int) -> tuple[Tensor, Tensor] | None:
-    """Advantages and returns of tensors just like some that came to `gae` with `fresh` before; None if none did."""
+    """Advantages and returns of tensors with a layout that came to `gae` with `fresh` before; otherwise None."""
     try:
         signature, pointers = _signature(floats, flags, discounts[1] != discounts[2], axis)
-    except (AttributeError, RuntimeError):  # no tensors, or without memory of their own
+    except (AttributeError, RuntimeError):  # not tensors, or without memory of their own
         return None
     known = _KNOWN.get(signature)
     rewards, values, successors = floats
-    if known is None or rewards.is_neg() or values.is_neg() or successors.is_neg():  # a sign still to be turned
+    if known is None or rewards.is_neg() or values.is_neg() or successors.is_neg():  # lazy sign flips
         return None
     launch, empty, shape, strides = known
     if not (ALONE or launch.device == torch.cuda.current_device()):
@@ -86,8 +85,8 @@ def again(floats: Arrays, flags: Arrays, discounts: Discounts, axis: int) -> tup
 
 
 def _signature(floats: Sequence[Any], flags: Sequence[Any], split: bool, axis: int) -> tuple[Any, tuple[Any, ...]]:
-    """All that a launch depends on but the results, the addresses and the numbers; and the addresses."""
-    # Written out: a small kernel runs for 3 µs, and a loop over the arrays would take as long.
+    """The layout that a launch depends on, as a key, and the addresses."""
+    # written out: a small kernel runs for 3 µs, and a loop over the arrays would take as long
     rewards, values, successors = floats
     terminated, truncated, mask = flags
     pointer, value_pointer, successor_pointer = rewards.data_ptr(), values.data_ptr(), successors.data_ptr()
@@ -124,7 +123,7 @@ def _launch(
     variant: bool,
     axis: int = 0,
 ) -> "Launch | None":
-    """As it was prepared when arrays that lie alike came first."""
+    """Launch with the preparation of the first call with this layout."""
     launch = _LAUNCHES.get(key)
     if ALONE and launch is not None:
         launch(pointers, numbers)
@@ -148,15 +147,15 @@ def _remember(memory: dict[Any, Any], key: Any, what: Any) -> None:
 
 
 class Launch(NamedTuple):
-    """Compiled kernels, and all arguments that arrays which lie alike have in common.
+    """Compiled kernels, and all arguments that arrays of one layout share.
 
-    Triton's own way looks at every argument, and for profilers to call, anew: four times as long.
+    Triton's own launch inspects every argument, and looks for profilers, at each call; it takes four times as long.
     """
 
     passes: tuple[tuple[Any, ...], ...]  # each: its launcher, blocks, chunks, kernel, metadata, the last arguments
     device: int
     stream_of: Callable[[int], int]  # the device's current stream
-    carries: tuple[int, ...] | None  # the shape of what chunks leave for one another
+    carries: tuple[int, ...] | None  # the shape of the array between chunks
     dtype: torch.dtype
 
     def __call__(self, pointers: tuple[int | None, ...], numbers: tuple[float, ...]) -> None:
@@ -175,12 +174,12 @@ _KNOWN: dict[Any, tuple[Launch, Callable[..., Tensor], tuple[int, ...], tuple[in
 
 @cache
 def _empty() -> Callable[..., Tensor]:
-    """(shape, strides, dtype) on the current device: as torch's compiled code makes tensors, which halves the time."""
+    """Make a tensor (shape, strides, dtype) on the current device, like torch's compiled code, in half the time."""
     try:
         quick: Callable[..., Tensor] = torch._C._dynamo.guards._empty_strided_cuda  # type: ignore[attr-defined]
         if quick((2, 3), (3, 1), torch.float32).is_cuda:
             return quick
-    except Exception:  # it is torch's own affair, and may change or go
+    except Exception:  # a private function of torch, which may change
         pass
     return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device="cuda")
 
@@ -188,7 +187,7 @@ def _empty() -> Callable[..., Tensor]:
 def _prepare(
     kernel: Any, arrays: tuple[Tensor | None, ...], numbers: tuple[float, ...], variant: bool
 ) -> Launch | None:
-    """Launch through Triton, which compiles what it must; what can be repeated, or None."""
+    """Launch through Triton, which compiles if necessary. Return what can be launched again, or None."""
     like: Tensor = arrays[-1]  # type: ignore[assignment]
     if like.numel() == 0:
         return None
@@ -208,7 +207,7 @@ def _prepare(
         fixed = (variant, reduces, cut.padded, cut.segments, cut.block, like.stride(0) == 1, even, cut.stages)
         rest = (steps, columns, cut.tiles, *strides, *fixed)
         compiled = kernel[cut.grid](*arrays, carries, *numbers, *rest, num_warps=cut.warps)
-        if compiled is None:  # Triton interprets; there is nothing to keep
+        if compiled is None:  # Triton interprets, so there is nothing to keep
             continue
         passes.append((compiled.run, *cut.grid, compiled.function, compiled.packed_metadata, rest))
     if not passes:
@@ -218,13 +217,13 @@ def _prepare(
 
 
 class Plan(NamedTuple):
-    """How a problem [steps, columns] is cut up."""
+    """How a problem [steps, columns] is divided."""
 
-    segments: int  # of a tile
-    block: int  # columns of a tile
+    segments: int  # per tile
+    block: int  # columns per tile
     warps: int
-    stages: int  # tiles under way at once
-    tiles: int  # of a chunk
+    stages: int  # tiles in flight at once
+    tiles: int  # per chunk
     grid: tuple[int, int]  # blocks of columns, chunks of time
 
     @property
@@ -234,26 +233,26 @@ class Plan(NamedTuple):
 
     @property
     def passes(self) -> tuple[bool, ...]:
-        """For each run of the kernel, does it only reduce its chunks?"""
+        """For each run of the kernel, whether it only reduces its chunks."""
         return (True, False) if self.grid[1] > 1 else (False,)
 
     def even(self, steps: int, columns: int) -> bool:
-        """Do the tiles end where the arrays do?"""
+        """Whether the tiles end exactly where the arrays end."""
         blocks, chunks = self.grid
         return chunks * self.tiles * self.segments * ROWS == steps and blocks * self.block == columns
 
 
 @lru_cache(maxsize=256)
 def plan(steps: int, columns: int, *, time_first: bool) -> Plan:
-    """Tiles as the benchmark on an H200 liked them; chunks of time where the columns leave it idle.
+    """Tile sizes from a benchmark on an H200, with chunks of time if the columns do not fill the device.
 
-    Chunks read everything twice, which fewer than 4 of them do not repay.
+    Chunks read everything twice, which pays only for 4 chunks or more.
     """
     longest = _power_of_two(-(-steps // ROWS))
-    if time_first:  # a segment for each of 128 threads, most often of one column
+    if time_first:  # a segment per thread for 128 threads, usually of one column
         segments = max(2, longest if longest <= 256 else 128)
         block, warps, programs = max(1, 128 // segments), 4, 1024
-    else:  # rows of at least 32 bytes, of 128 where there are columns enough for all multiprocessors
+    else:  # rows of at least 32 bytes, or of 128 if there are enough columns for all multiprocessors
         block = max(1, min(8 if columns < 2048 else 16 if columns < 4096 else 32, _power_of_two(columns)))
         whole = longest <= (32 if block > 8 else 256)
         segments = max(2, longest if whole else 16 if block == 32 else 64)
@@ -265,7 +264,7 @@ def plan(steps: int, columns: int, *, time_first: bool) -> Plan:
 
 
 def _strides(array: Tensor, columns: int) -> tuple[int, int]:
-    """From step to step, and from column to column; 0 where there is one column: Triton sees that it aligns."""
+    """The strides of steps and of columns. That of a single column is 0, so that Triton sees the alignment."""
     return array.stride(0), array.stride(-1) if columns > 1 else 0
 
 
@@ -274,13 +273,13 @@ def _power_of_two(number: int) -> int:
 
 
 def _device_of(array: Any) -> AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be the array's."""
+    """Make the array's device the current one, because Triton launches there."""
     if array.device.type != "cuda" or array.device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(array.device)
 
 
 def _mergeable(array: Tensor) -> bool:
-    """Can all axes but time be walked in one stride?"""
+    """Whether all axes except time have one common stride."""
     inner = range(1, array.ndim - 1)
     return all(array.stride(i) == array.stride(i + 1) * array.shape[i + 1] for i in inner)

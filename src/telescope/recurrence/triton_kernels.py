@@ -1,11 +1,10 @@
-"""The Triton kernels themselves, on tiles of a problem [T, columns]; what they compute is in `naive.py`.
+"""The Triton kernels, on tiles of a problem [T, columns]; `naive.py` defines what they compute.
 
-They leave out how a problem is cut into tiles and who launches what: `triton.py`.
-
-A tile has the axes [segments, columns], or [columns, segments] where time lies together in memory. A segment is ROWS
-consecutive steps, which one thread goes through by itself: here a tuple of tiles, one for each of its rows. Segments
-and rows are in walking order: from the last in time to the first or, forwards, from the first. (A scan could be
-reversed instead, but Triton turns every element of it around by shuffles, for as much as all else costs.)
+A tile has the axes [segments, columns], or [columns, segments] if time is contiguous in memory. A segment has ROWS
+consecutive steps, which one thread walks alone; here it is a tuple of tiles, one per row. Segments and rows are in
+walking order: from the last in time to the first, or forwards from the first. (A reversed scan would be possible, but
+Triton reverses every element by shuffles, which costs as much as everything else.) Leaves out tiling and launches
+(`triton.py`).
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment"
@@ -14,7 +13,7 @@ reversed instead, but Triton turns every element of it around by shuffles, for a
 import triton
 import triton.language as tl
 
-ROWS = tl.constexpr(4)  # 16 bytes of float32, which is what a thread can load at once
+ROWS = tl.constexpr(4)  # 16 bytes of float32, the most that a thread loads at once
 TINY = tl.constexpr(1.1754944e-38)  # the smallest normal float32
 
 
@@ -84,7 +83,7 @@ def gae(
             cut = _load(truncated, truncated_step, truncated_stride, place, tl.int1, TIME_FIRST, False, EVEN)
         if mask is not None:
             live = _load(mask, mask_step, mask_stride, place, tl.int1, TIME_FIRST, False, EVEN)
-        # The pair: δ and the trace's decay; a masked step is x = 0, a = 1, which lets the trace through.
+        # the pair (δ, decay of the trace); a masked step has x = 0, a = 1, which lets the trace through
         xs, decays, returns_decays = (), (), ()
         for row in tl.static_range(ROWS):
             blind = gamma == 0
@@ -125,7 +124,7 @@ def gae(
 
 @triton.jit
 def _walk(xs, decays, carry_a, carry, segment, SMALL: tl.constexpr, AXIS: tl.constexpr, REDUCE: tl.constexpr):
-    # The rows of y, and the pair that the next tile starts from; that pair counts in segment 0 only.
+    # The rows of y, and the pair that the next tile starts from. Only segment 0 of that pair counts.
     products, ys = (decays[0],), (xs[0],)
     for row in tl.static_range(1, ROWS):
         product, y = _joined(products[row - 1], ys[row - 1], decays[row], xs[row], SMALL)
@@ -134,7 +133,8 @@ def _walk(xs, decays, carry_a, carry, segment, SMALL: tl.constexpr, AXIS: tl.con
     with_a, with_carry = _joined(carry_a, carry, product, y, SMALL)
     product, y = tl.where(segment == 0, with_a, product), tl.where(segment == 0, with_carry, y)
     product, y = _scan(product, y, AXIS, SMALL)
-    # A segment continues what those before it in walking order came to; the first one finds the last one's there.
+    # A segment continues the result of the segments before it in walking order; the first one starts from the last
+    # tile.
     before = tl.broadcast_to(tl.where(segment == 0, y.shape[AXIS] - 1, segment - 1), y.shape)
     later = _apart_again(tl.where(segment == 0, carry, tl.gather(y, before, AXIS)))
     carry = tl.gather(y, before, AXIS)
@@ -149,7 +149,7 @@ def _walk(xs, decays, carry_a, carry, segment, SMALL: tl.constexpr, AXIS: tl.con
 
 @triton.jit
 def _joined(later_a, later_y, a, y, SMALL: tl.constexpr):
-    # Two stretches as one: (∏a, y) of the earlier in time, continued by the later; small is 0 ≤ a ≤ 1.
+    # Join two stretches: (∏a, y) of the earlier in time, continued by the later. small means 0 ≤ a ≤ 1.
     if SMALL:
         return _join_small(later_a, later_y, a, y)
     else:
@@ -158,8 +158,8 @@ def _joined(later_a, later_y, a, y, SMALL: tl.constexpr):
 
 @triton.jit
 def _join(later_a, later_y, a, y):
-    # A select at cuts, and ∏a is 0 only where there is one, not by underflow: else NaN beyond would vanish along
-    # a long chain, unlike in the loop. The other way about, what is 0 stays 0 if ∏a overflowed.
+    # A select at cuts. ∏a is 0 only at a cut, not by underflow; otherwise NaN beyond would vanish along a long chain,
+    # unlike in the loop. Conversely, 0 stays 0 if ∏a overflowed.
     product = a * later_a
     product = tl.where(product == 0, TINY, product)
     product = tl.where((a == 0) | (later_a == 0), 0.0, product)
@@ -184,7 +184,7 @@ def _scan(a, y, AXIS: tl.constexpr, SMALL: tl.constexpr):
 
 @triton.jit
 def _before(carries, pair, column, columns, SMALL: tl.constexpr, COUNT: tl.constexpr, AXIS: tl.constexpr):
-    # What the chunks walked before this one come to; those that are not are (1, 0), which is neutral.
+    # The result of the chunks before this one in walking order; all others are (1, 0), which is neutral.
     chunk, chunks = tl.program_id(1), tl.num_programs(1)
     index = tl.expand_dims(tl.arange(0, COUNT), 1 - AXIS)
     inside = (index < chunk) & (column < columns)
@@ -206,18 +206,18 @@ def _publish(carries, pair, column, columns, segment, a, y):
 
 @triton.jit
 def _places(SEGMENTS: tl.constexpr, BLOCK: tl.constexpr, TIME_FIRST: tl.constexpr):
-    # The number of each segment of a tile, and each column.
+    # The indices of segments and columns of a tile.
     column = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if TIME_FIRST:
         return tl.arange(0, SEGMENTS)[None, :], column[:, None]
     else:
-        # No more than 4 columns in one thread, of flags neither, although 16 of them could be loaded at once.
+        # at most 4 columns per thread, also of flags, although 16 flags could be loaded at once
         return tl.arange(0, SEGMENTS)[:, None], tl.max_contiguous(column, 4)[None, :]
 
 
 @triton.jit
 def _times(segment, SEGMENTS: tl.constexpr, TIME_FIRST: tl.constexpr, FORWARDS: tl.constexpr):
-    # When in its tile: the first row in time of each segment, or all rows where they are loaded together.
+    # The time within the tile: the first row of each segment, or all rows if they are loaded together.
     if TIME_FIRST:
         t = tl.arange(0, SEGMENTS * ROWS)
         if not FORWARDS:
@@ -234,7 +234,7 @@ def _load(
     array, step, stride, place, kind: tl.constexpr,
     TIME_FIRST: tl.constexpr, FORWARDS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    # The rows, in walking order.
+    # the rows, in walking order
     t, column, steps, columns = place
     rows = ()
     if TIME_FIRST:
@@ -293,14 +293,14 @@ def _cast(tile, kind: tl.constexpr):
 
 @triton.jit
 def _apart(tile):
-    # The tile itself. A scan and a gather want all segments of a column in one warp; behind a reduction, even one
-    # that does nothing, Triton does not spread that layout to the loads, for which neighbours in memory matter.
+    # The tile itself. A scan and a gather need all segments of a column in one warp. After a reduction, even a trivial
+    # one, Triton does not apply that layout to the loads, which should read adjacent memory.
     return tl.reduce(tl.join(tile, tile), 2, _either)
 
 
 @triton.jit
 def _apart_again(tile):
-    # On the way back it takes a new axis to stop it.
+    # for the stores, a new axis stops it
     return tl.reduce(tl.expand_dims(tile, 2), 2, _either)
 
 

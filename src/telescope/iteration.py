@@ -1,6 +1,6 @@
-"""What every training loop yields: the rows of one iteration, and the state from which the run continues.
+"""The object that every training loop yields: the rows of one iteration, and the state from which the run continues.
 
-One type for agents, language models and runs over several processes. What only one of them has extends it.
+It is one type for agents, language models and runs over several processes. Each of them may extend it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 
 class Run(Protocol):
-    """What an iteration asks of the run behind it."""
+    """The interface of a run that an iteration uses."""
 
     @property
     def step(self) -> int:
         """Steps per seed so far."""
 
     def state(self) -> dict[str, Any]:
-        """Everything that the run needs to continue."""
+        """Everything that a resumed run needs."""
 
     def policy(self) -> dict[str, Any]:
         """The part of the state that acting needs."""
@@ -44,17 +44,17 @@ class Iteration:
         self.total_steps = total_steps
         """Steps per seed of the whole run."""
         self.finished = finished
-        """True where the run ends with this iteration."""
+        """Whether the run ends with this iteration."""
         self.notes = list(notes)
-        """Sentences about this run that its user should see (what cannot be resumed exactly, say)."""
+        """Sentences about this run for its user, for instance about what cannot be resumed exactly."""
         self.warnings = list(warnings)
-        """Sentences about this iteration (which episodes of its evaluation never ended, say)."""
+        """Sentences about this iteration, for instance about evaluation episodes that never ended."""
 
     @property
     def state(self) -> dict[str, Any]:
         """A nested dictionary of arrays and plain values; `train(config, resume=state)` continues bit for bit.
 
-        It is copied when you read it, so read it before the loop continues; afterwards it raises RuntimeError.
+        It is captured when you read it. Read it before you request the next iteration; later it raises a RuntimeError.
         """
         self._require_current()
         return self._run.state()
@@ -69,5 +69,5 @@ class Iteration:
         if self._run.step != self.step:
             raise RuntimeError(
                 f"the state after step {self.step} is gone: training has reached step {self._run.step}; "
-                "read `.state` before asking for the next metrics"
+                "read `.state` before requesting the next iteration"
             )

@@ -1,7 +1,7 @@
-"""Settings and columns that had other names: the former ones go on working, with a DeprecationWarning, until 1.0.
+"""Former names of settings and columns. They work until 1.0, with a DeprecationWarning.
 
-The names of today are the table "One vocabulary" in docs/design.md. Leaves out modules that have moved (`moved.py`) and
-what other libraries call our flags (`commands/flags.py`).
+The table "One vocabulary" in docs/design.md has the current names. Leaves out modules that have moved (`moved.py`) and
+other libraries' names for our flags (`commands/flags.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Config = TypeVar("Config")
 
 
 class Former(NamedTuple):
-    """Whose setting it was, what it is called now, its value by the former one and all others, a remark."""
+    """A renamed setting: its config class, its new name, its new value from the former one and all others, a remark."""
 
     owner: str
     now: str
@@ -29,18 +29,18 @@ FIELDS = {
     ),
     "target_kl": Former("RLHF", "kl_limit", lambda limit, _: limit),
     "anneal_learning_rate": Former(
-        "LanguageConfig", "min_lr_ratio", lambda on, _: 0.1 if on else 1.0, ", the share of it that is left at the end"
+        "LanguageConfig", "min_lr_ratio", lambda on, _: 0.1 if on else 1.0, ", its share at the end of the run"
     ),
 }
-"""By former name; the owner is a class of configurations, or one that others extend."""
+"""Settings by former name. The owner is a config class, or a base class of several."""
 PAIRS = {"clip": ("GRPO", "clip_high")}
-"""Settings that held two numbers, of which the second has a name of its own now."""
+"""Settings that held two numbers. The second one now has its own name."""
 
 
 def current(cls: type[Any], settings: Mapping[str, Any], *, told: bool = False, stacklevel: int = 2) -> dict[str, Any]:
-    """The settings of a configuration under the names that its fields have now.
+    """The settings of a configuration under the current names of its fields.
 
-    told: without a DeprecationWarning, as for a run folder, which keeps the names that it began with.
+    told: give no DeprecationWarning, as for a run folder, which keeps the names that it began with.
     """
     kinds, found, said = {kind.__name__ for kind in cls.__mro__}, dict(settings), list[str]()
     for former, (owner, now, value, remark) in FIELDS.items():
@@ -57,7 +57,7 @@ def current(cls: type[Any], settings: Mapping[str, Any], *, told: bool = False, 
 
 
 def takes_former_names(cls: type[Config]) -> type[Config]:
-    """A dataclass whose constructor, and so `dataclasses.replace`, takes fields under their former names too."""
+    """Decorate a dataclass so that its constructor, and `dataclasses.replace`, also accept former names of fields."""
     made = cls.__init__
 
     @functools.wraps(made)

@@ -237,8 +237,8 @@ def test_a_network_of_ones_own_may_remember():
     ("algorithm", "config", "network", "message"),
     [
         (ppo, {"gru": 0, "minibatch_size": 12}, own(1), "minibatch_size is 12, .* multiple of that, such as 8"),
-        (dqn, {}, own(1), "network remembers 1 numbers, but this algorithm learns from single steps"),
-        (ppo, {"gru": 0}, own(1)._replace(remember=None), "one of memory and remember"),
+        (dqn, {}, own(1), "network has a memory of 1 numbers, but this algorithm learns from single steps"),
+        (ppo, {"gru": 0}, own(1)._replace(remember=None), "only one of memory and remember"),
         (
             ppo,
             {"gru": 0},
@@ -254,9 +254,7 @@ def test_what_cannot_remember_is_told(algorithm, config, network, message):
 
 
 def test_sequences_need_minibatches_of_their_length():
-    with pytest.raises(
-        ValueError, match=r"minibatch_size is 12, but a policy that remembers \(gru\) learns from whole"
-    ):
+    with pytest.raises(ValueError, match=r"minibatch_size is 12, but a policy with a memory \(gru\) learns from whole"):
         dataclasses.replace(SMALL, minibatch_size=12)
 
 

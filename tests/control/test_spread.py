@@ -96,7 +96,7 @@ def test_each_share_has_its_seeds(spread):
 
 def test_a_run_continues_in_as_many_processes_as_it_began(spread):
     state = spread[1][0]
-    with pytest.raises(ValueError, match=r"2 processes, but the config asks for .* in 3"):
+    with pytest.raises(ValueError, match=r"2 processes, but the config has seeds .* in 3"):
         next(iter(train(dataclasses.replace(CONFIG, processes=3), state)))
     alone = next(iter(train(dataclasses.replace(CONFIG, processes=1)))).state
     with pytest.raises(ValueError, match="1 processes"):

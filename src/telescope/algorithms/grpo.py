@@ -41,7 +41,7 @@ class GRPO(RolloutConfig):
     clip: float | None = None
     """Clip range ε of the policy loss: the probability ratio counts within 1 − ε … 1 + ε. none: the objective's own."""
     clip_high: float | None = None
-    """Upper clip range where it differs: the ratio counts within 1 − clip … 1 + clip_high (DAPO). none: as clip."""
+    """Upper clip range, if it differs: the ratio counts within 1 − clip … 1 + clip_high (DAPO). none: same as clip."""
     beta: float | None = None
     """Coefficient of the KL to the reference model; 0 needs no reference model. none: the objective's own."""
     resample: int = 0
@@ -73,7 +73,7 @@ def preset(task: str, name: str = "grpo", model: str | None = None) -> GRPO:
 
 
 def named(config: GRPO) -> Objective:
-    """The row that the config names, as it stands in the table."""
+    """The row that the config names, unchanged."""
     framework, _, name = config.objective.rpartition("/")
     table = AS_IN.get(framework, {}) if framework else ROWS
     if name not in table:

@@ -41,10 +41,11 @@ from telescope.trees import from_dict, to_dict
 class Session:
     """The parts of one training run; see `algorithms.ppo.train` for their use.
 
-    `kind` is the algorithm's class of learners, a NamedTuple of tensors: `kind.begin(parameters)` makes the first from
-    the parameters [S, P] of new agents, `learner.acting` are those that act. The loop replaces `learner` as it learns.
-    With `recurrent` the loop can learn from sequences, so that a network may have a memory. With `replay`, a number of
-    steps per seed, what `play` gives is kept in a buffer, which belongs to the state.
+    `kind` is the algorithm's Learner class, a NamedTuple of tensors. `kind.begin(parameters)` makes the first learner
+    from the parameters [S, P] of new agents; `learner.acting` returns the parameters that act. The loop replaces
+    `learner` after each update. `recurrent` says that the loop can learn from sequences, so that a network may have a
+    memory. `replay` is the size of a replay buffer in steps per seed; `play` then stores each step in it, and the state
+    includes it.
     """
 
     def __init__(
@@ -277,7 +278,7 @@ class Session:
     def _restore(self, state: dict[str, Any], allow_inexact: bool) -> None:
         if state["seeds"] != self.config.seed_values:
             raise ValueError(
-                f"resume holds seeds {state['seeds']}, but the config asks for {self.config.seed_values}; "
+                f"resume holds seeds {state['seeds']}, but the config has {self.config.seed_values}; "
                 "a run continues with the seeds it began with (start= begins a new one from its agents)"
             )
         with fitting():

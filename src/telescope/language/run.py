@@ -36,7 +36,7 @@ from telescope.threads import settle
 
 
 class Iteration(iteration.Iteration):
-    """An iteration with what a language model has besides: completions, findings, weights to be saved."""
+    """An iteration of a language model, which adds completions, findings and weights to save."""
 
     def __init__(self, session: Session, row: dict[str, Any], table: list[dict[str, Any]]) -> None:
         self.table = table

@@ -26,8 +26,8 @@ from telescope.control.agents.networks import Network, mlp
 from telescope.control.config import OnPolicyConfig
 
 Act = Callable[..., tuple[np.ndarray, np.ndarray | None]]
-"""act(observations [S, N, D], memory [S, N, H] or None, noise [S, N, …], masks) → actions [S, N, …] and the memory
-after them, all of them NumPy arrays"""
+"""act(observations [S, N, D], memory [S, N, H] or None, noise [S, N, …], masks) → actions [S, N, …] and the new memory,
+all of them NumPy arrays"""
 
 
 BLOCK = 2048
@@ -37,8 +37,8 @@ BLOCK = 2048
 class ActorCritic(NamedTuple):
     """π(a|s) and V(s) of one agent. `layout` finds its parameters in a vector [P].
 
-    Where the network broadcasts, the same functions take all agents at once: [S, P] and [S, N, D], NumPy too.
-    What they call `seen` is what `see` gives: the observations or, of a network that remembers, the memory after them.
+    If the network broadcasts, the same functions take all agents at once: [S, P] and [S, N, D], also as NumPy arrays.
+    `seen` is the result of `see`: the observations, or the new memory of a network with a memory.
     """
 
     network: Network
@@ -46,7 +46,7 @@ class ActorCritic(NamedTuple):
     layout: Layout
 
     def see(self, vector: Array, observations: Array, memory: Array | None) -> Array:
-        """What the heads read, [N, D] or [N, H]."""
+        """The inputs of the heads: the observations [N, D], or the new memory [N, H]."""
         if self.network.remember is None:
             return observations
         return self.network.remember(self.layout.unflatten(vector), observations, memory)  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ class Agents:
         masks: Tensor | None,
         memory: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """log π(a|s) and V(s) [S, N], without gradient; `memory` [S, N, H] is that before each observation."""
+        """log π(a|s) and V(s) [S, N], without gradient. `memory` [S, N, H] is the memory before each observation."""
         blocks = [
             self._evaluate(parameters, self.see(parameters, seen, before), *rest)[::2]
             for seen, before, *rest in self._blocks(observations, memory, actions, masks)
@@ -118,12 +118,12 @@ class Agents:
 
     @torch.no_grad()
     def value(self, parameters: Tensor, observations: Tensor, memory: Tensor | None = None) -> Tensor:
-        """V(s) [S, N], without gradient; `memory` [S, N, H] is that before each observation."""
+        """V(s) [S, N], without gradient. `memory` [S, N, H] is the memory before each observation."""
         blocks = self._blocks(observations, memory)
         return torch.cat([self._value(parameters, self.see(parameters, *block)) for block in blocks], dim=1)
 
     def see(self, parameters: Tensor, observations: Tensor, memory: Tensor | None) -> Tensor:
-        """What the heads read, [S, N, D] or [S, N, H]."""
+        """The inputs of the heads: the observations [S, N, D], or the new memory [S, N, H]."""
         return observations if memory is None else self._see(parameters, observations, memory)  # type: ignore[no-any-return]
 
     def _blocks(self, *samples: Tensor | None) -> Iterator[list[Any]]:

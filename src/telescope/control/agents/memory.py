@@ -1,8 +1,8 @@
 """A memory of the episode so far: a GRU in front of any network, and its unrolling over a rollout.
 
-A network with a memory reads one more array, memory [N, H], and its heads read the new memory in place of the
-observation. An episode begins with a memory of zeros. Leaves out who carries the memory from step to step: a rollout,
-an evaluation or `telescope.policy.Player`.
+A network with a memory takes one more array, memory [N, H], and its heads read the new memory instead of the
+observation. An episode begins with a memory of zeros. Leaves out carrying the memory from step to step, which a
+rollout, an evaluation and `telescope.policy.Player` do.
 """
 
 # N observations, D observation size, H memory size, T time
@@ -19,10 +19,10 @@ from telescope.control.agents.networks import ACTIVATIONS, Network, Parameters, 
 
 
 def with_memory(network: Network, observation_size: int, size: int) -> Network:
-    """A GRU of `size` units in front of `network`, which reads its memory in place of the observation.
+    """Put a GRU of `size` units in front of `network`, which then reads the memory instead of the observation.
 
     h' = (1 − z) n + z h, with z and r = σ(W x + U h + b) and n = tanh(W x + b + r (U h + c)) (Cho et al. 2014, arXiv
-    1406.1078, with the reset gate after the product, as cuDNN has it). Weights are orthogonal with gain 1, biases zero.
+    1406.1078, with the reset gate after the product, as in cuDNN). Weights are orthogonal with gain 1, biases are zero.
     """
     tanh = ACTIVATIONS["tanh"]
 
@@ -46,10 +46,11 @@ def with_memory(network: Network, observation_size: int, size: int) -> Network:
 def unroll(
     remember: Callable[[Tensor, Tensor], Tensor], observations: Tensor, memory: Tensor, begins: Tensor
 ) -> Tensor:
-    """The memory after each step [T, M, H], from observations [T, M, D] and the memory [M, H] before the first.
+    """The memory after each step [T, M, H], from observations [T, M, D] and the memory [M, H] before the first step.
 
-    `remember(observations [M, D], memory [M, H])` gives the next memory. Where begins [T, M] is True an episode begins,
-    with a memory of zeros. Gradients flow through time within an episode, not into the memory before the first step.
+    `remember(observations [M, D], memory [M, H])` returns the next memory. An episode begins, with a memory of zeros,
+    where begins [T, M] is True. Gradients flow through time within an episode, not into the memory before the first
+    step.
     """
     after = []
     for seen, begin in zip(observations.unbind(0), begins.unbind(0), strict=True):

@@ -39,13 +39,13 @@ class Network(NamedTuple):
     (vectors as [S, 1, n], so that they broadcast) and observations [S, N, D]. A policy call then takes a few
     microseconds of NumPy."""
     remember: Callable[[Parameters, Tensor, Tensor], Tensor] | None = None
-    """`remember(parameters, observations [N, D], memory [N, H])` → the memory after them [N, H], for a policy that
-    remembers its episode. `apply` and `policy` then read this in place of the observations."""
+    """`remember(parameters, observations [N, D], memory [N, H])` → the new memory [N, H], for a policy with a memory of
+    its episode. `apply` and `policy` then read the memory instead of the observations."""
     memory: int = 0
-    """H, how many numbers `remember` carries from step to step. They are 0 where an episode begins."""
+    """The size of the memory (H in formulas). It is 0 at the beginning of an episode."""
     shaped: bool = False
-    """Do `apply`, `policy` and `remember` take observations [N, *shape] as the environment's Box has them, uint8 as
-    uint8, and not flat [N, D]? For convolutions."""
+    """Whether `apply`, `policy` and `remember` take observations [N, *shape] with the Box's shape, and uint8 as uint8,
+    instead of flat [N, D]. For convolutions."""
     module: nn.Module | None = None
     """The name of the module that `from_module` built, for error messages."""
 
@@ -129,7 +129,7 @@ def q_network(observation_size: int, actions: int, *, hidden: tuple[int, ...], a
 def from_module(build: Callable[[], nn.Module], *, shaped: bool = False) -> Network:
     """A network from any nn.Module whose forward maps observations [N, D] to (policy outputs [N, K], values [N]).
 
-    With `shaped` the observations are [N, *shape] as the environment's Box has them, images of bytes as uint8.
+    With `shaped` the observations keep the Box's shape [N, *shape], and images stay uint8.
     `build()` is called once per seed, under that seed's random state. Parameters with `requires_grad` False and buffers
     do not change; both belong to the agent and are saved with it. The module must be a pure function: a layer that
     changes a buffer, draws random numbers or remembers earlier observations raises an error that names it.
@@ -182,7 +182,7 @@ def _stateful(module: nn.Module) -> str:
         )
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return (
-            "with a state from step to step, which from_module does not carry; give ppo a memory (gru=64), write a "
+            "with a state from step to step, which from_module does not support; give ppo a memory (gru=64), write a "
             "Network with `remember`, or stack the last observations (gymnasium.wrappers.FrameStackObservation)"
         )
     return ""

@@ -22,15 +22,15 @@ REPLACED = ("hidden", "activation", "shared_network", "gru", "log_std")
 
 
 def require_network(network: Any, *, recurrent: bool = True) -> None:
-    """ValueError for what is no `Network`, with the call that makes one; and for a memory, unless `recurrent`."""
+    """Raise a ValueError if it is not a `Network`, with the call that makes one. A memory needs `recurrent`."""
     if isinstance(network, Network):
         if network.memory and not recurrent:
             raise ValueError(
-                f"network remembers {network.memory} numbers, but this algorithm learns from single steps; expected a "
-                "network without `remember` (ppo takes those with it)"
+                f"network has a memory of {network.memory} numbers, but this algorithm learns from single steps; "
+                "expected a network without `remember` (only ppo accepts one with it)"
             )
         if bool(network.memory) != (network.remember is not None):
-            raise ValueError("network has one of memory and remember; a policy that remembers needs both")
+            raise ValueError("network has only one of memory and remember; a policy with a memory needs both")
         return
     is_module = isinstance(network, nn.Module) or (isinstance(network, type) and issubclass(network, nn.Module))
     name = network.__name__ if isinstance(network, type) else type(network).__name__

@@ -210,7 +210,7 @@ def quiet_mujoco() -> Iterator[None]:
     """Keep one message of MuJoCo off the terminal and out of MUJOCO_LOG.TXT.
 
     From MuJoCo 4.0 on, every HalfCheetah reports a deprecated attribute of Gymnasium's own model file, which
-    nobody who trains on it can do anything about. All other messages pass.
+    users cannot change. All other messages pass.
     """
     try:
         from mujoco import get_mju_user_warning, set_mju_user_warning

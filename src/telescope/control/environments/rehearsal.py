@@ -59,7 +59,7 @@ def _not_restored(environments: Environments) -> str:
         restored = environments.restore(state)
     except ValueError as error:
         return str(error).partition(". Has the environment")[0]
-    return _difference(first, _play(environments, restored)[0], "restored in mid-episode, they go on with {}")
+    return _difference(first, _play(environments, restored)[0], "restored within an episode, they continue with {}")
 
 
 def _play(environments: Environments, here: Reset) -> tuple[list[tuple[str, Any]], Reset]:

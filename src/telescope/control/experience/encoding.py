@@ -1,4 +1,4 @@
-"""From an environment's observations to what networks read and rollouts keep."""
+"""Turn an environment's observations into arrays for networks and rollouts."""
 
 # S seeds, B environments per seed
 from __future__ import annotations
@@ -18,16 +18,16 @@ class Encoder(NamedTuple):
     shape: tuple[int, ...]
     encode: Callable[[np.ndarray], np.ndarray]
     kept: torch.dtype = torch.float32
-    """In which a rollout keeps them, where they are not normalised."""
+    """The dtype in which a rollout stores observations that are not normalised."""
 
     @property
     def size(self) -> int:
-        """D, the numbers of one observation."""
+        """The number of entries of one observation (D in formulas)."""
         return math.prod(self.shape)
 
 
 def encoder(space: gym.Space, *, shaped: bool = False) -> Encoder:
-    """Discrete is one-hot. Box is flat floats [D], or with `shaped` as the space has it, bytes as bytes."""
+    """The encoder of a space. Discrete is one-hot. Box is flat floats [D]; with `shaped` it keeps shape and uint8."""
     if isinstance(space, gym.spaces.Discrete):
         table = np.eye(int(space.n), dtype=np.float32)
         return Encoder((int(space.n),), lambda observations: table[observations])
@@ -35,7 +35,7 @@ def encoder(space: gym.Space, *, shaped: bool = False) -> Encoder:
     if shaped and space.dtype == np.uint8:
         return Encoder(whole, lambda observations: observations, torch.uint8)
     shape = whole if shaped else (math.prod(whole),)
-    # whatever the observations' kind, what follows gets native floats: float32 where these hold every value
+    # native floats for every kind of observation: float32 if it holds every value of the dtype, else float64
     dtype = np.result_type(space.dtype or np.float32, np.float32)
     dtype = dtype if dtype.itemsize <= 8 else np.dtype(np.float64)
     return Encoder(

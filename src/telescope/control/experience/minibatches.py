@@ -1,8 +1,7 @@
 """Minibatches of a rollout: which samples, in which order, for each epoch and seed.
 
-Samples are [S, N, …] with time first: the sample of step t and environment b is t·B + b. `config` says num_steps (T),
-num_envs (B), minibatch_size (M), minibatches per epoch, and epochs. What is done with a minibatch is the algorithm's
-business.
+Samples are [S, N, …] with time first: step t of environment b has index t·B + b. `config` has num_steps (T), num_envs
+(B), minibatch_size (M), minibatches per epoch, and epochs. Leaves out the use of a minibatch (the algorithm).
 """
 
 # T time, S seeds, B environments per seed, N = T·B samples per seed, M minibatch
@@ -27,7 +26,7 @@ def minibatch_indices(config: Any, iteration: int) -> Iterator[Tensor]:
 
 
 def sequence_indices(config: Any, iteration: int) -> Iterator[Tensor]:
-    """The same for whole sequences: the B environments are shuffled, a minibatch has M / T of them, time first."""
+    """The same with whole sequences: the B environments are shuffled, and a minibatch has M / T of them, time first."""
     require_sequences(config)
     steps = config.num_envs * np.arange(config.num_steps)[:, None]  # [T, 1]
     shape = config.minibatches, config.minibatch_size // config.num_steps
@@ -38,7 +37,7 @@ def sequence_indices(config: Any, iteration: int) -> Iterator[Tensor]:
 
 
 def _shuffles(config: Any, iteration: int, count: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:
-    """For each epoch the numbers 0 … count − 1 in an order of each seed's own, [S, *shape], −1 in what is left."""
+    """For each epoch the numbers 0 … count − 1, shuffled per seed: [S, *shape], padded with −1."""
     generators = [generator(seed, MINIBATCHES, iteration) for seed in config.seed_values]
     padding = 0, shape[0] * shape[1] - count
     for _ in range(config.epochs):
@@ -47,11 +46,11 @@ def _shuffles(config: Any, iteration: int, count: int, shape: tuple[int, int]) -
 
 
 def require_sequences(config: Any) -> None:
-    """ValueError where minibatches do not consist of whole sequences, as a policy that remembers needs them."""
+    """Raise a ValueError unless minibatches consist of whole sequences, which a policy with a memory needs."""
     if config.minibatch_size % config.num_steps:
         raise ValueError(
-            f"minibatch_size is {config.minibatch_size}, but a policy that remembers (gru) learns from whole sequences "
-            f"of num_steps {config.num_steps}; expected a multiple of that, such as {config.num_steps}"
+            f"minibatch_size is {config.minibatch_size}, but a policy with a memory (gru) learns from whole sequences "
+            f"of num_steps {config.num_steps}; expected a multiple of it, such as {config.num_steps}"
         )
 
 

@@ -98,7 +98,7 @@ class Rollouts:
         fits_memory(numbers, f"a rollout of num_steps {num_steps} × {len(self.seeds) * num_envs} environments needs")
         self.shape = (len(self.seeds), num_envs)
         self.memory = np.zeros((*self.shape, memory), np.float32) if memory else None
-        """[S, B, H], what the policies remember of the episodes under way."""
+        """[S, B, H], the policies' memory of the current episodes."""
         self.episode_return = np.zeros(self.shape)
         self.episode_length = np.zeros(self.shape, dtype=np.int64)
         self.time = {"env": 0.0, "policy": 0.0}

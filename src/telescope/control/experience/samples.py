@@ -1,4 +1,4 @@
-"""From a rollout [T, S, B, …] to samples per seed [S, N, …], and the values of the states that truncations led to."""
+"""Turn a rollout [T, S, B, …] into samples per seed [S, N, …], and compute values of the states after truncations."""
 
 # T time, S seeds, B environments per seed, N = T·B samples per seed, K truncations, H memory size
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from telescope.control.experience.rollout import Rollout
 
 Value = Callable[[Tensor, Tensor | None], Tensor]
-"""value(observations [S, N, D], memory [S, N, H] or None) → [S, N], without gradient, where the networks live"""
+"""value(observations [S, N, D], memory [S, N, H] or None) → [S, N], without gradient, on the networks' device"""
 
 
 def final_values(rollout: Rollout, value: Value) -> Tensor | None:
@@ -43,7 +43,7 @@ def live_mask(rollout: Rollout) -> Tensor | None:
 
 
 def episode_begins(rollout: Rollout) -> Tensor:
-    """[T, S, B], True where an episode begins within the rollout; the first row's memory is as it was kept."""
+    """[T, S, B] bool, True where an episode begins within the rollout. The first row uses the stored memory."""
     begins = torch.zeros_like(rollout.mask)
     begins[1:] = (rollout.terminated | rollout.truncated | ~rollout.mask)[:-1]
     return begins
@@ -55,5 +55,5 @@ def per_seed(x: Tensor) -> Tensor:
 
 
 def time_major(x: Tensor, num_envs: int) -> Tensor:
-    """[S, T·B] → [T, S, B], the way back."""
+    """[S, T·B] → [T, S, B], the inverse of `per_seed`."""
     return x.unflatten(1, (-1, num_envs)).transpose(0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""The environments of a run with everything that stands between them and the networks, as its config describes them."""
+"""Build the environments of a run, and everything between them and the networks, from its config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from telescope.control.experience.rollout import Rollouts
 
 
 def rollouts(config: AgentConfig, environments: Environments, network: Network) -> Rollouts:
-    """What collects experience for agents with this network."""
+    """The `Rollouts` that collect experience for agents with this network."""
     encoding = encoder(environments.observation_space, shaped=network.shaped)
     return Rollouts(
         environments,
@@ -28,7 +28,7 @@ def rollouts(config: AgentConfig, environments: Environments, network: Network) 
 
 
 def normaliser(config: AgentConfig, shape: tuple[int, ...]) -> ObservationNormaliser:
-    """The observation normaliser that the config asks for, at its start."""
+    """A new observation normaliser, as the config describes it."""
     return ObservationNormaliser(
         config.seeds, shape, enabled=config.normalise_observations, clip=config.clip_observations
     )

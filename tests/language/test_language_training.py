@@ -329,7 +329,7 @@ def test_bytes_that_are_no_text_are_named_and_a_mark_of_their_order_is_none(file
 
 
 @pytest.mark.parametrize(
-    ("answer", "sentence"), [("null", "has no answer"), ("3", "has the answer 3, which is no string")]
+    ("answer", "sentence"), [("null", "has no answer"), ("3", "has the answer 3, which is not a string")]
 )
 def test_sft_asks_for_answers_before_it_begins(files, capsys, answer, sentence):
     (files / "data.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "b", "answer": ' + answer + "}")

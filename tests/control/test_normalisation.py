@@ -30,7 +30,7 @@ def test_masked_entries_do_not_count():
 
 def test_normalised_observations_have_no_mean_and_unit_variance_and_a_bound():
     rng = np.random.default_rng(2)
-    normaliser = ObservationNormaliser(1, 2, enabled=True, clip=3.0)
+    normaliser = ObservationNormaliser(1, (2,), enabled=True, clip=3.0)
     for _ in range(20):
         batch = rng.normal([5.0, -100.0], [0.01, 40.0], (1, 200, 2))
         normaliser.update(batch)
@@ -57,6 +57,6 @@ def test_reward_scale_is_the_deviation_of_the_discounted_return_which_restarts_w
 
 def test_disabled_they_pass_everything_through():
     x = np.random.default_rng(4).normal(size=(2, 5, 3)).astype(np.float32)
-    assert ObservationNormaliser(2, 3, enabled=False, clip=1.0)(x) is x
+    assert ObservationNormaliser(2, (3,), enabled=False, clip=1.0)(x) is x
     scaler = RewardScaler(2, 5, gamma=0.9, enabled=False, clip=1e-3)
     np.testing.assert_array_equal(scaler(x[..., 0], x[..., 0] > 0), x[..., 0])

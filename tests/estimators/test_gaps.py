@@ -120,7 +120,7 @@ def test_scaled_rewards_are_what_is_learned_from():
 
 
 def test_a_restored_normaliser_normalises_as_the_one_that_was_saved():
-    saved, restored = (ObservationNormaliser(2, 3, enabled=True, clip=5.0) for _ in range(2))
+    saved, restored = (ObservationNormaliser(2, (3,), enabled=True, clip=5.0) for _ in range(2))
     observations = np.random.default_rng(0).normal(3.0, 2.0, (2, 40, 3))
     saved.update(observations)
     restored.restore(saved.state())

@@ -6,13 +6,9 @@ loop on fewer seeds.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import multiprocessing
-import pickle
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from typing import Any
 
 import gymnasium as gym
@@ -23,9 +19,8 @@ from gymnasium.envs.registration import EnvSpec
 from telescope.checks import fitting
 from telescope.control.config import AgentConfig
 from telescope.control.execution import execution
-from telescope.control.starting import Start, rows_of, start_from
-from telescope.control.workers.spawning import deaf, keep_tracker, sent, shielded, startable
-from telescope.failures import sendable
+from telescope.control.starting import rows_of, start_from
+from telescope.control.workers.transport import Workers
 from telescope.iteration import Iteration
 
 TIMES = ("time_env", "time_policy", "time_update", "time_other")
@@ -46,85 +41,45 @@ def over_processes(train: Train) -> Train:
             config = dataclasses.replace(config, processes=decided["processes"])
         if config.processes == 1:
             return train(config, resume, **more)
-        return _Crew(spread, config, resume, more).train()
+        return _SpreadRun(spread, config, resume, more).train()
 
     return spread
 
 
-class _Crew:
-    """The worker processes of a run, in step with each other."""
+class _SpreadRun:
+    """A run whose shares train in worker processes, in step with each other."""
 
     def __init__(self, train: Train, config: AgentConfig, resume: dict[str, Any] | None, more: dict[str, Any]):
-        self.train_share, self.config, self.more = train, config, more
-        self.start = start_from(more["start"], config.seeds) if more.get("start") is not None else None
+        self.config, self.step = config, resume["step"] if resume else 0
         self.execution = resume["execution"] if resume else execution(config)
-        self.shares = shares(config, self.execution["threads"])
-        sizes = " + ".join(str(share.seeds) for share in self.shares)
+        parts = shares(config, self.execution["threads"])
+        sizes = " + ".join(str(part.seeds) for part in parts)
         self.note = f"the seeds are spread over {config.processes} processes: {sizes} (--processes)"
         with fitting():
-            self.states: list[Any] = [None] * len(self.shares) if resume is None else split(resume, self.shares)
+            states = [None] * len(parts) if resume is None else split(resume, parts)
         self.times = dict.fromkeys((*TIMES, "time_total"), 0.0)
         self.times["time_total"] = resume["elapsed"] if resume else 0.0
-        self.workers: list[Any] = []
-        self.connections: list[Connection] = []
-        self.step = resume["step"] if resume else 0
+        jobs = [
+            (train, part, state, {**more, **_start_of(more, config, part)}, registered(part))
+            for part, state in zip(parts, states, strict=True)
+        ]
+        self.workers = Workers(_iterations, jobs, _report)
         self.last: list[Any] | None = None
 
     def train(self) -> Iterator[Iteration]:
         """Yield iterations that join those of all shares."""
         try:
-            self._begin()
+            self.workers.start(f"processes is {self.config.processes}")
             while True:
-                reports = self._heard()
+                reports = self.workers.reports()
                 self._book(reports)
                 yield self._iteration(reports)
                 if reports[0]["finished"]:
-                    self.last = self.ask("state")  # readable after the workers are gone
+                    self.last = self.workers.ask("state")  # readable after the workers are gone
                     return
-                self._tell("go")
+                self.workers.go()
         finally:
-            self.close()
-
-    def _start_of(self, share: AgentConfig) -> Start:
-        assert self.start is not None
-        return rows_of(self.start, share.seed - self.config.seed, share.seeds)
-
-    def _begin(self) -> None:
-        keep_tracker()
-        context = multiprocessing.get_context("spawn")  # torch has threads here, so a fork is not safe
-        for config, state in zip(self.shares, self.states, strict=True):
-            ours, theirs = context.Pipe()
-            more = self.more if self.start is None else self.more | {"start": self._start_of(config)}
-            parts = self.train_share, config, state, more, registered(config)
-            job = sent(parts, f"processes is {self.config.processes}")
-            # not daemons: those may have no children, but their environments can be processes too
-            worker = context.Process(target=_work, args=(job, theirs), daemon=False)
-            with startable(), shielded():
-                worker.start()
-            theirs.close()
-            self.workers.append(worker)
-            self.connections.append(ours)
-
-    def _tell(self, word: str) -> None:
-        for connection in self.connections:
-            with contextlib.suppress(BrokenPipeError):  # `heard` will say why it is gone
-                connection.send(word)
-
-    def _heard(self) -> list[Any]:
-        return [self._from(worker, ours) for worker, ours in zip(self.workers, self.connections, strict=True)]
-
-    def _from(self, worker: Any, connection: Connection) -> Any:
-        try:
-            told = pickle.loads(connection.recv_bytes())
-        except (EOFError, ConnectionResetError):
-            worker.join()
-            raise ChildProcessError(
-                f"a training process ended with exit status {worker.exitcode}; its output, if any, is above. If the "
-                "script has an `if __name__ == '__main__':`, train under it; if memory ran out, use fewer processes"
-            ) from None
-        if isinstance(told, Exception):
-            raise told
-        return told
+            self.workers.close()
 
     def _book(self, reports: list[dict[str, Any]]) -> None:
         """The times of the slowest share, because all others wait for it."""
@@ -144,20 +99,13 @@ class _Crew:
             warnings=[sentence for report in reports for sentence in report["warnings"]],
         )
 
-    def ask(self, what: str) -> list[Any]:
-        """State or policy of each share."""
-        if self.last is not None:
-            return self.last if what == "state" else [state["policy"] for state in self.last]
-        self._tell(what)
-        return self._heard()
-
     def policy(self) -> dict[str, Any]:
-        """Join the policies of all shares into that of the whole population."""
-        return joined(self.ask("policy"))
+        """The policies of all shares as one population's."""
+        return joined([state["policy"] for state in self.last] if self.last else self.workers.ask("policy"))
 
     def state(self) -> dict[str, Any]:
-        """The state of the whole run: the policy is joined, everything else is kept per share."""
-        states = self.ask("state")
+        """One state of the whole run; what acting needs is put together, the rest is kept share by share."""
+        states = self.last or self.workers.ask("state")
         return {
             "iteration": states[0]["iteration"],
             "step": self.step,
@@ -168,14 +116,24 @@ class _Crew:
             "shares": [{name: part for name, part in state.items() if name != "policy"} for state in states],
         }
 
-    def close(self) -> None:
-        for connection in self.connections:
-            connection.close()  # tells the worker to end
-        for worker in self.workers:
-            worker.join(timeout=5)
-            if worker.is_alive():  # still in an iteration that is no longer needed
-                worker.terminate()
-                worker.join()
+
+def _iterations(train: Train, config: AgentConfig, state: Any, more: dict[str, Any], spec: EnvSpec | None) -> Any:
+    """In a worker: train one share."""
+    if spec is not None:
+        gym.registry.setdefault(spec.id, spec)
+    return train(config, state, **more)
+
+
+def _report(metrics: Iteration) -> dict[str, Any]:
+    """What a worker says of each iteration."""
+    return {name: getattr(metrics, name) for name in ("rows", "step", "finished", "notes", "warnings")}
+
+
+def _start_of(more: dict[str, Any], config: AgentConfig, share: AgentConfig) -> dict[str, Any]:
+    """The share's part of the agents that a run begins with, if it begins with any."""
+    if more.get("start") is None:
+        return {}
+    return {"start": rows_of(start_from(more["start"], config.seeds), share.seed - config.seed, share.seeds)}
 
 
 def shares(config: Any, threads: int) -> list[Any]:
@@ -203,7 +161,7 @@ def registered(config: AgentConfig) -> EnvSpec | None:
 
 
 def split(state: dict[str, Any], parts: list[Any]) -> list[dict[str, Any]]:
-    """Split `_Crew.state` into shares. A ValueError if it belongs to another run."""
+    """`_SpreadRun.state` taken apart again; ValueError where it is another run's."""
     found = [share["seeds"] for share in state.get("shares", [{"seeds": state["seeds"]}])]
     if found != [part.seed_values for part in parts]:
         raise ValueError(
@@ -220,20 +178,3 @@ def split(state: dict[str, Any], parts: list[Any]) -> list[dict[str, Any]]:
         }
         states.append({**share, "policy": policy})
     return states
-
-
-def _work(job: bytes, connection: Connection) -> None:
-    """The worker: train one share, and wait for a request after each iteration."""
-    deaf()
-    try:
-        train, config, state, more, spec = pickle.loads(job)
-        if spec is not None:
-            gym.registry.setdefault(spec.id, spec)
-        for metrics in train(config, state, **more):
-            names = ("rows", "step", "finished", "notes", "warnings")
-            connection.send_bytes(pickle.dumps({name: getattr(metrics, name) for name in names}))
-            while (wanted := connection.recv()) != "go":
-                connection.send_bytes(pickle.dumps(getattr(metrics, wanted)))
-    except Exception as error:
-        with contextlib.suppress(OSError):  # the parent may be gone
-            connection.send_bytes(pickle.dumps(sendable(error)))

@@ -1,0 +1,103 @@
+"""Worker processes that run generators in step with each other: start, go, report, ask, close.
+
+It knows neither seeds nor training: what a worker iterates over, and what it reports of each item, are functions. What
+they are for is in `shares.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from telescope.control.workers.spawning import deaf, keep_tracker, sent, shielded, startable
+from telescope.failures import sendable
+
+GO = "go"
+
+
+class Workers:
+    """Processes that each iterate over `iterate(*arguments)` and stop after every item until `go`.
+
+    Of an item they send `report(item)` at once, and any attribute of it when asked. What an iteration raises is raised
+    here.
+    """
+
+    def __init__(
+        self, iterate: Callable[..., Iterator[Any]], jobs: Iterable[Sequence[Any]], report: Callable[[Any], Any]
+    ) -> None:
+        self.processes: list[Any] = []
+        self.connections: list[Connection] = []
+        self._jobs = [(iterate, tuple(arguments), report) for arguments in jobs]
+
+    def start(self, why: str) -> None:
+        """Start them. ValueError, which begins with `why`, for a job that cannot be sent to another process."""
+        keep_tracker()
+        context = multiprocessing.get_context("spawn")  # torch has threads here, so a fork is not safe
+        for job in self._jobs:
+            ours, theirs = context.Pipe()
+            # not daemons: those may have no children, but their environments can be processes too
+            process = context.Process(target=_work, args=(sent(job, why), theirs), daemon=False)
+            with startable(), shielded():
+                process.start()
+            theirs.close()
+            self.processes.append(process)
+            self.connections.append(ours)
+
+    def go(self) -> None:
+        """Let each make its next item."""
+        self._tell(GO)
+
+    def reports(self) -> list[Any]:
+        """What each says of the item that it has just made; waits for it."""
+        return [self._from(process, ours) for process, ours in zip(self.processes, self.connections, strict=True)]
+
+    def ask(self, attribute: str) -> list[Any]:
+        """An attribute of each worker's current item."""
+        self._tell(attribute)
+        return self.reports()
+
+    def close(self) -> None:
+        """End them, also in the middle of an item that nobody waits for."""
+        for connection in self.connections:
+            connection.close()  # the worker then ends
+        for process in self.processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
+                process.join()
+
+    def _tell(self, word: str) -> None:
+        for connection in self.connections:
+            with contextlib.suppress(BrokenPipeError):  # `reports` will say why it is gone
+                connection.send(word)
+
+    def _from(self, process: Any, connection: Connection) -> Any:
+        try:
+            told = pickle.loads(connection.recv_bytes())
+        except (EOFError, ConnectionResetError):
+            process.join()
+            raise ChildProcessError(
+                f"a training process ended with exit status {process.exitcode}; its output, if any, is above. If the "
+                "script has an `if __name__ == '__main__':`, train under it; if memory ran out, use fewer processes"
+            ) from None
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+
+def _work(job: bytes, connection: Connection) -> None:
+    """In a worker: iterate, report each item, and answer questions about it until told to go on."""
+    deaf()
+    try:
+        iterate, arguments, report = pickle.loads(job)
+        for item in iterate(*arguments):
+            connection.send_bytes(pickle.dumps(report(item)))
+            while (wanted := connection.recv()) != GO:
+                connection.send_bytes(pickle.dumps(getattr(item, wanted)))
+    except Exception as error:
+        with contextlib.suppress(OSError):  # there may be nobody left to work for
+            connection.send_bytes(pickle.dumps(sendable(error)))

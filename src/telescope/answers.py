@@ -84,7 +84,7 @@ class Answers:
         top_p: float | None = None,
         samples: int | None = None,
     ) -> dict[str, Any]:
-        """Evaluate on held-out prompts: `exact_match` (greedy), `reward` (samples), `length`, `truncated`, `kl`.
+        """Evaluate on held-out prompts: `exact_match` (greedy), `reward` (samples), `length`, `kl_completion`, …
 
         Samples use the run's own temperature, top_k and top_p. The four arguments replace these; if any is given,
         exact_match is measured on samples too. temperature 0 is greedy; top_k 0 and top_p 1 mean the whole vocabulary.
@@ -116,7 +116,8 @@ class Answers:
             first = first or {"length": found["length"], "truncated": found["truncated"], **sampling._asdict()}
         reference = self._reference()
         kl = None if reference is None else distance(self.model, reference, self.tokenizer, rows, **limits)
-        return {**measured, "kl": kl, **first, "prompts": len(rows)}
+        former = {"kl": kl}  # the name of kl_completion until 1.0
+        return {**measured, "kl_completion": kl, **first, "prompts": len(rows), **former}
 
     def _own(self, *, needed: bool) -> Scoring | None:
         """The run's reward as a function. If it is missing and not needed, there is only a warning."""
@@ -141,7 +142,8 @@ class Answers:
         try:
             reference = models.load(config.model, seed=config.seed, dtype=dtype, trust=self.trust)[0]
         except ValueError as error:
-            warnings.warn(f"kl is not measured, because the initial model cannot be loaded: {error}", stacklevel=3)
+            why = "the initial model cannot be loaded"
+            warnings.warn(f"kl_completion is not measured, because {why}: {error}", stacklevel=3)
             return None
         reference = pretrained.cast(reference, next(self.model.parameters()).dtype).to(config.device).eval()
         state = self.folder.load_checkpoint()

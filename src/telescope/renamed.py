@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 Config = TypeVar("Config")
@@ -35,6 +35,17 @@ FIELDS = {
 """Settings by former name. The owner is a config class, or a base class of several."""
 PAIRS = {"clip": ("GRPO", "clip_high")}
 """Settings that held two numbers. The second one now has its own name."""
+
+COLUMNS = {
+    "grpo": {"clip_fraction": "clipped"},
+    "rlhf": {"clip_fraction": "clipped", "kl_reference": "kl_completion"},
+}
+"""Columns of metrics.csv by algorithm: former name → name. Where a table has both, the first is another quantity."""
+
+
+def columns_today(former: Mapping[str, str], header: Sequence[str]) -> dict[str, str]:
+    """The columns of a table → their names today."""
+    return {name: now if (now := former.get(name, name)) not in header else name for name in header}
 
 
 def current(cls: type[Any], settings: Mapping[str, Any], *, told: bool = False, stacklevel: int = 2) -> dict[str, Any]:

@@ -196,6 +196,7 @@ class Writer:
             self.folder.save_best(self.best)
 
     def _begin(self, metrics: Any) -> None:
+        from telescope.renamed import COLUMNS
         from telescope.runs.formats.log import METRICS, MetricsLog
         from telescope.runs.formats.tables import GrowingTable
 
@@ -204,9 +205,14 @@ class Writer:
         self.folder.save_config(self.config)
         self.folder.save_best(self.best)  # those of the checkpoint: later ones will be trained again
         self.folder.set_status("running")
-        columns, marks = list(metrics.rows[0]), self.folder.marks
-        log = MetricsLog(self.folder, columns=columns, resume_step=self.resume_step, mark=marks.get(METRICS))
-        self.tables[METRICS] = log
+        marks = self.folder.marks
+        self.tables[METRICS] = MetricsLog(
+            self.folder,
+            columns=list(metrics.rows[0]),
+            resume_step=self.resume_step,
+            mark=marks.get(METRICS),
+            former=COLUMNS.get(self.folder.algorithm),
+        )
         for path in (self.folder.samples_path, self.folder.health_path):
             self.tables[path.name] = GrowingTable(path, resume_step=self.resume_step, mark=marks.get(path.name))
         for sentence in metrics.notes:

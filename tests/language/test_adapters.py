@@ -95,7 +95,7 @@ def test_a_run_with_an_adapter_leaves_it_and_another_begins_from_it(base, tmp_pa
     assert main([*command, "--model", str(base), "--out", str(tmp_path / "one")]) == 0
     assert main([*command, "--model", str(tmp_path / "one" / "adapter"), "--out", str(tmp_path / "two")]) == 0
     assert main(["eval", str(tmp_path / "two"), "--prompts", "2", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["kl"] is not None
+    assert json.loads(capsys.readouterr().out)["kl_completion"] is not None
     one, two = (log_probs(models.load(str(tmp_path / run / "adapter"))[0]) for run in ("one", "two"))
     assert not torch.equal(one, two)
     again = log_probs(models.load(str(tmp_path / "two" / "model"))[0])

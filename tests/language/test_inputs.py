@@ -136,7 +136,7 @@ def test_an_evaluation_needs_no_base_and_says_what_it_could_not_measure(made, ca
     capsys.readouterr()
     assert main(["eval", "run", "--json"]) == 0
     told = capsys.readouterr()
-    assert json.loads(told.out)["kl"] is None
+    assert json.loads(told.out)["kl_completion"] is None
     assert re.search(r"model \(.*base\) is gone since the run began", told.err)
     assert main(["eval", "run"]) == 0
     assert re.search(r"kl +-\n", capsys.readouterr().out)

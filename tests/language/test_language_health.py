@@ -145,7 +145,7 @@ def test_a_sampler_that_is_not_the_trainer_is_told(module, start, rewards, monke
 # Numbers
 
 
-NUMBERS = {"score": 0.5, "equal_groups": 0.95, "length": 10.0, "truncated": 0.0, "entropy": 1.0, "kl_reference": 20.0}
+NUMBERS = {"score": 0.5, "equal_groups": 0.95, "length": 10.0, "truncated": 0.0, "entropy": 1.0, "kl_reference": 2.0}
 SETTINGS = {"group": 4, "dtype": "float32", "max_tokens": 16, "first_entropy": 1.0, "seen": (0.0, 1.0)}
 
 
@@ -155,11 +155,16 @@ def names(critic, **numbers):
 
 
 def test_a_critic_compares_across_prompts():
-    """So only a reward that differs nowhere leaves it nothing; and its KL is that of ten tokens, not of one."""
-    assert names(False) == ["equal_groups", "kl_reference"]
+    """So only a reward that differs nowhere leaves it nothing."""
+    assert names(False) == ["equal_groups"]
     assert names(True) == []
     assert names(True, equal_groups=1.0) == ["equal_groups"]
-    assert names(True, kl_reference=60.0) == ["kl_reference"]
+
+
+@pytest.mark.parametrize("critic", [False, True])
+def test_the_distance_to_the_reference_is_judged_by_the_token(critic):
+    assert "kl_reference" in names(critic, kl_reference=6.0)
+    assert "kl_reference" not in names(critic, kl_reference=4.0, kl_completion=40.0)
 
 
 def test_who_solves_a_task_may_become_certain():

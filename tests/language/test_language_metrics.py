@@ -46,18 +46,34 @@ def rows(module, **settings):
 # The distance to the reference
 
 
-@pytest.mark.parametrize("objective", ["grpo", "rloo", "reinforce", "gspo", "openrlhf/reinforce++"])
-def test_the_distance_to_the_reference_is_that_of_the_rollout_whatever_the_place_of_the_kl(
-    objective, rewards, monkeypatch
-):
-    seen = []
-    made = RolloutSession.collect
+def remembered(monkeypatch):
+    """The rollouts of the sessions to come."""
+    seen, made = [], RolloutSession.collect
 
     def remember(self, *arguments, **settings):
         seen.append(made(self, *arguments, **settings))
         return seen[-1]
 
     monkeypatch.setattr(RolloutSession, "collect", remember)
+    return seen
+
+
+def test_the_distance_of_a_completion_is_the_sum_over_its_tokens(rewards, monkeypatch):
+    seen = remembered(monkeypatch)
+    found = rows(rlhf, reward=rewards("length"), beta=0.01, learning_rate=0.01)
+    for row, rollout in zip(found, seen, strict=True):
+        mask, new = rollout.completions.mask, rollout.completions.log_probs
+        sums = torch.where(mask, new - rollout.reference, 0.0).sum(1).double()
+        assert row["kl_completion"] == pytest.approx(float(sums.mean()), rel=1e-5, abs=1e-6)
+        assert row["kl_reference"] == pytest.approx(float(kl_k3(rollout.reference, new)[mask].mean()), abs=1e-6)
+    assert abs(found[1]["kl_completion"] - found[1]["kl_reference"]) > 1e-3
+
+
+@pytest.mark.parametrize("objective", ["grpo", "rloo", "reinforce", "gspo", "openrlhf/reinforce++"])
+def test_the_distance_to_the_reference_is_that_of_the_rollout_whatever_the_place_of_the_kl(
+    objective, rewards, monkeypatch
+):
+    seen = remembered(monkeypatch)
     found = rows(grpo, objective=objective, reward=rewards("length"), beta=0.01, learning_rate=0.01)
     for row, rollout in zip(found, seen, strict=True):
         mask = rollout.completions.mask
@@ -94,7 +110,7 @@ def test_what_was_not_measured_is_empty(rewards):
     (row, _) = rows(grpo, reward=rewards("alike"), beta=0.0)
     assert row["skipped"] == 1
     assert row["gradient_norm"] == 0  # a measurement: the step was made
-    for name in ("policy_loss", "kl", "clip_fraction", "ratio_max", "sampler_mismatch", "kl_reference"):
+    for name in ("policy_loss", "kl", "clipped", "ratio_max", "sampler_mismatch", "kl_reference"):
         assert row[name] is None, name
     (row, _) = rows(grpo, reward=rewards("none"), beta=0.0)
     assert row["score"] is row["score_min"] is row["score_std"] is None

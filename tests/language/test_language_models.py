@@ -190,7 +190,9 @@ def test_a_folder_is_trained_and_evaluated(name, special, tmp_path, capsys):
         assert main(["train", algorithm, str(tmp_path / "data.jsonl"), "--out", out, *quick, *flags]) == 0
         capsys.readouterr()
         assert main(["eval", out, "--json", "--prompts", "5"]) == 0
-        assert json.loads(capsys.readouterr().out)["kl"] is not None, "the model that training began with is found"
+        assert json.loads(capsys.readouterr().out)["kl_completion"] is not None, (
+            "the model that training began with is found"
+        )
 
 
 def test_a_tie_of_a_reward_model_counts_half():

@@ -113,8 +113,8 @@ def test_step_0_is_the_model_before_rl(trained):
 def test_eval_gives_one_json_object(trained, capsys):
     assert main(["eval", str(trained), "--json", "--prompts", "30"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found.keys() >= {"exact_match", "kl", "length"}
-    assert found["kl"] == pytest.approx(0, abs=0.1), "four small steps from where it began"
+    assert found.keys() >= {"exact_match", "kl_completion", "length"}
+    assert found["kl_completion"] == pytest.approx(0, abs=0.1), "four small steps from where it began"
     assert main(["eval", str(trained), "--prompts", "30"]) == 0
     assert "exact_match" in capsys.readouterr().out
 
@@ -248,7 +248,7 @@ def test_a_file_of_prompts_and_a_reward_function(files, function):
     flags = ["--reward", reward, "--total-steps", 2, "--max-tokens", 6]
     assert train("grpo", files / "data.jsonl", files / "run", *flags) == 0
     found = answers.load(files / "run").evaluate(10)
-    assert found.keys() >= {"reward", "kl", "length"}
+    assert found.keys() >= {"reward", "kl_completion", "length"}
 
 
 @pytest.mark.parametrize(
@@ -585,7 +585,7 @@ def test_the_controller_aims_below_the_kl_that_is_allowed_and_never_below_beta(m
     config = dataclasses.replace(CONFIGS["rlhf"][1], kl_limit=2.5, beta=0.2, **small)
     rows = [iteration.rows[0] for iteration in rlhf.train(config)][1:]
     told = {"target": 2.0, "samples": 16, "horizon": config.kl_horizon}
-    assert asked == [(beta, row["kl_reference"], told) for beta, row in zip(betas, rows, strict=True)]
+    assert asked == [(beta, row["kl_completion"], told) for beta, row in zip(betas, rows, strict=True)]
     assert [row["beta"] for row in rows] == betas
 
 

@@ -105,7 +105,7 @@ def test_both_have_the_same_gradient(
 
     monkeypatch.setattr(session.optimiser, "step", step)
     found = grpo.update(session, rollout, advantages, everybody, first=False)
-    assert (found["clip_fraction"] > 0) == bool(updates)
+    assert (found["clipped"] > 0) == bool(updates)
     assert not mask.all()
     assert float(loss.detach()) == pytest.approx(found["policy_loss"], abs=1e-5)
     torch.testing.assert_close(ours[0], theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()))

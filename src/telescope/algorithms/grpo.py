@@ -101,7 +101,7 @@ STATISTICS = (
     "policy_loss",
     "kl",
     "kl_reference",
-    "clip_fraction",
+    "clipped",
     "ratio_max",
     "gradient_norm",
     "sampler_mismatch",
@@ -178,7 +178,7 @@ def update(
                 "policy_loss": loss - objective.beta * (weights[here] * result.kl).sum(),  # without the KL
                 "tokens": mask.sum(),
                 "kl": (kl_k3(log_probs, old) * mask).sum(),
-                "clip_fraction": result.clipped.sum(),
+                "clipped": result.clipped.sum(),
                 "ratio_max": largest(result.ratio),
                 "sampler_mismatch": mismatch(log_probs, old, mask)["max_difference"],
             }
@@ -188,7 +188,7 @@ def update(
     norm = session.optimiser.step(session.progress)
     all_sums = parallel.combined(sums, largest=("ratio_max", "sampler_mismatch"))
     tokens = all_sums.pop("tokens", 0.0)
-    measured = {name: x / tokens if name in ("kl", "clip_fraction") else x for name, x in all_sums.items() if tokens}
+    measured = {name: x / tokens if name in ("kl", "clipped") else x for name, x in all_sums.items() if tokens}
     if not first:
         measured.pop("sampler_mismatch", None)
     return measured | {"gradient_norm": norm, "skipped": 1 - len(learning) / len(prompts)}

@@ -126,8 +126,9 @@ STATISTICS = (
     "value_loss",
     "kl",
     "kl_reference",
+    "kl_completion",
     "beta",
-    "clip_fraction",
+    "clipped",
     "ratio_max",
     "explained_variance",
     "bootstrapped",
@@ -162,7 +163,7 @@ def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iterat
         if config.kl_limit is not None:
             samples = config.prompts * config.group
             aim, horizon = KL_AIM * config.kl_limit, config.kl_horizon
-            beta = adaptive_kl(session.beta, found["kl_reference"], target=aim, samples=samples, horizon=horizon)
+            beta = adaptive_kl(session.beta, found["kl_completion"], target=aim, samples=samples, horizon=horizon)
             session.beta = max(beta, config.beta)  # never below the config's
         session.iteration += 1
         evaluation = held_out(session) if session.due() else {}
@@ -249,7 +250,7 @@ def update(
     members = rollout.members(prompts)
     weights = torch.zeros_like(batch.advantages)  # [B, T]
     weights[members] = token_weights(objective, batch.live[members], max_tokens=session.max_tokens)
-    found = dict.fromkeys(("policy_loss", "value_loss", "kl", "clip_fraction", "ratio_max", "mismatch"), 0.0)
+    found = dict.fromkeys(("policy_loss", "value_loss", "kl", "clipped", "ratio_max", "mismatch"), 0.0)
     for here, part in session.batches(rollout, prompts):
         live, old = batch.live[here], part.completions.log_probs
         states = session.states(part)
@@ -263,7 +264,7 @@ def update(
             found["policy_loss"] += float(policy)
             found["value_loss"] += float(value)
             found["kl"] += float((weights[here] * kl_k3(log_probs, old)).sum())
-            found["clip_fraction"] += float((weights[here] * result.clipped).sum())
+            found["clipped"] += float((weights[here] * result.clipped).sum())
             found["ratio_max"] = max(found["ratio_max"], float(largest(result.ratio)))
             found["mismatch"] = max(found["mismatch"], float(mismatch(log_probs, old, live)["max_difference"]))
     measured = found if bool(batch.live[members].any()) else {}  # without a live token there is no loss
@@ -283,7 +284,7 @@ def summary(
 ) -> dict[str, float]:
     """The step's metrics by name: those of the rollout, and the mean (of `ratio_max` the maximum) over its updates."""
     found = rollout_statistics(rollout)
-    for name in ("policy_loss", "value_loss", "kl", "clip_fraction", "gradient_norm"):
+    for name in ("policy_loss", "value_loss", "kl", "clipped", "gradient_norm"):
         if measured := [one[name] for one in statistics if name in one]:
             found[name] = sum(measured) / len(measured)
     if ratios := [one["ratio_max"] for one in statistics if "ratio_max" in one]:
@@ -299,7 +300,7 @@ def summary(
         found["explained_variance"] = explained
     if rollout.reference is not None:
         distance = (rollout.completions.log_probs - rollout.reference) * rollout.completions.mask
-        found["kl_reference"] = float(distance.sum(1).mean())
+        found["kl_completion"] = float(distance.sum(1).mean())
     if bool(own + other > 0):
         found["bootstrapped"] = float(own / (own + other))
     return found | {"beta": session.beta, "learning_rate": session.optimiser.learning_rate}

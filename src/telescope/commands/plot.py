@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from telescope.commands.arguments import parse, positionals
+from telescope.commands.arguments import notes, parse, positionals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,5 +25,7 @@ def plot(arguments: list[str]) -> int:
         raise ValueError("telescope plot takes at least one run folder")
     from telescope.runs.formats.curves import plot as draw
 
-    print(draw(runs, options.out, metric=options.metric))
+    with notes(DeprecationWarning):
+        drawn = draw(runs, options.out, metric=options.metric)
+    print(drawn)
     return 0

@@ -106,11 +106,11 @@ CHECKS = (
     ),
     Check(
         "kl_reference",
-        "drift",
+        "kl_reference",
         -math.inf,
         5.0,
-        "kl_reference is {drift:.2g} nats per token: the reference would hardly ever give such completions; healthy is "
-        "below 5; raise beta or lower learning_rate, and read samples.csv: does the policy exploit the reward?",
+        "kl_reference is {kl_reference:.2g} nats per token: the reference would hardly ever give such completions; "
+        "healthy is below 5; raise beta or lower learning_rate, and read samples.csv: does the policy exploit the reward?",
     ),
 )
 """The checks of every step on sampled completions."""
@@ -141,7 +141,6 @@ def quantities(
     - `flat` is `equal_groups` if anything was scored. With a critic, which compares across prompts, it is whether all
       groups are equal. It is missing for groups of one, and `filled` replaces it where equal groups are resampled.
     - `roundings` is `sampler_mismatch` in units of its rounding, if no weight corrects it.
-    - `drift` is `kl_reference` per token; with a critic that column is per completion.
     - `moved` is `kl` over all groups, including groups that were skipped because they have no gradient.
     - `exploring` is the remaining share of the first step's entropy, divided by the share of the way from the lowest to
       the highest score that the mean score has still to go. A policy that solves a task becomes certain.
@@ -152,8 +151,6 @@ def quantities(
     if "sampler_mismatch" in numbers and "off_policy_weight" not in numbers:
         numbers["rounding"] = ROUNDING[dtype]
         numbers["roundings"] = numbers["sampler_mismatch"] / ROUNDING[dtype]
-    if "kl_reference" in numbers:
-        numbers["drift"] = numbers["kl_reference"] / (numbers["length"] if critic else 1)
     if "kl" in numbers:
         numbers["moved"] = numbers["kl"] * (1 - numbers.get("skipped", 0.0))
     if first_entropy > 0 and "score" in numbers:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from telescope.metrics import interval, interval_name, iqm
+from telescope.renamed import COLUMNS, columns_today
 from telescope.runs.files import explained, require, write_atomic
 from telescope.runs.folder import RunFolder
 from telescope.runs.formats.log import read_metrics
@@ -43,6 +45,7 @@ UNITS = {  # by name, or by the beginning of a name
     "kl_": "nats",
     "time_": "s",
     "clip_fraction": "share",
+    "clipped": "share",
     "truncated": "share",
     "unscored": "share",
     "equal_groups": "share",
@@ -88,16 +91,34 @@ def plot(
         raise ValueError("runs is empty; expected at least one run folder")
     for folder in folders:
         folder.require_metrics()
-    tables = [read_metrics(folder.metrics_path) for folder in folders]
-    name = _chosen(folders, tables) if metric == "auto" else metric
-    curves = [curve(table, name, source=str(folder.path)) for table, folder in zip(tables, folders, strict=True)]
-    figure = _figure(curves, _labels(folders), (_steps(folders), _quantity(name)), title or _title(folders))
+    tables = [_of_today(read_metrics(folder.metrics_path), folder) for folder in folders]
+    metric = _chosen(folders, tables) if metric == "auto" else metric
+    names = [_name_of_today(metric, table, folder) for table, folder in zip(tables, folders, strict=True)]
+    curves = [
+        curve(table, name, source=str(folder.path)) for table, name, folder in zip(tables, names, folders, strict=True)
+    ]
+    figure = _figure(curves, _labels(folders), (_steps(folders), _quantity(names[0])), title or _title(folders))
     image = io.BytesIO()
     figure.savefig(image, format=ending, dpi=150)
     with explained("create the folder of", out):
         out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, image.getbuffer())
     return out
+
+
+def _of_today(table: dict[str, Array], folder: RunFolder) -> dict[str, Array]:
+    """The metrics of a run under the names that they have now."""
+    names = columns_today(COLUMNS.get(folder.algorithm, {}), list(table))
+    return {names[column]: values for column, values in table.items()}
+
+
+def _name_of_today(metric: str, table: dict[str, Array], folder: RunFolder) -> str:
+    """What a metric that a user names is called now."""
+    now = COLUMNS.get(folder.algorithm, {}).get(metric, metric)
+    if metric in table or now not in table:
+        return metric
+    warnings.warn(f"{metric} is called {now} now", DeprecationWarning, stacklevel=3)
+    return now
 
 
 def curve(table: dict[str, Array], metric: str, *, source: str) -> Curve:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from telescope.renamed import columns_today
 from telescope.runs.files import Appender, RunError, Table, explained, read, require, shown, until
 
 METRICS = "metrics.csv"
@@ -35,6 +36,7 @@ class MetricsLog:
         columns: Sequence[str],
         resume_step: int | None = None,
         mark: Mapping[str, Any] | None = None,
+        former: Mapping[str, str] | None = None,
         tensorboard: bool = True,
     ) -> None:
         """Start a new log, or continue one after `resume_step`.
@@ -42,14 +44,18 @@ class MetricsLog:
         columns: all metrics that any row will have, in the order of the file. step, iteration and seed always come
         first. resume_step: the step of the checkpoint that the run continues from. Later rows, an incomplete last line,
         and later TensorBoard events are dropped. None drops everything when the first rows are written. mark: the
-        `mark` at that step; the table then continues with exactly these bytes, if it still has them.
+        `mark` at that step; the table then continues with exactly these bytes, if it still has them. former: former
+        names of columns → their names; a table that has former names keeps them.
 
         A RunError if the disk cannot be written, or the existing file has other columns.
         """
-        self.columns = (*LEADING, *(name for name in columns if name not in LEADING))
-        if len(set(self.columns)) != len(self.columns):
+        self._metrics = (*LEADING, *(name for name in columns if name not in LEADING))
+        if len(set(self._metrics)) != len(self._metrics):
             raise ValueError(f"columns has a name twice: {', '.join(columns)}")
         path = Path(folder) / METRICS
+        begun = {} if resume_step is None else _former_columns(path, self._metrics, former or {})
+        self._names = begun or {name: name for name in self._metrics}
+        self.columns = tuple(self._names)
         header = ",".join(self.columns) + "\n"
         kept = None if resume_step is None or mark is None else until(path, mark)
         if kept is None or not kept.startswith(header.encode()):
@@ -67,7 +73,8 @@ class MetricsLog:
         A float is written so that reading returns its exact value. A ValueError for an unknown column or a value that
         is not a number; a RunError if the disk cannot be written. Earlier rows are never lost.
         """
-        numbers = [self._checked(row) for row in rows]
+        checked = [self._checked(row) for row in rows]
+        numbers = [{column: row.get(name) for column, name in self._names.items()} for row in checked]
         lines = [",".join(_text(row.get(name)) for name in self.columns) + "\n" for row in numbers]
         table, events = self._open()
         table.write("".join(lines).encode())
@@ -115,9 +122,9 @@ class MetricsLog:
         return self._files
 
     def _checked(self, row: Mapping[str, Any]) -> dict[str, int | float | None]:
-        unknown = [name for name in row if name not in self.columns]
+        unknown = [name for name in row if name not in self._metrics]
         if unknown:
-            raise ValueError(f"unknown metric {unknown[0]!r}; the columns of this log are {', '.join(self.columns)}")
+            raise ValueError(f"unknown metric {unknown[0]!r}; the columns of this log are {', '.join(self._metrics)}")
         if any(row.get(name) is None for name in LEADING):
             raise ValueError(f"a row lacks one of {', '.join(LEADING)}: {dict(row)}")
         return {name: _number(value, name) for name, value in row.items()}
@@ -149,6 +156,12 @@ def _column(name: str, fields: Sequence[str]) -> npt.NDArray[Any]:
     if name in LEADING:
         return np.array([int(field) for field in fields], dtype=np.int64)
     return np.array([float(field) if field else np.nan for field in fields], dtype=np.float64)
+
+
+def _former_columns(path: Path, metrics: Sequence[str], former: Mapping[str, str]) -> dict[str, str]:
+    """The columns of a table that was begun under former names → the metrics that belong in them; else empty."""
+    names = columns_today(former, _lines(path)[0].split(",")) if former and path.exists() else {}
+    return names if set(names) - set(metrics) and set(names.values()) <= set(metrics) else {}
 
 
 def _lines(path: Path) -> tuple[str, list[str]]:

@@ -108,7 +108,7 @@ def _answers(run: str, options: AnswerOptions) -> int:
             top_p=options.top_p,
             samples=options.samples,
         )
-    lines = [f"{name:14} {'-' if value is None else f'{value:,.4g}'}" for name, value in found.items() if name != "kl"]
+    lines = [f"{name:12} {'-' if value is None else f'{value:,.4g}'}" for name, value in found.items() if name != "kl"]
     print(json.dumps(found) if options.json else "\n".join(lines))
     return 0
 

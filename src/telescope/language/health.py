@@ -110,7 +110,8 @@ CHECKS = (
         -math.inf,
         5.0,
         "kl_reference is {kl_reference:.2g} nats per token: the reference would hardly ever give such completions; "
-        "healthy is below 5; raise beta or lower learning_rate, and read samples.csv: does the policy exploit the reward?",
+        "healthy is below 5; raise beta or lower learning_rate, and read samples.csv: does the policy exploit the "
+        "reward?",
     ),
 )
 """The checks of every step on sampled completions."""

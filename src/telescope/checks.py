@@ -6,6 +6,7 @@ Leaves out checks that only one configuration needs.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import math
 import os
 import sys
@@ -14,6 +15,9 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+ABSENT = "absent"
+"""In place of the digest of a file that is not there."""
 
 
 def typed(config: object) -> None:
@@ -171,11 +175,18 @@ def whole_number(name: str, value: Any) -> int:
 
 def fits_memory(numbers: int, subject: str) -> None:
     """Raise a ValueError if `numbers` float32 numbers exceed this machine's memory. `subject` begins the sentence."""
-    if not hasattr(os, "sysconf"):
-        return
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * numbers > there:
         raise ValueError(f"{subject} {4 * numbers / 1e9:,.0f} GB of memory, but this machine has {there / 1e9:,.0f} GB")
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of an ordinary file; ABSENT for one that is not there, or cannot be read."""
+    try:
+        with open(path if os.path.isfile(path) else "", "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ABSENT
 
 
 def missing_device(device: str) -> str:

@@ -317,7 +317,7 @@ def _signals(display: Display | None = None, folder: RunFolder | None = None) ->
         yield received
         return
     numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     previous = {number: signal.signal(number, remember) for number in numbers}
     try:

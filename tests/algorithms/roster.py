@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from transformers import LlamaConfig
 
+from narrow import narrow
 from telescope.algorithms import dqn, grpo, ppo, reward_model, rlhf, sft
 from telescope.language.models import causal as models
-from telescope.language.models.tokenizer import EOS, PAD, VOCABULARY
 from worlds import Masked, Recall
 
 
@@ -41,12 +40,8 @@ class Row(NamedTuple):
 @pytest.fixture(autouse=True, scope="module")
 def smaller():
     """A built-in model of one narrow layer: the laws are about trainers."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    config.update({"pad_token_id": PAD, "bos_token_id": None, "eos_token_id": EOS, "max_position_embeddings": 512})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "tiny_config", lambda: config)
+        patch.setattr(models, "tiny_config", lambda: narrow(32))
         patch.setattr("telescope.language.data.tasks.HELD_OUT", 200)
         yield
 

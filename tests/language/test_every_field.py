@@ -7,14 +7,13 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
+from narrow import narrow
 from telescope.algorithms import grpo, reward_model, rlhf, sft
 from telescope.language.execution import execution, try_out
 from telescope.language.experience import sampling
 from telescope.language.models import causal as models
 from telescope.language.models import states
-from telescope.language.models.tokenizer import EOS, PAD, VOCABULARY
 
 SMALL = {"total_steps": 2, "eval_every": 1, "eval_prompts": 4, "threads": 1}
 ROLLOUTS = {"prompts": 4, "group": 2, "minibatches": 2, "epochs": 2, "warm_start_steps": 2}
@@ -103,12 +102,8 @@ CASES = [
 @pytest.fixture(autouse=True, scope="module")
 def smaller():
     """A built-in model of one narrow layer, which is all that is needed to see a field act."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
-    config.update({"pad_token_id": PAD, "bos_token_id": None, "eos_token_id": EOS, "max_position_embeddings": 512})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "tiny_config", lambda: config)
+        patch.setattr(models, "tiny_config", lambda: narrow(16))
         patch.setattr("telescope.language.experience.preferences.STEPS", 2)
         patch.setattr("telescope.language.data.tasks.HELD_OUT", 20)
         yield

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl  # not on Windows
 import os
 import stat
 from collections.abc import Iterator
@@ -57,8 +58,6 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 def _take(descriptor: int, folder: Path, directory: int) -> None:
-    import fcntl  # not on Windows
-
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -96,5 +95,4 @@ def _let_go() -> None:
     _held.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_let_go)

@@ -15,10 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from telescope.checks import ABSENT, file_digest
 from telescope.language.models.causal import TINY, folder_of
-
-ABSENT = "absent"
-"""Replaces the digest of a missing input."""
 
 
 def resolved(config: Any) -> Any:
@@ -35,7 +33,7 @@ def inputs(config: Any) -> dict[str, str]:
     """
     found = {}
     if config.task.endswith(".jsonl"):
-        found["task"] = _file(Path(config.task))
+        found["task"] = file_digest(Path(config.task))
     if (folder := _model_folder(config.model)) is not None:
         found["model"] = _model(folder)
     reward = getattr(config, "reward", None)
@@ -76,7 +74,7 @@ def _model(folder: Path) -> str:
     if not folder.is_dir():
         return ABSENT
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md" and path.name[0] != ".")
-    parts = [(path.name, _file(path)) for path in files]
+    parts = [(path.name, file_digest(path)) for path in files]
     with contextlib.suppress(
         OSError, ValueError, TypeError, AttributeError
     ):  # a broken file raises an error where it is used
@@ -87,7 +85,8 @@ def _model(folder: Path) -> str:
 
 
 def _code(file: Path) -> str:
-    return _of([(path.name, _file(path)) for path in sorted(_imported(file, {file}))]) if file.is_file() else ABSENT
+    files = sorted(_imported(file, {file})) if file.is_file() else []
+    return _of([(path.name, file_digest(path)) for path in files]) if files else ABSENT
 
 
 def _imported(file: Path, seen: set[Path]) -> set[Path]:
@@ -111,14 +110,6 @@ def _names(file: Path) -> Iterator[str]:
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module.split(".")[0]
-
-
-def _file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ABSENT
 
 
 def _of(parts: list[tuple[str, str]]) -> str:

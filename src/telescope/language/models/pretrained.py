@@ -8,7 +8,6 @@ raises an error that names the file or the weight. Leaves out the use of models 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import warnings
@@ -18,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from telescope.checks import file_digest
 
 SEAL = "seal.json"
 """The file with the SHA-256 of each file, which a run writes beside its model (`runs/identity/seal.py`)."""
@@ -268,13 +269,8 @@ def require_unchanged(place: str, *, weights: bool) -> None:
         }
     for name, digest in files.items():
         path = Path(place) / name
-        if name.endswith(WEIGHTS) == weights and not (path.is_file() and _digest(path) == digest):
+        if name.endswith(WEIGHTS) == weights and file_digest(path) != digest:
             raise ModelError(
                 f"{path} is {'changed' if path.is_file() else 'gone'} since the run wrote it; restore it, or delete "
                 f"{SEAL} beside it if the change is intended"
             )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

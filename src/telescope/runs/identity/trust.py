@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from telescope.checks import file_digest
+
 KEY_BYTES = 32
 
 
@@ -31,7 +33,7 @@ def code_in(config: Mapping[str, Any]) -> dict[str, str]:
     for reward in [rewards] if isinstance(rewards, str) else rewards:
         path = str(reward).rpartition(":")[0]
         if path and not os.path.isdir(reward):
-            found[f"reward {reward!r} runs {path}"] = f"{reward} {_digest(path)}"
+            found[f"reward {reward!r} runs {path}"] = f"{reward} {file_digest(path)}"
     return found
 
 
@@ -56,13 +58,6 @@ def canonical(value: Any) -> str:
 
 def _signature(key: bytes, run: str, code: Mapping[str, str]) -> str:
     return hmac.new(key, canonical([run, sorted(code.values())]).encode(), hashlib.sha256).hexdigest()
-
-
-def _digest(path: str) -> str:
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError:
-        return "absent"
 
 
 def _key(*, make: bool) -> bytes | None:
@@ -94,7 +89,7 @@ def _read(path: Path) -> bytes | None:
     """The key, if it is whole and the user's own."""
     try:
         with open(path, "rb") as file:
-            own = not hasattr(os, "getuid") or os.fstat(file.fileno()).st_uid == os.getuid()
+            own = os.fstat(file.fileno()).st_uid == os.getuid()
             key = file.read(KEY_BYTES + 1)
     except FileNotFoundError:
         return None

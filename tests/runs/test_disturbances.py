@@ -191,7 +191,7 @@ def test_a_worker_that_is_killed_is_told_in_a_sentence():
         vector.reset(seed=0)
         vector.processes[1].kill()
         vector.processes[1].join()
-        with pytest.raises(ChildProcessError, match=r"1 of 2 processes .* ended \(exit status -9"):
+        with pytest.raises(ChildProcessError, match=r"1 of 2 environment processes ended \(exit status -9"):
             vector.step(np.zeros(2, int))
     finally:
         vector.close()

@@ -51,8 +51,7 @@ class PPO(OnPolicyConfig):
     normalise_advantages: bool = True
     """Whiten advantages within each minibatch, per seed. A minibatch of one uses the rollout's statistics."""
     value_clip: float | None = None
-    """Clip range of the value loss around the old values, in units of the (normalised) return. none: no clipping;
-    published ablations found no gain in it."""
+    """Clip the value loss around old values by this, in units of the return. none: off (ablations found no gain)."""
     target_kl: float | None = None
     """Stop a seed's updates in this iteration once a minibatch's KL estimate (k3) exceeds this value."""
     recompute_advantages: bool = False

@@ -65,8 +65,7 @@ class RLHF(RolloutConfig):
     kl_horizon: int = 10_000
     """Number of completions in which the controller of kl_limit can change beta by a fifth."""
     truncation: Literal["bootstrap", "terminal", "drop", "penalty"] = "terminal"
-    """What a completion cut at max_tokens is worth: its score (terminal), its score minus a penalty (penalty),
-    its score plus the critic's value of what follows (bootstrap), or nothing (drop)."""
+    """A completion cut at max_tokens counts with its score (terminal), less a penalty, plus V (bootstrap), or not."""
     truncation_penalty: float = 1.0
     """Penalty subtracted from the score of a cut completion. Only with truncation = penalty."""
 

@@ -173,8 +173,7 @@ class OnPolicyConfig(AgentConfig):
     shared_network: bool = False
     """Share the hidden layers between policy and value function, instead of one network for each."""
     gru: int = 0
-    """Units of a GRU in front of the networks, which remembers the episode so far. 0 has none. Needs minibatches of
-    whole sequences: a minibatch_size that is a multiple of num_steps."""
+    """Units of a GRU that remembers the episode so far. 0: none. minibatch_size must be a multiple of num_steps."""
     log_std: float = 0.0
     """Initial log standard deviation of a Gaussian policy; one learned number per action component."""
     action_bounds: Literal["clip", "rescale", "squash"] = "clip"

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from telescope.algorithms import LANGUAGE, algorithm_of, called, family, find, subject_field
+
 if TYPE_CHECKING:
     from telescope.runs.display import Display
     from telescope.runs.folder import RunFolder
@@ -63,7 +65,6 @@ def begin(
     config: Any, out: str | os.PathLike[str] | None, checkpoint_seconds: float, *, command: list[str], **more: Any
 ) -> tuple[RunFolder | None, int]:
     """Begin a new run. Return its folder (None on torchrun's other ranks) and exit status."""
-    from telescope.algorithms import LANGUAGE, algorithm_of, called, family
     from telescope.runs.folder import RunFolder
 
     algorithm = algorithm_of(config)
@@ -120,7 +121,6 @@ def run(
 
     resumed: what a resumed run records after it has started. A resume that fails changes nothing on disk.
     """
-    from telescope.algorithms import LANGUAGE, find
     from telescope.language import parallel
     from telescope.language.models.memory import sparing
     from telescope.runs.display import Display
@@ -167,8 +167,6 @@ class Writer:
         display: Display,
         resumed: Callable[[], None] | None,
     ) -> None:
-        from telescope.algorithms import LANGUAGE
-
         self.folder, self.config, self.display, self.resumed = folder, config, display, resumed
         self.language = folder.algorithm in LANGUAGE
         self.resume_step: int | None = None if state is None else state["step"]
@@ -243,7 +241,6 @@ class Writer:
 
 def follow(algorithm: str, config: Any, state: dict[str, Any] | None, **more: Any) -> int:
     """The same loop on all ranks but the first. They train, and write and print nothing."""
-    from telescope.algorithms import find
     from telescope.language import parallel
 
     parallel.join(config.device)
@@ -260,7 +257,6 @@ def follow(algorithm: str, config: Any, state: dict[str, Any] | None, **more: An
 
 def follows(algorithm: str) -> bool:
     """Whether torchrun started this process as another rank than the first, which alone writes and prints."""
-    from telescope.algorithms import LANGUAGE
     from telescope.language import parallel
 
     rank, size = parallel.started()
@@ -289,8 +285,6 @@ def resumable(folder: RunFolder) -> str:
 
 def subject_of(config: Any) -> str:
     """The subject of a run: its task, or its environment's id or name."""
-    from telescope.algorithms import subject_field
-
     subject = getattr(config, subject_field(config))
     return subject if isinstance(subject, str) else getattr(subject, "__name__", type(subject).__name__)
 

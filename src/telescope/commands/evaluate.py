@@ -9,6 +9,7 @@ import os
 import sys
 from typing import Any
 
+from telescope.algorithms import LANGUAGE
 from telescope.commands.arguments import HELP, notes, parse, positionals
 from telescope.failures import is_users
 from telescope.runner import wait_asleep
@@ -60,7 +61,6 @@ class AnswerOptions:
 
 def evaluate(arguments: list[str]) -> int:
     """`telescope eval RUN`. The folder says which kind of run it is."""
-    from telescope.algorithms import LANGUAGE
     from telescope.runs.folder import RunFolder
 
     runs, flags = positionals(arguments, EvalOptions, AnswerOptions)

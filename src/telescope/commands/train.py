@@ -10,7 +10,8 @@ import dataclasses
 import sys
 from typing import Any
 
-from telescope.checks import at_least_zero
+from telescope.algorithms import CONFIGS, LANGUAGE, ROWS, config_class, family, find, meant, subject_field
+from telescope.checks import at_least_zero, missing_device
 from telescope.commands.arguments import HELP, notes, parse, under_current_names, value_of
 from telescope.renamed import current
 from telescope.runner import begin, draw_curve, follow, follows, run, wait_asleep
@@ -64,7 +65,6 @@ def train(arguments: list[str]) -> int:
                 f"{arguments[0]!r} comes before --resume, but the run folder says what it trains; leave it out"
             )
         return resume(arguments)
-    from telescope.algorithms import CONFIGS, ROWS
     from telescope.runs.folder import RunFolder
 
     wait_asleep()
@@ -88,7 +88,6 @@ def train(arguments: list[str]) -> int:
 
 def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tuple[Any, TrainOptions]:
     """Config: the preset of the environment or task, overridden by --config FILE, overridden by flags."""
-    from telescope.algorithms import LANGUAGE, config_class, find, meant, subject_field
     from telescope.runs.formats.config import from_mapping, read_toml, to_mapping
 
     file = value_of("config", flags)
@@ -124,7 +123,6 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
 
 def _settings_of(run: str | None, name: str, *, trusted: bool) -> dict[str, Any]:
     """The settings of the run given by --start, for a new run of algorithm `name`; None without --start."""
-    from telescope.algorithms import LANGUAGE, config_class
     from telescope.runs.folder import RunFolder
     from telescope.runs.formats.config import to_mapping
 
@@ -156,7 +154,6 @@ def resume(arguments: list[str]) -> int:
 
 
 def _resume_locked(folder: Any, options: ResumeOptions) -> int:
-    from telescope.algorithms import LANGUAGE, config_class, family
     from telescope.language import parallel
     from telescope.runs.files import RunError
 
@@ -228,8 +225,6 @@ def _require_same_episodes(state: dict[str, Any], options: ResumeOptions) -> Non
 
 def _moved(config: Any, options: ResumeOptions) -> str | None:
     """The device to continue on, if it is not the run's own. A ValueError if this machine does not have it."""
-    from telescope.checks import missing_device
-
     device = options.device or config.device
     if (reason := missing_device(device)) and (options.device or not options.allow_inexact):
         raise ValueError(f"device is {device!r}, which is not available here ({reason}); use --device cpu")

@@ -186,7 +186,7 @@ def exploring(config: DQN, session: Session, iteration: int) -> np.ndarray:
     """Noise for an iteration's actions [T, S, B, 1 + A]. The first number is below 0 with probability ε."""
     draw, shape = session.agent.distribution.noise, (config.num_steps, config.num_envs)
     noise = np.stack([draw(generator(seed, ACTIONS, iteration), shape) for seed in config.seed_values], axis=1)
-    steps = session.step + config.num_envs * np.arange(config.num_steps)
+    steps = session.step + config.num_envs * np.arange(config.num_steps)  # [T]
     more = [config.exploration(int(step)) - config.exploration_end for step in steps]  # ε beyond that of the head
     noise[..., 0] -= np.array(more, np.float32)[:, None, None]
     return noise
@@ -221,18 +221,18 @@ def update_agent(config: DQN, agent: ActorCritic) -> Callable[..., tuple[Learner
         choosing = judging
         if config.double:
             choosing = allowed(q_values(old.parameters, batch.next_observations), batch.next_masks)
-        ahead = of_action(judging, choosing.argmax(-1))
+        ahead = of_action(judging, choosing.argmax(-1))  # [M]
         # δ with value 0 is the target r + γ (1 − terminated) Q' [M]
         return td_error(batch.rewards, torch.zeros_like(ahead), ahead, terminated=batch.terminated, gamma=config.gamma)
 
     def loss(vector: Tensor, batch: Batch, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        values = of_action(q_values(vector, batch.observations), batch.actions)
-        weights = batch.live / batch.live.sum().clamp(min=1)
+        values = of_action(q_values(vector, batch.observations), batch.actions)  # [M]
+        weights = batch.live / batch.live.sum().clamp(min=1)  # [M] sum to 1
         total = (weights * huber_loss(values, wanted)).sum()
         return total, torch.stack([total, (weights * values).sum()]).detach()
 
     def update(old: Learner, batch: Batch, learning_rate: Tensor) -> tuple[Learner, Tensor]:
-        wanted = targets(old, batch).detach()
+        wanted = targets(old, batch).detach()  # [M]
         gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch, wanted)
         gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
         parameters, moments = adam(old.parameters, old.adam, gradient, learning_rate, eps=config.adam_eps)

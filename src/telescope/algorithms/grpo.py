@@ -152,7 +152,7 @@ def update(
     """One optimiser step on the groups of some prompts, in micro-batches. Weights are those of the whole minibatch."""
     config, objective = session.config, session.objective
     assert isinstance(config, GRPO)
-    members = rollout.members(prompts)
+    members = rollout.members(prompts)  # indices [prompts · G]
     some = advantages.view(-1, rollout.group, advantages.shape[1]).ne(0).any(2).any(1)  # [N] has an advantage
     counted = rollout.completions.mask  # [B, T]
     if config.resample:  # groups that could not be replaced count as not sampled

@@ -273,10 +273,10 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
 
     def loss(vector: Tensor, batch: Batch, clip: Tensor) -> tuple[Tensor, Tensor]:
         seen = remembered(config, agent, vector, batch)
-        log_probs, entropy, values = agent.evaluate(vector, seen, batch.actions, batch.action_masks)
-        ratio = importance_ratio(log_probs, batch.log_probs)
+        log_probs, entropy, values = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [M] each
+        ratio = importance_ratio(log_probs, batch.log_probs)  # [M]
         advantages = whitened_minibatch(batch) if config.normalise_advantages else batch.advantages
-        weights = batch.live / batch.live.sum().clamp(min=1)
+        weights = batch.live / batch.live.sum().clamp(min=1)  # [M] sum to 1
         policy = (weights * ppo_clip(ratio, advantages, clip)).sum()
         value = (weights * value_loss(config, values, batch)).sum()
         bonus = (weights * entropy).sum()
@@ -288,7 +288,7 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
     def update(
         old: Learner, updating: Tensor, batch: Batch, learning_rate: Tensor, clip: Tensor
     ) -> tuple[Learner, Tensor, Tensor]:
-        gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch, clip)
+        gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch, clip)  # [P], [5]
         gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
         new = Learner(*adam(*old, gradient, learning_rate, eps=config.adam_eps))
         if config.target_kl is not None:
@@ -300,10 +300,10 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
 
 
 def remembered(config: PPO, agent: ActorCritic, vector: Tensor, batch: Batch) -> Tensor:
-    """What one agent's heads read, for its samples: the observations [M, D], or its memory after them [M, H].
+    """The inputs of one agent's heads for its samples: the observations [M, D], or the new memory [M, H].
 
-    A minibatch of a policy that remembers is M / T whole sequences, time first. Each is played again from the memory
-    that it began with, so that the gradient flows through all its steps.
+    A minibatch of a policy with a memory has M / T whole sequences, time first. Each is unrolled again from its first
+    memory, so that gradients flow through all of its steps.
     """
     if batch.memory is None or batch.begins is None:
         return batch.observations
@@ -314,7 +314,7 @@ def remembered(config: PPO, agent: ActorCritic, vector: Tensor, batch: Batch) ->
 
 
 def value_loss(config: PPO, values: Tensor, batch: Batch) -> Tensor:
-    """The squared error, or the clipped one; per element."""
+    """The squared error, or with `value_clip` the clipped one; per element [M]."""
     if config.value_clip is None:
         return squared_value_loss(values, batch.returns)
     return clipped_value_loss(values, batch.values, batch.returns, config.value_clip)

@@ -202,7 +202,7 @@ def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
     kl = None
     if rollout.reference is not None:
         kl = kl_penalty(objective, rollout.completions.log_probs, rollout.reference, mask)
-    scores, usable = rollout.scores, ~rollout.scores.isnan()
+    scores, usable = rollout.scores, ~rollout.scores.isnan()  # [B]
     if config.truncation == "penalty":
         scores = torch.where(terminated, scores, scores - config.truncation_penalty)
     if config.truncation == "drop":
@@ -213,7 +213,7 @@ def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
         ends, final = terminated, grounded(values.gather(1, mask.sum(1, keepdim=True))[:, 0], scores, terminated)
     values = values[:, : mask.shape[1]]
     found = critic_advantages(objective, rewards, values, mask, terminated=ends, final_values=final)
-    live = mask & usable[:, None]
+    live = mask & usable[:, None]  # [B, T]
     return Batch(
         whitened(objective, found.advantages, live),
         found.returns,
@@ -253,8 +253,8 @@ def update(
     for here, part in session.batches(rollout, prompts):
         live, old = batch.live[here], part.completions.log_probs
         states = session.states(part)
-        log_probs = session.log_probs(states, part).log_probs
-        values = critic.values(part, states)[:, : live.shape[1]]
+        log_probs = session.log_probs(states, part).log_probs  # [rows of the micro-batch, T]
+        values = critic.values(part, states)[:, : live.shape[1]]  # [rows of the micro-batch, T]
         result = policy_loss(objective, log_probs, old, batch.advantages[here], live, correction=part.correction)
         policy = (weights[here] * result.loss).sum()
         value = (weights[here] * value_loss(config, values, batch, here)).sum()

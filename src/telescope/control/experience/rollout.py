@@ -175,12 +175,12 @@ class Rollouts:
         some = ended.any()
         if some:
             self._count(ended, episodes)
-        encoded = self.encoder.encode(step.observations)
+        encoded = self.encoder.encode(step.observations)  # [S, B, D]
         # the statistics only see states that the policy acts on; under NEXT_STEP a final state is not one
         acting = ~ended if some and self.environments.autoreset == "next_step" else None
         self.normaliser.update(encoded, acting)
         self._begin(encoded, step.action_masks)
-        truncated = step.truncated & ~step.terminated
+        truncated = step.truncated & ~step.terminated  # [S, B]
         if some and truncated.any():
             reached = self.normaliser(self.encoder.encode(step.next_observations))
             finals.add(t, truncated, reached, self.memory)
@@ -197,7 +197,7 @@ class Rollouts:
     def _noise(self, iteration: int) -> np.ndarray:
         """All random numbers of a rollout [T, S, B, …], drawn at once."""
         shape = (self.num_steps, self.shape[1])
-        draws = [self.distribution.noise(generator(s, ACTIONS, iteration), shape) for s in self.seeds]
+        draws = [self.distribution.noise(generator(s, ACTIONS, iteration), shape) for s in self.seeds]  # [T, B, …]
         return np.stack(draws, axis=1)
 
     def _allocate(self) -> Rollout:

@@ -62,7 +62,7 @@ class Rollout(NamedTuple):
         return self._take(every, members.reshape(-1), members.shape[1])
 
     def _take(self, prompts: Tensor, members: Tensor, group: int) -> Rollout:
-        chosen = members.tolist()
+        chosen = members.tolist()  # indices of completions
         return Rollout(
             [self.rows[i] for i in chosen],
             [self.texts[i] for i in chosen],

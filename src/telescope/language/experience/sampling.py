@@ -160,7 +160,7 @@ def sample(
         source, tokens, texts = _parted(texts[~ended], tokens[~ended])
         if not torch.equal(source, torch.arange(len(mask), device=mask.device)):
             cache.reorder_cache(source)  # type: ignore[arg-type]
-            mask, position = mask[source], position[source]
+            mask, position = mask[source], position[source]  # [C, …] of the new texts
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         logits = _step(model, tokens[:, None], mask, (position + t)[:, None], cache)
     return completions.finish()
@@ -209,11 +209,12 @@ class _Growing:
     """Completions during sampling."""
 
     def __init__(self, n: int, max_tokens: int, device: torch.device) -> None:
+        # all [B, max_tokens]; `finish` cuts them to the longest completion
         self.tokens = torch.zeros(n, max_tokens, dtype=torch.long, device=device)
         self.mask = torch.zeros(n, max_tokens, dtype=torch.bool, device=device)
         self.log_probs, self.entropy = (torch.zeros(n, max_tokens, device=device) for _ in range(2))
         self.terminated = torch.zeros(n, dtype=torch.bool, device=device)
-        self.supports: list[tuple[Tensor, Tensor]] = []
+        self.supports: list[tuple[Tensor, Tensor]] = []  # per step: rows, and their ids [rows, K]
 
     def add(
         self,
@@ -229,7 +230,7 @@ class _Growing:
         """Draw the t-th token of the rows that have not ended, each from the logits [C, V] of its text."""
         support = None
         if (top_k is not None or top_p is not None) and noise is not None:
-            support = sampling_support(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+            support = sampling_support(logits, temperature=temperature, top_k=top_k, top_p=top_p)  # [C, K]
             logits = logits.gather(-1, support.clamp(min=0)).masked_fill(support < 0, -torch.inf)
             self.supports.append((rows, support[texts]))
         log_probs = (logits / temperature).log_softmax(-1)  # [C, V], or [C, K] over the support

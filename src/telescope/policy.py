@@ -68,10 +68,10 @@ class Policy:
     ) -> np.ndarray:
         """The action for one observation [*obs], or the actions for a batch [N, *obs].
 
-        The mode of the policy; with `rng` a sample instead. `action_mask` ([A], or [N, A] for a batch; True = allowed)
-        as the environment gives it in `info`. `seed` chooses the agent by its seed's value (the run's first by
-        default). Actions lie in the environment's action space; observations and masks are checked as in training.
-        A policy that remembers needs a `player`, which keeps what it remembers.
+        It is the policy's mode; with `rng` it is a sample. `action_mask` is [A], or [N, A] for a batch, with True =
+        allowed, as the environment gives it in `info`. `seed` chooses the agent by its seed's value (default: the run's
+        first). Actions lie in the environment's action space. Observations and masks are checked as in training. A
+        policy with a memory needs a `player`, which keeps the memory.
         """
         self._require_no_memory("act")
         return self._act(observation, None, action_mask, seed, rng)[0]
@@ -79,7 +79,7 @@ class Policy:
     def _act(
         self, observation: Any, memory: Tensor | None, action_mask: Any, seed: int | None, rng: Any
     ) -> tuple[np.ndarray, Tensor | None]:
-        """Actions and the memory after them; `memory` [N, H] is that before, None for zeros."""
+        """Actions, and the new memory [N, H]. `memory` [N, H] is the one before; None means zeros."""
         vector, inputs, single = self._inputs(observation, seed)
         mask = None
         if action_mask is not None:
@@ -98,14 +98,14 @@ class Policy:
         return chosen[0] if single else chosen, seen if width else None
 
     def player(self, *, seed: int | None = None, rng: np.random.Generator | None = None) -> Player:
-        """One agent that plays through episodes and keeps what it remembers of them; see `Player`."""
+        """One agent that plays episodes and keeps its memory; see `Player`."""
         return Player(self, seed, rng)
 
     def _require_no_memory(self, what: str) -> None:
         if self.agent.network.memory:
             raise ValueError(
-                f"{what} takes one observation, but this policy remembers its episode; use player = policy.player(), "
-                "then player(observation), which keeps what it remembers"
+                f"{what} takes one observation, but this policy has a memory of its episode; use player = "
+                "policy.player(), then player(observation), which keeps the memory"
             )
 
     def value(self, observation: Any, *, seed: int | None = None) -> np.ndarray:
@@ -168,10 +168,10 @@ class Policy:
 
 
 class Player:
-    """An agent in the course of its episodes: `player(observation)` is the action, and what it needs is remembered.
+    """An agent that plays episodes: `player(observation)` returns the action and keeps the memory.
 
-    For every policy; without a memory it acts as `Policy.act` does. An episode begins with the first call, and wherever
-    `begins` is True.
+    It works for every policy; without a memory it acts like `Policy.act`. An episode begins with the first call, and
+    where `begins` is True.
     """
 
     def __init__(self, policy: Policy, seed: int | None, rng: np.random.Generator | None) -> None:
@@ -181,7 +181,7 @@ class Player:
     def __call__(self, observation: Any, *, action_mask: Any = None, begins: Any = False) -> np.ndarray:
         """The action for one observation [*obs], or the actions for a batch [N, *obs], always of the same N.
 
-        begins: True where the observation is the first of an episode; a bool, or [N] for a batch.
+        begins: whether the observation is the first of an episode; a bool, or [N] for a batch.
         """
         if self._memory is not None:
             flags = torch.as_tensor(np.asarray(begins, dtype=bool)).to(self._memory.device)

@@ -1,8 +1,8 @@
 """Print help without loading slow libraries: empty stand-ins replace them while a config class is imported.
 
-As documentation tools do it. For a process that prints help and ends; where a stand-in is not enough, the libraries
-themselves are loaded after all. The bar: `telescope train ALGORITHM ENV --help` within 1.5 s. An algorithm's file has
-its config beside its loop, and so imports torch, which alone takes longer.
+Documentation tools work the same way. The process must end after printing help. If a stand-in is not enough, the
+libraries are loaded after all. The goal is `telescope train ALGORITHM ENV --help` within 1.5 s; an algorithm's file has
+its config beside its loop, so it imports torch, which alone takes longer.
 """
 
 from __future__ import annotations

@@ -100,11 +100,11 @@ class _SpreadRun:
         )
 
     def policy(self) -> dict[str, Any]:
-        """The policies of all shares as one population's."""
+        """Join the policies of all shares into that of the whole population."""
         return joined([state["policy"] for state in self.last] if self.last else self.workers.ask("policy"))
 
     def state(self) -> dict[str, Any]:
-        """One state of the whole run; what acting needs is put together, the rest is kept share by share."""
+        """The state of the whole run: the policy is joined, everything else is kept per share."""
         states = self.last or self.workers.ask("state")
         return {
             "iteration": states[0]["iteration"],
@@ -125,12 +125,12 @@ def _iterations(train: Train, config: AgentConfig, state: Any, more: dict[str, A
 
 
 def _report(metrics: Iteration) -> dict[str, Any]:
-    """What a worker says of each iteration."""
+    """A worker's report about an iteration."""
     return {name: getattr(metrics, name) for name in ("rows", "step", "finished", "notes", "warnings")}
 
 
 def _start_of(more: dict[str, Any], config: AgentConfig, share: AgentConfig) -> dict[str, Any]:
-    """The share's part of the agents that a run begins with, if it begins with any."""
+    """The share's part of the agents that a run starts from, if it starts from any."""
     if more.get("start") is None:
         return {}
     return {"start": rows_of(start_from(more["start"], config.seeds), share.seed - config.seed, share.seeds)}
@@ -161,7 +161,7 @@ def registered(config: AgentConfig) -> EnvSpec | None:
 
 
 def split(state: dict[str, Any], parts: list[Any]) -> list[dict[str, Any]]:
-    """`_SpreadRun.state` taken apart again; ValueError where it is another run's."""
+    """Split `_SpreadRun.state` into shares. A ValueError if it belongs to another run."""
     found = [share["seeds"] for share in state.get("shares", [{"seeds": state["seeds"]}])]
     if found != [part.seed_values for part in parts]:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Worker processes that run generators in step with each other: start, go, report, ask, close.
 
-It knows neither seeds nor training: what a worker iterates over, and what it reports of each item, are functions. What
-they are for is in `shares.py`.
+Functions say what a worker iterates over, and what it reports about each item. Leaves out seeds and training
+(`shares.py`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ GO = "go"
 
 
 class Workers:
-    """Processes that each iterate over `iterate(*arguments)` and stop after every item until `go`.
+    """Processes that each iterate over `iterate(*arguments)` and pause after every item until `go`.
 
-    Of an item they send `report(item)` at once, and any attribute of it when asked. What an iteration raises is raised
-    here.
+    They send `report(item)` at once, and any attribute of the item on request. An error of an iteration is raised here.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class Workers:
         self._jobs = [(iterate, tuple(arguments), report) for arguments in jobs]
 
     def start(self, why: str) -> None:
-        """Start them. ValueError, which begins with `why`, for a job that cannot be sent to another process."""
+        """Start the processes. A ValueError, which begins with `why`, if a job cannot be sent to another process."""
         keep_tracker()
         context = multiprocessing.get_context("spawn")  # torch has threads here, so a fork is not safe
         for job in self._jobs:
@@ -48,11 +47,11 @@ class Workers:
             self.connections.append(ours)
 
     def go(self) -> None:
-        """Let each make its next item."""
+        """Let each process make its next item."""
         self._tell(GO)
 
     def reports(self) -> list[Any]:
-        """What each says of the item that it has just made; waits for it."""
+        """Wait for the report of each process about its current item."""
         return [self._from(process, ours) for process, ours in zip(self.processes, self.connections, strict=True)]
 
     def ask(self, attribute: str) -> list[Any]:
@@ -61,7 +60,7 @@ class Workers:
         return self.reports()
 
     def close(self) -> None:
-        """End them, also in the middle of an item that nobody waits for."""
+        """End the processes, even while they make an item."""
         for connection in self.connections:
             connection.close()  # the worker then ends
         for process in self.processes:
@@ -90,7 +89,7 @@ class Workers:
 
 
 def _work(job: bytes, connection: Connection) -> None:
-    """In a worker: iterate, report each item, and answer questions about it until told to go on."""
+    """In a worker: iterate, report each item, and send its attributes on request until the next `go`."""
     deaf()
     try:
         iterate, arguments, report = pickle.loads(job)
@@ -99,5 +98,5 @@ def _work(job: bytes, connection: Connection) -> None:
             while (wanted := connection.recv()) != GO:
                 connection.send_bytes(pickle.dumps(getattr(item, wanted)))
     except Exception as error:
-        with contextlib.suppress(OSError):  # there may be nobody left to work for
+        with contextlib.suppress(OSError):  # the parent may be gone
             connection.send_bytes(pickle.dumps(sendable(error)))

@@ -48,7 +48,7 @@ def test_trl_holds_the_settings_that_ours_has(folder: str, tmp_path: Path, monke
     ours, args = language_rivals.config_of(job("telescope", folder)), language_rivals.trl_config(job("trl", folder))
     row = grpo.row(ours)
     assert (args.generation_batch_size, args.num_generations) == (ours.prompts * ours.group, ours.group)
-    assert args.steps_per_generation * args.num_iterations == ours.updates
+    assert args.steps_per_generation * args.num_iterations == ours.updates_per_rollout
     assert args.gradient_accumulation_steps == 1
     assert args.max_completion_length == ours.max_tokens
     assert (args.temperature, args.top_k, args.top_p, args.min_p) == (ours.temperature, 0, 1.0, None)

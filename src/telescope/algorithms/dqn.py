@@ -254,5 +254,6 @@ def of_action(q: Tensor, actions: Tensor) -> Tensor:
 def summary(config: DQN, statistics: list[Tensor], step: int, learning_rate: float) -> dict[str, np.ndarray | None]:
     """The iteration's metrics, name → [S]. None for metrics of gradient steps before the first one."""
     means: dict[str, Any] = mean_statistics(STATISTICS, statistics) if statistics else dict.fromkeys(STATISTICS)
-    constants = {"exploration": config.exploration(step), "updates": len(statistics), "learning_rate": learning_rate}
+    updates = config.updates_until(step + config.batch_size)  # gradient steps so far
+    constants = {"exploration": config.exploration(step), "updates": updates, "learning_rate": learning_rate}
     return {**means, **{name: np.full(config.seeds, float(value)) for name, value in constants.items()}}

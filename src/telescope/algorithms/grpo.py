@@ -116,10 +116,10 @@ def train(config: GRPO, resume: dict[str, Any] | None = None) -> Iterator[Iterat
     """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""
     objective = row(config)
     session = RolloutSession(config, objective, resume, STATISTICS)
-    session.notes += [describe(objective), *cautions(objective, updates=config.updates)]
-    session.begin({"policy": session.policy}, resume)
+    session.notes += [describe(objective), *cautions(objective, updates=config.updates_per_rollout)]
+    session.begin({"policy": session.policy}, resume, lambda: held_out(session))
     if resume is None:
-        yield session.first(held_out(session))
+        yield session.first()
     for _ in session.iterations():
         rollout, seen = collect(session, config.resample)
         statistics = list[dict[str, float]]()
@@ -129,9 +129,7 @@ def train(config: GRPO, resume: dict[str, Any] | None = None) -> Iterator[Iterat
             for epoch in range(config.epochs):
                 for prompts in session.minibatches(epoch):
                     statistics.append(update(session, rollout, advantages, prompts, first=not statistics))
-        session.iteration += 1
-        evaluation = held_out(session) if session.due() else {}
-        yield session.finish(summary(session, seen, statistics) | apart, evaluation, session.table(rollout))
+        yield session.finish(summary(session, seen, statistics) | apart, session.table(rollout))
 
 
 def advantages_of(session: RolloutSession, rollout: Rollout) -> Tensor:

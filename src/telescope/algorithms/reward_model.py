@@ -74,10 +74,10 @@ def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iter
         session.policy = with_lora(session.policy, config.lora_rank, seed=config.seed)
     model = RewardModel(session.policy, session.tokenizer, session.ends, config.device)
     session.head = model.network
-    session.begin({"reward_model": model.network}, resume)
     held_out = task.pairs(generator(0, PAIRS, 2**31), config.eval_prompts, held_out=True)
+    session.begin({"reward_model": model.network}, resume, lambda: evaluate(model, held_out, config.at_once))
     if resume is None:
-        yield session.first(evaluate(model, held_out, config.at_once))
+        yield session.first()
     for _ in session.iterations():
         rows = task.pairs(session.generator(PAIRS), config.batch_size)
         with session.timed("update"):
@@ -89,9 +89,7 @@ def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iter
                 statistics["margin"] += float(margin.sum()) / len(rows)
             statistics = parallel.combined(statistics)
             statistics["gradient_norm"] = session.optimiser.step(session.progress)
-        session.iteration += 1
-        evaluation = evaluate(model, held_out, config.at_once) if session.due() else {}
-        yield session.finish(statistics | {"learning_rate": session.optimiser.learning_rate}, evaluation)
+        yield session.finish(statistics | {"learning_rate": session.optimiser.learning_rate})
 
 
 @torch.no_grad()

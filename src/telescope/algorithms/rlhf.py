@@ -145,9 +145,9 @@ def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iterat
     session.notes.append(describe(session.objective) + f"\n  cut off   {config.truncation}")
     session.after = config.truncation == "bootstrap"  # only then the states after the last tokens need a value
     critic = Critic(session)
-    session.begin({"policy": session.policy, "value": critic.network}, resume)
+    session.begin({"policy": session.policy, "value": critic.network}, resume, lambda: held_out(session))
     if resume is None:
-        yield session.first(held_out(session))
+        yield session.first()
     for _ in session.iterations():
         rollout = session.collect()
         with session.timed("update"):
@@ -164,9 +164,7 @@ def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iterat
             aim, horizon = KL_AIM * config.kl_limit, config.kl_horizon
             beta = adaptive_kl(session.beta, found["kl_completion"], target=aim, samples=samples, horizon=horizon)
             session.beta = max(beta, config.beta)  # never below the config's
-        session.iteration += 1
-        evaluation = held_out(session) if session.due() else {}
-        yield session.finish(found, evaluation, session.table(rollout))
+        yield session.finish(found, session.table(rollout))
 
 
 class Critic:

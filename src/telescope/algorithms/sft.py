@@ -72,9 +72,16 @@ def train(config: SFT, resume: dict[str, Any] | None = None) -> Iterator[Iterati
     session.columns = (session.task.metric, *STATISTICS)
     policy = with_lora(session.policy, config.lora_rank, seed=config.seed) if config.lora_rank else session.policy
     session.policy = policy
-    session.begin({"policy": policy}, resume)
+
+    def evaluate() -> dict[str, float]:
+        found = held_out(session)
+        if session.iteration and config.stop_at is not None and found.get("exact_match", 0.0) >= config.stop_at:
+            session.stop()
+        return found
+
+    session.begin({"policy": policy}, resume, evaluate)
     if resume is None:
-        yield session.first(held_out(session))
+        yield session.first()
     for _ in session.iterations():
         rows = session.task.draw(session.generator(DEMONSTRATIONS), config.batch_size)
         batch = demonstrations(session.tokenizer, rows, session.ends, config.device)
@@ -86,9 +93,5 @@ def train(config: SFT, resume: dict[str, Any] | None = None) -> Iterator[Iterati
                 total += float(loss.detach())
             total = parallel.combined({"loss": total})["loss"]
             norm = session.optimiser.step(session.progress)
-        session.iteration += 1
-        evaluation = held_out(session) if session.due() else {}
-        if config.stop_at is not None and evaluation.get("exact_match", 0.0) >= config.stop_at:
-            session.stop()
         statistics = {"loss": total, "gradient_norm": norm, "learning_rate": session.optimiser.learning_rate}
-        yield session.finish(statistics, evaluation)
+        yield session.finish(statistics)

@@ -183,7 +183,7 @@ class RolloutConfig(LanguageConfig):
         return task
 
     @property
-    def updates(self) -> int:
+    def updates_per_rollout(self) -> int:
         """Optimiser steps per rollout."""
         return self.epochs * self.minibatches
 

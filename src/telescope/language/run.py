@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,9 +124,14 @@ class Session:
         self._marks: dict[str, float] = {}
         self.stopped = bool(resume and resume["stopped"])
 
-    def begin(self, trained: dict[str, nn.Module], resume: dict[str, Any] | None) -> None:
-        """Set the models that the optimiser trains, and restore them from a state."""
-        self.trained = trained
+    def begin(
+        self,
+        trained: dict[str, nn.Module],
+        resume: dict[str, Any] | None,
+        evaluate: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        """Set the models that the optimiser trains, restore them from a state, and say how they are evaluated."""
+        self.trained, self.evaluate = trained, evaluate
         if resume:
             with fitting():
                 self._restore(resume)
@@ -208,18 +213,15 @@ class Session:
         every = self.config.eval_every
         return self.iteration == self.config.iterations or bool(every and self.iteration % every == 0)
 
-    def first(self, evaluation: dict[str, float]) -> Iteration:
+    def first(self) -> Iteration:
         """The row of step 0: the model before training."""
-        return Iteration(self, self._row(evaluation), [])
+        return Iteration(self, self._row(self.evaluate()), [])
 
-    def finish(
-        self,
-        statistics: dict[str, float],
-        evaluation: dict[str, float],
-        table: list[dict[str, Any]] | None = None,
-    ) -> Iteration:
-        """End a step and make its row."""
-        return Iteration(self, self._row(statistics | evaluation), table or [])
+    def finish(self, statistics: dict[str, float], table: list[dict[str, Any]] | None = None) -> Iteration:
+        """End a step: count it, evaluate if it is due, and make its row."""
+        self.iteration += 1
+        evaluation = self.evaluate() if self.due() else {}
+        return Iteration(self, self._row(statistics | evaluation), (table or []) if self.due() else [])
 
     def _row(self, numbers: dict[str, float]) -> dict[str, Any]:
         now = time.perf_counter()

@@ -262,9 +262,7 @@ class RolloutSession(Session):
                 )
 
     def table(self, rollout: Rollout) -> list[dict[str, Any]]:
-        """The first completions of the rollout with their scores; empty unless this step is evaluated."""
-        if not self.due():
-            return []
+        """The first completions of the rollout with their scores."""
         lengths, ended = rollout.completions.mask.sum(1).tolist(), rollout.completions.terminated.tolist()
         scores = rollout.scores.tolist()
         return [
@@ -278,17 +276,12 @@ class RolloutSession(Session):
             for i in range(min(SHOWN, len(scores)))
         ]
 
-    def finish(
-        self,
-        statistics: dict[str, float],
-        evaluation: dict[str, float],
-        table: list[dict[str, Any]] | None = None,
-    ) -> Iteration:
-        """End a step, report findings, and make its row."""
+    def finish(self, statistics: dict[str, float], table: list[dict[str, Any]] | None = None) -> Iteration:
+        """The same, with findings about the step."""
         config, critic = self.config, self.objective.critic
         settings = {"group": config.group, "critic": critic, "dtype": config.dtype, "max_tokens": self.max_tokens}
-        self.warn(self.watch.look(self.iteration, statistics, **settings))
-        return super().finish(statistics, evaluation, table)
+        self.warn(self.watch.look(self.iteration + 1, statistics, **settings))
+        return super().finish(statistics, table)
 
     def state(self) -> dict[str, Any]:
         reward_model = None

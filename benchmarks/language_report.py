@@ -22,23 +22,24 @@ HEAD = """# GRPO on language models on {processor}
 
 *Written by `make bench-language`; do not edit.*
 
-`telescope train grpo` against TRL's `GRPOTrainer`: the same weights to begin from (the built-in model, a Llama of 0.54
-million parameters, after `telescope train sft`), the same prompts in the same order, the same reward function, and the
-same objective (advantages by the group's mean and deviation, ratio clipped at 1 ± 0.2, mean over the tokens of a
-completion, then over completions, no KL), AdamW with the same settings, step size constant after 10 updates, float32,
-sampling at temperature 1 from the whole vocabulary. One process after the other, taking turns, {threads} threads each,
-or in ours one where a step is too small to share; ours wait for each other as the command line sets it, TRL's as torch
-has it. TRL samples with `generate` and takes its whole minibatch in one piece (`per_device_train_batch_size`,
-`steps_per_generation`; no gradient checkpointing, logs or checkpoints); the rows below with a comma are what else it
-could be told, one process each.
+This page compares `telescope train grpo` with TRL's `GRPOTrainer`. Both have the same initial weights (the built-in
+model, a Llama of 0.54 million parameters, after `telescope train sft`), prompts in the same order, reward function
+and objective: advantages from the group's mean and standard deviation, ratio clipped at 1 ± 0.2, mean over the
+tokens of a completion, then over completions, no KL. Both use AdamW with the same settings, a constant learning
+rate after 10 updates, float32, and sampling at temperature 1 from the whole vocabulary.
 
-Completion tokens per second are those sampled, up to and with the end token, per second of the training loop after the
-first {warm} steps; loading is not counted. Medians (quartiles) of the processes; × is the ratio to the median of TRL.
-"Rollout" is sampling and scoring, in TRL also the log-probabilities of the policy that sampled, for which ours takes
-the sampler's; "rest" is fetching prompts and bookkeeping. "Left out" is the share of groups whose rewards are all
-equal: they have no gradient, and ours does not run them. Completions of a group that are alike ours runs once. Memory
-is the most that the process held, libraries included.
-The reward is the share of right answers, in the first {last} steps and in the last {last}.
+One process runs at a time, and the two take turns, with {threads} threads each; ours uses one if a step is too
+small to share. Our threads wait as the command line sets it, TRL's as torch sets it. TRL samples with `generate`
+and processes its whole minibatch at once (`per_device_train_batch_size`, `steps_per_generation`; no gradient
+checkpointing, logs or checkpoints). Rows with a comma are other settings of TRL, one process each.
+
+The speed is the number of sampled completion tokens, including the end token, per second of the training loop after
+the first {warm} steps. Loading is not counted. The tables show medians (quartiles) of the processes; × is the ratio
+to the median of TRL. "Rollout" is sampling and scoring; in TRL it includes the log-probabilities of the policy, for
+which ours uses the sampler's. "Rest" is fetching prompts and bookkeeping. "Left out" is the share of groups with
+equal rewards: they have no gradient, so ours does not run them. Ours also runs equal completions of a group once.
+Memory is the peak of the process, including libraries. The reward is the share of correct answers, in the first
+{last} steps and in the last {last}.
 """
 
 

@@ -22,31 +22,32 @@ HEAD = """# Training with PPO on {processor}
 
 *Written by `make bench-train`; do not edit.*
 
-Everybody trains on the same settings (below), on the same environments, one process after the other, taking turns.
-All networks are two of 64-64 tanh units; step size 3e-4 (1e-3 for CartPole's time to the threshold), γ 0.99, λ 0.95,
-clip 0.2, ½ of the squared error of the values, no entropy bonus, gradients clipped at 0.5, Adam's ε 1e-5, advantages
-whitened per minibatch, nothing annealed. What a rival cannot be told stays its own: SBX clips the gradients of policy
-and value apart and has initial weights of its own; CleanRL's loop lets a time limit end the episode. Ours steps
-CartPole in the vector environment that Gymnasium brings along for it; the rivals, and Gymnasium's HalfCheetah, step one
-environment after another. CleanRL's loop is `benchmarks/cleanrl_loop.py`, written from CleanRL's description, without
-its logging.
+All libraries train with the same settings (below) in the same environments. One process runs at a time, and the
+libraries take turns. Policy and value have separate networks of 64-64 tanh units. The learning rate is 3e-4 (1e-3
+for CartPole's time to the threshold), γ 0.99, λ 0.95, clip 0.2, the value loss ½ of the squared error, gradients
+are clipped at 0.5, Adam's ε is 1e-5, and advantages are whitened per minibatch. There is no entropy bonus and no
+annealing. Some settings cannot be changed: SBX clips the gradients of policy and value separately and has its own
+initial weights; CleanRL's loop treats a time limit as a termination. Ours steps CartPole in Gymnasium's own vector
+environment for it. The other libraries, and all for HalfCheetah, step one environment after another. CleanRL's loop
+is `benchmarks/cleanrl_loop.py`, written from CleanRL's description, without its logging.
 """
-SPEED = """Steps per second of the training loop (collecting and updating), without the first two iterations, in which
-compilers are at work; of all seeds together. Ours runs with `--compile on`. Medians (quartiles) of so many processes.
-× is the ratio to the median of Stable-Baselines3. "Whole process" is from its start to its end with the steps named,
-imports and compiling included; "empty cache" is the one process that found nothing compiled. "Busy" is how many
-processors were used: below 1, others had the machine. Memory is the most that the process and its children held."""
+SPEED = """Steps per second of the training loop (collecting and updating), of all seeds together, without the first
+two iterations, in which compilers run. Ours runs with `--compile on`. The table shows medians (quartiles) over the
+given number of processes. × is the ratio to the median of Stable-Baselines3. "Whole process" is the time from its
+start to its end for the given steps, including imports and compiling; "empty cache" is the one process without a
+compile cache. "Busy" is the number of processors in use; below 1, other programs used the machine. Memory is the
+peak of the process and its children."""
 THRESHOLD = """Seconds from the start of the process to the first evaluation (the policy's mode, mean return of 10
-episodes, the same for everybody) that reaches the threshold. Evaluating is not counted, for anybody; imports and
-compiling are, with a warm cache. Ours runs with `--compile auto`. Over all seeds of all rounds; where a process trains
-eight seeds, each counts by itself."""
-COLD = """Seconds from the start of the process: ours with an empty compile cache until an evaluation by the trainer
-(every 10,000 steps, which is counted) finds all eight seeds at {threshold:g} or more; Stable-Baselines3 until its 100k
-steps are done, without evaluation. "Afterwards" is the benchmark's own evaluation of each process's worst seed, 10 more
-episodes."""
-MILLION = """The preset, as `telescope train ppo HalfCheetah-v5 --seeds 8` has it: from the start of the process to the
-end of training, the most memory that it and its children held, and the median seed's return (10 episodes by the
-policy's mode)."""
+episodes, the same for all libraries) that reaches the threshold. Evaluations are not counted; imports and compiling
+are, with a warm cache. Ours runs with `--compile auto`. The table covers all seeds of all rounds; if a process
+trains eight seeds, each counts separately."""
+COLD = """Seconds from the start of the process. Ours starts with an empty compile cache and runs until an
+evaluation by the trainer (every 10,000 steps, which is counted) finds all eight seeds at {threshold:g} or more.
+Stable-Baselines3 runs until its 100k steps are done, without evaluation. "Afterwards" is the benchmark's own
+evaluation of each process's worst seed, with 10 more episodes."""
+MILLION = """The preset, as in `telescope train ppo HalfCheetah-v5 --seeds 8`: the time from the start of the
+process to the end of training, the peak memory of the process and its children, and the median seed's return (10
+episodes with the policy's mode)."""
 
 
 class Bar(NamedTuple):

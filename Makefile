@@ -7,10 +7,11 @@ READY := .venv/ready
 COMPLETE := .venv/complete
 PAGES := .venv/pages
 CLEAN := build/clean
+EXTRAS := control envpool language lora jax dev
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format wheel docs mutants bench bench-train bench-language clean
+.PHONY: help demo test test-slow test-latest test-oldest check format wheel docs mutants bench bench-train bench-language clean
 
 help:  ## what the verbs do
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -27,6 +28,24 @@ test: $(COMPLETE)  ## run every test (ARGS="-k gae" selects)
 test-slow: $(COMPLETE)  ## run the tests that take minutes: many kills, many damaged folders, equal commands on a busy machine
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+# The rivals stay out: their versions are no promise of ours. An old library may call what its newer dependencies have
+# deprecated, and that is no business of ours either.
+test-latest test-oldest: test-%:
+	@$(PYTHON) tools/check_python.py
+	rm -rf build/$*
+	$(PYTHON) -m venv build/$*
+	build/$*/bin/python -m pip install --quiet uv
+	build/$*/bin/uv pip install --quiet --python build/$*/bin/python --resolution $(RESOLUTION) \
+		--requirements pyproject.toml $(EXTRAS:%=--extra %)
+	build/$*/bin/uv pip install --quiet --python build/$*/bin/python --no-deps --editable .
+	build/$*/bin/python -m pytest -q -n 2 $(WARNINGS) $(ARGS)
+
+test-latest: RESOLUTION = highest
+test-latest:  ## run every test on the newest versions that pyproject.toml admits (PYTHON=python3.13 names an interpreter)
+test-oldest: RESOLUTION = lowest-direct
+test-oldest: WARNINGS = -W default::DeprecationWarning
+test-oldest:  ## run every test on the oldest versions that pyproject.toml admits, in build/oldest
+
 check: $(COMPLETE)  ## lint, formatting, types, and the import rule
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,7 +57,7 @@ format: $(READY)  ## write the source as ruff wants it
 	$(BIN)/ruff format .
 
 wheel: $(READY)  ## build the wheel and try it in a clean venv, without extras
-	rm -rf dist build
+	rm -rf dist $(CLEAN)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	$(BIN)/python -m venv $(CLEAN)
 	$(CLEAN)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl

@@ -140,7 +140,7 @@ REFUSED = {  # what is done to a folder, and what the sentence names
     "one tensor of half the size": (weights(lambda held: held.update({WEIGHT: held[WEIGHT][:256].clone()})), WEIGHT),
     "infinite": (number(math.inf), f"{WEIGHT} is not finite"),
     "NaN": (number(math.nan), f"{WEIGHT} is not finite"),
-    "weights are cut": (cut("model.safetensors", -1), "incomplete"),
+    "weights are cut": (cut("model.safetensors", -1), "(?i)incomplete"),
     "weights are missing": (lambda folder: (folder / "model.safetensors").unlink(), "expected weights as safetensors"),
     "weights are pickles": (pickled, r"only pickles \(pytorch_model.bin\)"),
     "index points out of the folder": (pointing("../good/model.safetensors"), "points to '../good"),

@@ -30,6 +30,8 @@ class SeedColumns:
 class CartPolePopulation(CartPoleVectorEnv):
     """N = S·B carts, B for each of S seeds, in the order of the seeds."""
 
+    screens: Any = None  # close() asks for it, also where a wrong keyword has ended __init__
+
     def __init__(self, num_envs: int, num_seeds: int, **kwargs: Any) -> None:
         super().__init__(num_envs, **kwargs)
         self.num_seeds = num_seeds

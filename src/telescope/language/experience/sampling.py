@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from telescope.language.data.text import following_texts, prompt_ids
 from telescope.language.log_probs import sampling_support
-from telescope.language.models.states import require_positions, require_tokens
+from telescope.language.models.states import cache_argument, require_positions, require_tokens
 
 COLDEST = 1e-6
 """The lowest temperature. Logits divided by less may overflow in single precision."""
@@ -198,9 +198,9 @@ def _step(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: An
         input_ids=tokens,
         attention_mask=None if bool(mask.all()) else mask.long(),
         position_ids=positions,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **cache_argument(model, cache),
     )
     return out.logits[:, -1].float()  # type: ignore[no-any-return]
 

@@ -141,9 +141,16 @@ def save(
     plain: Any = model
     if hasattr(model, "merge_and_unload"):
         plain = copy.deepcopy(plain).float().merge_and_unload()
-    with pretrained.quiet():
-        plain.save_pretrained(path, state_dict=weights or None)
-        tokenizer.save_pretrained(path)
+    # Before transformers 5.23 a model with a generation config that warns, as many have, could be loaded but not saved.
+    generation = plain.generation_config
+    try:
+        with pretrained.quiet():
+            plain.generation_config = type(generation)()
+            plain.save_pretrained(path, state_dict=weights or None)
+            generation.to_json_file(os.path.join(path, pretrained.GENERATION))
+            tokenizer.save_pretrained(path)
+    finally:
+        plain.generation_config = generation
 
 
 def with_lora(model: nn.Module, rank: int, *, seed: int) -> nn.Module:

@@ -7,7 +7,10 @@ Tokens that the completions of a group share are computed once. Leaves out loadi
 # N prompts, B = N · group completions, P and T tokens, C kinds of completions, D hidden size, V vocabulary
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +21,21 @@ def trunk_of(model: Any) -> nn.Module:
     """The part of a model that computes hidden states, without the output matrix."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     return plain.base_model if plain.base_model is not plain else plain.model  # type: ignore[no-any-return]
+
+
+def cache_argument(model: nn.Module, cache: Any) -> dict[str, Any]:
+    """The cache by the name that the model's `forward` has for it; transformers renames it in 5.24.
+
+    Of a wrapper that passes on whatever it gets, such as an adapter, it is the name of the first part that has one.
+    """
+    kinds: Iterator[Any] = map(type, model.modules())
+    return {next(filter(None, map(_cache_name, kinds)), "past_key_values"): cache}
+
+
+@functools.cache
+def _cache_name(kind: type) -> str | None:
+    parameters = inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+    return next((name for name in ("past_key_values", "cache") if name in parameters), None)
 
 
 def output_of(model: Any) -> Tensor:
@@ -149,7 +167,7 @@ def _run(trunk: nn.Module, tokens: Tensor, mask: Tensor, last: int, cache: Any =
         input_ids=tokens,
         attention_mask=None if bool(mask.all()) else mask.long(),
         position_ids=positions,
-        past_key_values=cache,
         use_cache=cache is not None,
+        **cache_argument(trunk, cache),
     )
     return out.last_hidden_state[:, -last:]  # type: ignore[no-any-return]

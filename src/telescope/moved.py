@@ -17,7 +17,9 @@ MOVED = {
     "control.env_lanes": "control.environments.lanes",
     "control.networks": "control.agents.networks",
     "control.distributions": "control.agents.distributions",
+    "control.rollout": "control.experience.rollout control.experience.samples control.experience.encoding",
     "control.normalisation": "control.experience.normalisation",
+    "language.training": "language.run language.execution language.checks language.optimiser language.randomness",
     "language.sampling": "language.experience.sampling",
     "language.rollouts": "language.experience.rollout",
     "language.supervised": "language.experience.supervised",
@@ -37,40 +39,23 @@ MOVED = {
     "runs.log": "runs.formats.log",
     "runs.curves": "runs.formats.curves",
 }
-"""Former name → name, below `telescope`."""
-
-SPLIT = {
-    "control.rollout": ("experience.rollout", "experience.samples", "experience.encoding"),
-    "language.training": ("run", "execution", "checks", "optimiser", "randomness"),
-}
-"""Former name → the modules in the same folder that have its content now."""
+"""Former name → name below `telescope`, or the names of the modules that have its content now."""
 
 
 class Former(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """An import finder for former names."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if fullname.removeprefix("telescope.") not in MOVED | SPLIT:
+        if fullname.removeprefix("telescope.") not in MOVED:
             return None
         return importlib.util.spec_from_loader(fullname, self)
 
     def exec_module(self, module: ModuleType) -> None:
         former = module.__name__
-        if parts := SPLIT.get(former.removeprefix("telescope.")):
-            _have_content_of(module, [f"{former.rpartition('.')[0]}.{part}" for part in parts])
-            return
-        name = f"telescope.{MOVED[former.removeprefix('telescope.')]}"
-        warnings.warn(f"{former} has moved: import {name}", DeprecationWarning, stacklevel=2)
-        sys.modules[former] = importlib.import_module(name)  # the result of the import
-
-
-def _have_content_of(module: ModuleType, parts: list[str]) -> None:
-    warnings.warn(f"{module.__name__} has been split: import {' or '.join(parts)}", DeprecationWarning, stacklevel=3)
-
-    def find(name: str) -> Any:
-        for part in parts:
-            if hasattr(found := importlib.import_module(part), name):
-                return getattr(found, name)
-        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-
-    module.__dict__["__getattr__"] = find
+        names = [f"telescope.{name}" for name in MOVED[former.removeprefix("telescope.")].split()]
+        warnings.warn(f"{former} has moved: import {' or '.join(names)}", DeprecationWarning, stacklevel=2)
+        parts = [importlib.import_module(name) for name in names]
+        if len(parts) == 1:
+            sys.modules[former] = parts[0]  # the result of the import
+        for part in reversed(parts):
+            vars(module).update({name: found for name, found in vars(part).items() if not name.startswith("__")})

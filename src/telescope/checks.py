@@ -181,7 +181,7 @@ def fits_memory(numbers: int, subject: str) -> None:
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of an ordinary file; ABSENT for one that is not there, or cannot be read."""
+    """The SHA-256 of an ordinary file; ABSENT if it does not exist or cannot be read."""
     try:
         with open(path if os.path.isfile(path) else "", "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -203,7 +203,7 @@ def missing_device(device: str) -> str:
 def require_device(config: Any) -> None:
     """Raise a ValueError if the configuration's device is not available."""
     if reason := missing_device(config.device):
-        raise ValueError(f"device is {config.device!r}, which is not available here ({reason}); try --device cpu")
+        raise ValueError(f"device {config.device!r} is not available on this machine ({reason}); use --device cpu")
 
 
 def on_device(config: Any, device: str | None) -> Any:
@@ -212,7 +212,7 @@ def on_device(config: Any, device: str | None) -> Any:
         config = dataclasses.replace(config, device=device)
         require_device(config)
     elif reason := missing_device(config.device):
-        warnings.warn(f"device {config.device!r} is not available here ({reason}); using cpu", stacklevel=3)
+        warnings.warn(f"device {config.device!r} is not available on this machine ({reason}); using cpu", stacklevel=3)
         config = dataclasses.replace(config, device="cpu")
     return config
 

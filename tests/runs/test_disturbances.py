@@ -213,13 +213,13 @@ def test_a_worker_whose_parent_is_gone_ends_without_a_word(monkeypatch):
 @pytest.mark.parametrize("name", ["evil", "meta", "cpu:x", "mps"])
 def test_a_device_that_keeps_no_numbers_is_told(name):
     assert missing_device(name)
-    with pytest.raises(ValueError, match=f"device is '{name}', which is not available here"):
+    with pytest.raises(ValueError, match=f"device '{name}' is not available on this machine"):
         on_device(PPO(), name)
 
 
 def test_a_run_of_another_device_is_read_on_the_cpu_and_says_so():
     assert missing_device("cpu") == ""
-    with pytest.warns(UserWarning, match="device 'evil' is not available here .*; using cpu"):
+    with pytest.warns(UserWarning, match="device 'evil' is not available on this machine .*; using cpu"):
         assert on_device(PPO(device="evil"), None).device == "cpu"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -227,7 +227,7 @@ def _moved(config: Any, options: ResumeOptions) -> str | None:
     """The device to continue on, if it is not the run's own. A ValueError if this machine does not have it."""
     device = options.device or config.device
     if (reason := missing_device(device)) and (options.device or not options.allow_inexact):
-        raise ValueError(f"device is {device!r}, which is not available here ({reason}); use --device cpu")
+        raise ValueError(f"device {device!r} is not available on this machine ({reason}); use --device cpu")
     device = "cpu" if reason else device
     return None if device == config.device else device
 

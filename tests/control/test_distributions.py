@@ -53,6 +53,31 @@ def test_agrees_with_torch_distributions(name):
     assert (d.log_prob(outputs, d.mode(outputs)) >= log_probs - 1e-5).all()
 
 
+@pytest.mark.parametrize("name", SPACES)
+def test_the_kl_is_the_mean_of_the_log_ratio(name):
+    """Exact where actions can be counted, to five standard errors where they are drawn; 0 for the policy itself."""
+    space, rng, n = SPACES[name], np.random.default_rng(5), 40_000
+    d = distribution(space)
+    new, old = (torch.tensor(rng.normal(size=(d.outputs,)), dtype=torch.float64).expand(n, -1) for _ in range(2))
+    actions = d.sample(old, torch.tensor(d.noise(rng, (n,))))
+    ratios = d.log_prob(old, actions) - d.log_prob(new, actions)
+    kl = float(d.kl(new, old)[0])
+    assert abs(ratios.mean() - kl) < 5 * ratios.std() / n**0.5
+    if not d.continuous:
+        found = torch.unique(actions.reshape(n, -1), dim=0).reshape(-1, *space.shape)
+        p, q = (d.log_prob(x[: len(found)], found) for x in (old, new))
+        assert p.exp().sum() == pytest.approx(1)
+        assert kl == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-6)
+    assert float(d.kl(old, old)[0]) == pytest.approx(0, abs=1e-12)
+
+
+def test_forbidden_actions_are_no_part_of_a_kl():
+    d = distribution(gym.spaces.Discrete(3))
+    new, old, mask = torch.tensor([0.3, 7.0, -1.0]), torch.tensor([1.0, -4.0, 0.5]), torch.tensor([True, False, True])
+    two = distribution(gym.spaces.Discrete(2))
+    assert d.kl(new, old, mask) == pytest.approx(float(two.kl(new[mask], old[mask])), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["Discrete", "MultiDiscrete", "MultiBinary"])
 def test_samples_come_as_often_as_their_probability_says(name):
     space, rng, n = SPACES[name], np.random.default_rng(1), 20_000

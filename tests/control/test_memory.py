@@ -263,3 +263,16 @@ def test_a_run_folder_of_it_is_evaluated_and_resumed(tmp_path):
     policy = telescope.load(run.path)
     assert policy.agent.network.memory == 4
     assert policy.evaluate(3).returns.shape == (2, 3)
+
+
+def test_a_part_of_an_agent_is_found_by_name():
+    _, layout = create(with_memory(mlp(4, 2, hidden=(3,)), 2, 4), [0])
+    total = sum(layout.sizes)
+    parts = [layout.part(name) for name in ("memory.", "policy.", "value.")]
+    assert sorted(torch.cat(parts).tolist()) == list(range(total))
+    marked = torch.zeros(total)
+    marked[layout.part("policy.out")] = 1
+    for name, values in layout.unflatten(marked).items():
+        assert set(values.unique().tolist()) == {float(name.startswith("policy.out"))}
+    with pytest.raises(ValueError, match=r"no parameter's name begins with 'critic'; there are memory.input.weight"):
+        layout.part("critic")

@@ -44,6 +44,8 @@ class Distribution(NamedTuple):
     """`log_prob(outputs, actions, masks=None)` → log π(a|s), summed over the components of an action."""
     entropy: Callable[..., Tensor]
     """`entropy(outputs, masks=None)`, summed over the components of an action."""
+    kl: Callable[..., Tensor]
+    """`kl(outputs, old_outputs, masks=None)`, exactly KL(π_old ‖ π) = Σ π_old (log π_old − log π), in nats."""
 
 
 def distribution(space: gym.Space) -> Distribution:
@@ -67,6 +69,10 @@ def categorical(n: int) -> Distribution:
         chosen = actions[..., None] == torch.arange(n, device=logits.device)  # [..., n]
         return torch.where(chosen, log_p, 0.0).sum(-1)  # a gather's gradient has no fixed order
 
+    def kl(logits: Tensor, old_logits: Tensor, masks: Masks = None) -> Tensor:
+        log_p, log_old = (torch.log_softmax(_allowed(x, masks), dim=-1) for x in (logits, old_logits))
+        return (log_old.exp() * (log_old - log_p)).sum(-1)
+
     return Distribution(
         outputs=n,
         continuous=False,
@@ -77,6 +83,7 @@ def categorical(n: int) -> Distribution:
         mode=lambda logits, masks=None: _allowed(logits, masks).argmax(-1),
         log_prob=log_prob,
         entropy=lambda logits, masks=None: _entropy(_allowed(logits, masks)),
+        kl=kl,
     )
 
 
@@ -100,9 +107,9 @@ def epsilon_greedy(n: int, epsilon: float = 0.0) -> Distribution:
         return mode(explores, masks)
 
     def none(*_: Tensor) -> Tensor:
-        raise NotImplementedError("an ε-greedy policy has no log-probabilities and no entropy")
+        raise NotImplementedError("an ε-greedy policy has no log-probabilities, entropy or KL")
 
-    return Distribution(n, False, (), torch.int64, noise, sample, mode, log_prob=none, entropy=none)
+    return Distribution(n, False, (), torch.int64, noise, sample, mode, log_prob=none, entropy=none, kl=none)
 
 
 def multi_categorical(nvec: tuple[int, ...], shape: tuple[int, ...]) -> Distribution:
@@ -133,6 +140,10 @@ def multi_categorical(nvec: tuple[int, ...], shape: tuple[int, ...]) -> Distribu
         rows = zip(parts, split(logits), split(masks), strict=True)
         return torch.stack([part.entropy(x, m) for part, x, m in rows]).sum(0)
 
+    def kl(logits: Tensor, old_logits: Tensor, masks: Masks = None) -> Tensor:
+        rows = zip(parts, split(logits), split(old_logits), split(masks), strict=True)
+        return torch.stack([part.kl(x, old, m) for part, x, old, m in rows]).sum(0)
+
     return Distribution(
         outputs=sum(nvec),
         continuous=False,
@@ -143,6 +154,7 @@ def multi_categorical(nvec: tuple[int, ...], shape: tuple[int, ...]) -> Distribu
         mode=mode,
         log_prob=log_prob,
         entropy=entropy,
+        kl=kl,
     )
 
 
@@ -162,6 +174,11 @@ def bernoulli(shape: tuple[int, ...]) -> Distribution:
         log_q = log_p - logits  # log(1 − p)
         return -(log_p.exp() * log_p + log_q.exp() * log_q).sum(-1)
 
+    def kl(logits: Tensor, old_logits: Tensor, masks: Masks = None) -> Tensor:
+        log_p, log_old = (torch.nn.functional.logsigmoid(x) for x in (logits, old_logits))
+        log_q, log_old_q = log_p - logits, log_old - old_logits  # log(1 − p)
+        return (log_old.exp() * (log_old - log_p) + log_old_q.exp() * (log_old_q - log_q)).sum(-1)
+
     return Distribution(
         outputs=size,
         continuous=False,
@@ -172,6 +189,7 @@ def bernoulli(shape: tuple[int, ...]) -> Distribution:
         mode=lambda logits, masks=None: _shaped(_whole(logits > 0), shape),
         log_prob=log_prob,
         entropy=entropy,
+        kl=kl,
     )
 
 
@@ -188,6 +206,11 @@ def diagonal_gaussian(shape: tuple[int, ...]) -> Distribution:
         z = (_columns(actions, shape) - mean) * torch.exp(-log_std)
         return -(0.5 * z**2 + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
+    def kl(outputs: Tensor, old_outputs: Tensor, masks: Masks = None) -> Tensor:
+        (mean, log_std), (old_mean, old_log_std) = (x.split(size, dim=-1) for x in (outputs, old_outputs))
+        ratio, z = torch.exp(old_log_std - log_std), (old_mean - mean) * torch.exp(-log_std)
+        return (log_std - old_log_std + 0.5 * (ratio**2 + z**2 - 1)).sum(-1)
+
     return Distribution(
         outputs=2 * size,
         continuous=True,
@@ -198,6 +221,7 @@ def diagonal_gaussian(shape: tuple[int, ...]) -> Distribution:
         mode=lambda outputs, masks=None: _shaped(outputs[..., :size], shape),
         log_prob=log_prob,
         entropy=lambda outputs, masks=None: (outputs[..., size:] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1),
+        kl=kl,
     )
 
 

@@ -31,6 +31,18 @@ class Layout(NamedTuple):
     def sizes(self) -> list[int]:
         return [math.prod(shape) for shape in self.shapes]
 
+    def part(self, prefix: str) -> Tensor:
+        """Positions [K] in the vector of the parameters whose names begin with `prefix`, such as "policy."."""
+        starts = [0, *itertools.accumulate(self.sizes)]
+        found = [
+            torch.arange(a, b)
+            for name, (a, b) in zip(self.names, itertools.pairwise(starts), strict=True)
+            if name.startswith(prefix)
+        ]
+        if not found:
+            raise ValueError(f"no parameter's name begins with {prefix!r}; there are {', '.join(self.names)}")
+        return torch.cat(found)
+
     def unflatten(self, vectors: Array) -> Parameters:
         """[P] → a dictionary of parameters, as views. [S, P] → those of all agents, with vectors as [S, 1, n]."""
         lead = tuple(vectors.shape[:-1])

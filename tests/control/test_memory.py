@@ -236,7 +236,7 @@ def test_a_network_of_ones_own_may_remember():
 @pytest.mark.parametrize(
     ("algorithm", "config", "network", "message"),
     [
-        (ppo, {"gru": 0, "minibatch_size": 12}, own(1), "minibatch_size is 12, .* multiple of that, such as 8"),
+        (ppo, {"gru": 0, "minibatch_size": 12}, own(1), "minibatch_size is 12, .* multiple of it, such as 8"),
         (dqn, {}, own(1), "network has a memory of 1 numbers, but this algorithm learns from single steps"),
         (ppo, {"gru": 0}, own(1)._replace(remember=None), "only one of memory and remember"),
         (

@@ -139,7 +139,7 @@ def test_an_evaluation_needs_no_base_and_says_what_it_could_not_measure(made, ca
     assert json.loads(told.out)["kl_completion"] is None
     assert re.search(r"model \(.*base\) is gone since the run began", told.err)
     assert main(["eval", "run"]) == 0
-    assert re.search(r"kl +-\n", capsys.readouterr().out)
+    assert re.search(r"kl_completion +-\n", capsys.readouterr().out)
     assert main(["train", "--resume", "run", "--total-steps", "2"]) != 0
     assert "is gone" in capsys.readouterr().err
 

@@ -375,7 +375,7 @@ def test_what_evaluations_cannot_show_is_said(files, capsys):
     (files / "data.jsonl").write_text('{"prompt": "é", "answer": "1"}')
     assert train("grpo", files / "data.jsonl", files / "run", "--total-steps", 1, "--max-tokens", 2) == 0
     errors = capsys.readouterr().err
-    assert "of the 1 rows of" in errors
+    assert "1 rows is in the held-out tenth" in errors
     assert "evaluations use training prompts" in errors
     assert "100% of the held-out prompts have characters that the tokenizer of tiny does not know" in errors
 

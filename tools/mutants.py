@@ -26,6 +26,7 @@ SOURCE = Path("src") / "telescope"
 COPIED = ("src", "tests", "docs", "tools", "benchmarks", "pyproject.toml", "README.md")  # what tests read
 KERNELS = (
     "recurrence/kernels.py",
+    "recurrence/gae_kernels.py",
     "control/experience/loops.py",
 )  # numba compiles these: their mutants need a cache of their own
 ROOMS = ("algorithms/", "commands/", "control/", "language/", "objectives/")

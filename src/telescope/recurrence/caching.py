@@ -42,6 +42,7 @@ class _Checked(FunctionCache):  # type: ignore[misc]
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._cache_file.__class__ = _File
+        self._cache_file._source_stamp = _stamp(Path(function.__code__.co_filename).parent)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
@@ -57,6 +58,12 @@ class _Checked(FunctionCache):  # type: ignore[misc]
         except (EOFError, pickle.UnpicklingError, ValueError):  # the index was broken meanwhile
             with contextlib.suppress(OSError):
                 self.flush()
+
+
+def _stamp(folder: Path) -> tuple[Any, ...]:
+    """Times and sizes of all sources in a folder. numba looks at one file, but a loop may call those of another."""
+    found = [(file.name, file.stat()) for file in sorted(folder.glob("*.py"))]
+    return tuple((name, about.st_mtime, about.st_size) for name, about in found)
 
 
 class _File(IndexDataCacheFile):  # type: ignore[misc]

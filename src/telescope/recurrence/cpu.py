@@ -4,6 +4,7 @@ It does not check its arguments: shapes agree, floats are all float32 or all flo
 outputs do not overlap inputs. Columns are independent, so the number of threads never changes a result.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -129,9 +130,8 @@ def _kernel(name: str, layout: str, dtype: np.dtype) -> Callable[..., None]:
     # no lock: two threads that arrive together both compile, and get the same code
     kernel = _kernels.get((name, layout, dtype.char))
     if kernel is None:
-        from telescope.recurrence import kernels
-
-        kernel = kernels.compiled(getattr(kernels, f"{name}_{layout}"), dtype)
+        loops = importlib.import_module(f"telescope.recurrence.{'gae_kernels' if name == 'gae' else 'kernels'}")
+        kernel = loops.compiled(getattr(loops, f"{name}_{layout}"), dtype)
         _kernels[name, layout, dtype.char] = kernel
     return kernel
 

@@ -1,4 +1,4 @@
-"""The loops that numba compiles: the linear recurrence, and GAE fused into it, each for two memory layouts.
+"""The loops of the linear recurrence that numba compiles, for two memory layouts; `gae_kernels.py` fuses GAE into them.
 
 `cpu.py` checks, allocates results and starts threads. It imports this file (and numba, which takes 0.3 to 0.5 s) only
 when the first kernel is called.
@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, literal_unroll, njit, types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from telescope.recurrence import caching
-from telescope.recurrence.cpu import PAGE, SHORT
+from telescope.recurrence.cpu import PAGE
 
 REGISTER = 64  # bytes of a vector: 16 lanes of float32; narrower machines use several registers
 STEPS = 1024  # maximum steps per lane of a tile: x and a fit the second-level cache, and reads are long enough
@@ -47,7 +47,7 @@ def _pointer(_context: Any, _address: Any) -> Any:
 
 
 @njit
-def _line(array, t, column, count):  # type: ignore[no-untyped-def]
+def span(array, t, column, count):  # type: ignore[no-untyped-def]
     # `count` numbers from array[t, column] on, along the contiguous axis. Because they are adjacent, the compiler can
     # vectorise. A shared row (column) serves all steps (columns).
     down = t * array.strides[0] if array.shape[0] > 1 else 0
@@ -56,7 +56,7 @@ def _line(array, t, column, count):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _touch(array, start, stop):  # type: ignore[no-untyped-def]
+def touch(array, start, stop):  # type: ignore[no-untyped-def]
     # Read one byte of each cache line of the rows start:stop, forwards. Processors prefetch for a forward walk through
     # memory, but not all do so for a backward walk, and none across pages.
     seen = np.uint8(0)
@@ -69,7 +69,7 @@ def _touch(array, start, stop):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _rows_at_a_time(array):  # type: ignore[no-untyped-def]
+def rows_at_a_time(array):  # type: ignore[no-untyped-def]
     steps, columns = array.shape
     outside = columns * array.itemsize < PAGE and steps * columns >= 32 * BLOCK  # outside of every cache
     return max(1, BLOCK // columns) if outside else steps
@@ -77,15 +77,15 @@ def _rows_at_a_time(array):  # type: ignore[no-untyped-def]
 
 def recurrence_rows(x, a, y, lo, hi):  # type: ignore[no-untyped-def]
     """y[t] = x[t] + a[t] · y[t+1], row by row; neighbouring columns are adjacent in memory."""
-    carry, seen, block = np.zeros(hi - lo, y.dtype), np.uint8(0), _rows_at_a_time(y)
+    carry, seen, block = np.zeros(hi - lo, y.dtype), np.uint8(0), rows_at_a_time(y)
     for stop in range(x.shape[0], 0, -block):
         start = max(0, stop - block)
         if block < x.shape[0]:
-            seen |= _touch(x, start, stop) | _touch(a, start, stop) | _touch(y, start, stop)
+            seen |= touch(x, start, stop) | touch(a, start, stop) | touch(y, start, stop)
         for t in range(stop - 1, start - 1, -1):
-            x_row = _line(x, t, lo, hi - lo)
-            a_row = _line(a, t, lo, hi - lo)
-            y_row = _line(y, t, lo, hi - lo)
+            x_row = span(x, t, lo, hi - lo)
+            a_row = span(a, t, lo, hi - lo)
+            y_row = span(y, t, lo, hi - lo)
             for j in range(hi - lo):
                 tail = a_row[j] * carry[j]
                 carry[j] = x_row[j] + tail if a_row[j] != 0 else x_row[j]
@@ -173,14 +173,14 @@ _walk, _walk_and_multiply = _walking(False), _walking(True)
 
 
 @njit
-def _cut(steps, columns, lanes):  # type: ignore[no-untyped-def]
+def cut_of(steps, columns, lanes):  # type: ignore[no-untyped-def]
     # Whether columns are cut into stretches for the lanes, and the number of steps per lane of a tile.
     pieces = lanes if columns <= FEW and steps >= LONG else 1
     return pieces > 1, min(STEPS, (steps + pieces * lanes - 1) // (pieces * lanes) * lanes)
 
 
 @njit
-def _place(lane, lanes, first, stop, cut, height):  # type: ignore[no-untyped-def]
+def place_of(lane, lanes, first, stop, cut, height):  # type: ignore[no-untyped-def]
     # The column, first step and number of steps in a lane of the tile that ends before `stop`.
     end = stop - (lanes - 1 - lane) * height if cut else stop
     start = max(0, end - height)
@@ -200,10 +200,10 @@ def _wild(a):  # type: ignore[no-untyped-def]
 def _join(x, a, y, p, carry, product, height, later):  # type: ignore[no-untyped-def]
     # Correct stretches that began with 0 by the carries of later stretches; `later` is the carry after the last one.
     for lane in range(carry.size - 1, -1, -1):
-        x_line, a_line, y_line = _line(x, lane, 0, height), _line(a, lane, 0, height), _line(y, lane, 0, height)
+        x_line, a_line, y_line = span(x, lane, 0, height), span(a, lane, 0, height), span(y, lane, 0, height)
         joined = carry[lane] + product[lane] * later
         if np.isfinite(joined):
-            p_line = _line(p, lane, 0, height)
+            p_line = span(p, lane, 0, height)
             for i in range(height):
                 y_line[i] += p_line[i] * later
             later = joined
@@ -215,7 +215,7 @@ def _join(x, a, y, p, carry, product, height, later):  # type: ignore[no-untyped
 
 
 @njit
-def _solve(x, a, y, p, carry, product, cut, height, count, later, tame):  # type: ignore[no-untyped-def]
+def solve(x, a, y, p, carry, product, cut, height, count, later, tame):  # type: ignore[no-untyped-def]
     # The recurrence on a tile, for the last `count` steps of each lane. Columns continue from `carry`. Stretches begin
     # with 0, and `later`, which is returned, passes from tile to tile.
     lanes = carry.size
@@ -228,13 +228,13 @@ def _solve(x, a, y, p, carry, product, cut, height, count, later, tame):  # type
     for start in range(height - lanes, -1, -lanes):
         _walk_and_multiply(x, a, y, p, carry, product, start)
     for lane in range(lanes):
-        if not tame and _wild(_line(a, lane, 0, height)):
+        if not tame and _wild(span(a, lane, 0, height)):
             product[lane] = np.nan
     return _join(x, a, y, p, carry, product, height, later)
 
 
 @njit
-def _tiles(lanes, cut, height, apart, number):  # type: ignore[no-untyped-def]
+def new_tiles(lanes, cut, height, apart, number):  # type: ignore[no-untyped-def]
     # x, a, y, p, carry, product. Rows are wider than necessary, so that they do not compete for the same cache lines.
     # Columns need no products, and y may share memory with x.
     x = np.empty((lanes, height + apart), number)
@@ -244,7 +244,7 @@ def _tiles(lanes, cut, height, apart, number):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _clear(x, a, lane, count):  # type: ignore[no-untyped-def]
+def clear(x, a, lane, count):  # type: ignore[no-untyped-def]
     # Fill the places before a column's first step with neutral values.
     for i in range(count):
         x[lane, i] = 0
@@ -254,163 +254,34 @@ def _clear(x, a, lane, count):  # type: ignore[no-untyped-def]
 def recurrence_columns(x, a, y, lo, hi):  # type: ignore[no-untyped-def]
     """The recurrence in tiles: for batch-major arrays, few long columns, and unusual strides."""
     lanes = REGISTER // y.itemsize
-    cut, height = _cut(x.shape[0], x.shape[1], lanes)
-    x_tile, a_tile, y_tile, p_tile, carry, product = _tiles(lanes, cut, height, lanes, y.dtype)
+    cut, height = cut_of(x.shape[0], x.shape[1], lanes)
+    x_tile, a_tile, y_tile, p_tile, carry, product = new_tiles(lanes, cut, height, lanes, y.dtype)
     for first in range(lo, hi, 1 if cut else lanes):
         used, later = lanes if cut else min(lanes, hi - first), y.dtype.type(0)
         carry[:] = 0
         for stop in range(x.shape[0], 0, -height * (lanes if cut else 1)):
             for k in range(used):
-                column, start, count = _place(k, lanes, first, stop, cut, height)
-                _clear(x_tile, a_tile, k, height - count)
+                column, start, count = place_of(k, lanes, first, stop, cut, height)
+                clear(x_tile, a_tile, k, height - count)
                 for i in range(count):
                     x_tile[k, height - count + i] = x[start + i, column]
                     a_tile[k, height - count + i] = a[start + i, column]
             longest = min(stop, height)
-            later = _solve(x_tile, a_tile, y_tile, p_tile, carry, product, cut, height, longest, later, False)
+            later = solve(x_tile, a_tile, y_tile, p_tile, carry, product, cut, height, longest, later, False)
             for k in range(used):
-                column, start, count = _place(k, lanes, first, stop, cut, height)
+                column, start, count = place_of(k, lanes, first, stop, cut, height)
                 for i in range(count):
                     y[start + i, column] = y_tile[k, height - count + i]
 
 
-def gae_rows(  # type: ignore[no-untyped-def]
-    rewards,
-    values,
-    next_values,
-    terminated,
-    truncated,
-    mask,
-    gamma,
-    decay,
-    returns_decay,
-    advantages,
-    returns,
-    lo,
-    hi,
-):
-    """δ, advantages and returns in one pass, row by row. decay is γλ; returns_decay is that of the returns."""
-    terminated, truncated, mask = terminated.view(np.uint8), truncated.view(np.uint8), mask.view(np.uint8)
-    number = values.dtype.type
-    g, d, e = number(gamma), number(decay), number(returns_decay)
-    n, zero = hi - lo, number(0)
-    trace, returns_trace = np.zeros(n, values.dtype), np.zeros(n, values.dtype)
-    bootstraps, goes_on, returns_goes_on = g != 0, d != 0, e != 0
-    seen, block = np.uint8(0), _rows_at_a_time(values)
-    for stop in range(values.shape[0], 0, -block):
-        start = max(0, stop - block)
-        if block < values.shape[0]:
-            seen |= _touch(rewards, start, stop) | _touch(values, start, stop) | _touch(next_values, start, stop)
-            seen |= _touch(terminated, start, stop) | _touch(truncated, start, stop) | _touch(mask, start, stop)
-            seen |= _touch(advantages, start, stop) | _touch(returns, start, stop)
-        for t in range(stop - 1, start - 1, -1):
-            reward, value, next_value = _line(rewards, t, lo, n), _line(values, t, lo, n), _line(next_values, t, lo, n)
-            ends, cut, live = _line(terminated, t, lo, n), _line(truncated, t, lo, n), _line(mask, t, lo, n)
-            advantage, target = _line(advantages, t, lo, n), _line(returns, t, lo, n)
-            for j in range(n):
-                successor = g * next_value[j] if ends[j] == 0 and bootstraps else zero
-                delta = reward[j] + successor - value[j]
-                inside = (ends[j] | cut[j]) == 0
-                a = delta + (d * trace[j] if inside and goes_on else zero)
-                b = delta + (e * returns_trace[j] if inside and returns_goes_on else zero)
-                trace[j] = a if live[j] != 0 else trace[j]
-                returns_trace[j] = b if live[j] != 0 else returns_trace[j]
-                advantage[j] = a if live[j] != 0 else zero
-                target[j] = b + value[j] if live[j] != 0 else zero
-    return seen
-
-
-@njit
-def _prepare(reward, value, next_value, ends, cut, live, gamma, decay, x, a):  # type: ignore[no-untyped-def]
-    # The pair (x, a) of a stretch of a column. A masked step has x = 0, a = 1, which lets the trace through.
-    zero, one, bootstraps = x.dtype.type(0), x.dtype.type(1), gamma != 0
-    for i in range(value.size):
-        successor = gamma * next_value[i] if ends[i] == 0 and bootstraps else zero
-        inside = (ends[i] | cut[i]) == 0
-        x[i] = reward[i] + successor - value[i] if live[i] != 0 else zero
-        a[i] = (decay if inside else zero) if live[i] != 0 else one
-
-
-@njit
-def _deliver(y, value, live, advantage, target):  # type: ignore[no-untyped-def]
-    zero = y.dtype.type(0)
-    for i in range(value.size):
-        advantage[i] = y[i] if live[i] != 0 else zero
-        target[i] = y[i] + value[i] if live[i] != 0 else zero
-
-
-@njit
-def _deliver_advantage(y, live, advantage):  # type: ignore[no-untyped-def]
-    for i in range(live.size):
-        advantage[i] = y[i] if live[i] != 0 else y.dtype.type(0)
-
-
-@njit
-def _gae_tiles(floats, flags, gamma, decay, advantages, returns, lo, hi, both):  # type: ignore[no-untyped-def]
-    # All tiles with one λ. Returns are written only if `both`.
-    rewards, values, next_values = floats
-    terminated, truncated, mask = flags
-    lanes = REGISTER // values.itemsize
-    cut, height = _cut(values.shape[0], values.shape[1], lanes)
-    joined = not cut and values.shape[0] == height <= SHORT
-    for array in literal_unroll((*floats, *flags, advantages, returns)):
-        joined &= array.strides[1] == height * array.itemsize
-    x, a, y, p, carry, product = _tiles(lanes, cut, height, 0 if joined else lanes, values.dtype)
-    for first in range(lo, hi, 1 if cut else lanes):
-        used, later = lanes if cut else min(lanes, hi - first), values.dtype.type(0)
-        carry[:] = 0
-        for stop in range(values.shape[0], 0, -height * (lanes if cut else 1)):
-            together = used if joined else 1
-            for k in range(0, used, together):
-                c, t, count = _place(k, lanes, first, stop, cut, height)
-                front, n = height - count, count * together
-                reward, value, next_value = _line(rewards, t, c, n), _line(values, t, c, n), _line(next_values, t, c, n)
-                ends, stops, live = _line(terminated, t, c, n), _line(truncated, t, c, n), _line(mask, t, c, n)
-                x_line, a_line = _line(x, k, front, n), _line(a, k, front, n)
-                _clear(x, a, k, front)
-                _prepare(reward, value, next_value, ends, stops, live, gamma, decay, x_line, a_line)
-            later = _solve(x, a, y, p, carry, product, cut, height, min(stop, height), later, True)
-            for k in range(0, used, together):
-                c, t, count = _place(k, lanes, first, stop, cut, height)
-                front, n = height - count, count * together
-                line, live, advantage = _line(y, k, front, n), _line(mask, t, c, n), _line(advantages, t, c, n)
-                if both:
-                    _deliver(line, _line(values, t, c, n), live, advantage, _line(returns, t, c, n))
-                else:
-                    _deliver_advantage(line, live, advantage)
-
-
-def gae_columns(  # type: ignore[no-untyped-def]
-    rewards,
-    values,
-    next_values,
-    terminated,
-    truncated,
-    mask,
-    gamma,
-    decay,
-    returns_decay,
-    advantages,
-    returns,
-    lo,
-    hi,
-):
-    """GAE in tiles, for neighbouring steps that are adjacent in memory. It runs twice if the two λ differ."""
-    number = values.dtype.type
-    floats = rewards, values, next_values
-    flags = terminated.view(np.uint8), truncated.view(np.uint8), mask.view(np.uint8)
-    for both, weight in ((True, returns_decay), (False, decay)):
-        if both or decay != returns_decay:
-            _gae_tiles(floats, flags, number(gamma), number(weight), advantages, returns, lo, hi, both)
-
-
 def compiled(function: Any, dtype: np.dtype) -> Any:
-    """`function` compiled for one dtype and any strides, or loaded from numba's disk cache."""
+    """A loop of the recurrence, compiled for one dtype and any strides, or loaded from numba's disk cache."""
+    read, _, write = kinds(dtype)
+    return caching.compiled(function, (read, read, write, types.intp, types.intp))
+
+
+def kinds(dtype: np.dtype) -> tuple[Any, Any, Any]:
+    """numba's types of an input [T, columns] of this dtype, of a flag and of an output, with any strides."""
     number = types.float32 if dtype == np.float32 else types.float64
-    read = types.Array(number, 2, "A", readonly=True)
     flag = types.Array(types.boolean, 2, "A", readonly=True)
-    write = types.Array(number, 2, "A")
-    arguments: list[Any] = [read, read, write]
-    if function in (gae_rows, gae_columns):
-        arguments = [read] * 3 + [flag] * 3 + [types.float64] * 3 + [write] * 2
-    return caching.compiled(function, (*arguments, types.intp, types.intp))
+    return types.Array(number, 2, "A", readonly=True), flag, types.Array(number, 2, "A")

@@ -5,7 +5,7 @@ Leaves out which names are valid; the environment decides.
 
 from __future__ import annotations
 
-import itertools
+import json
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,9 @@ from typing import Any
 
 CAPITALS = {"True": True, "False": False}
 """Python's spelling of values, which users type too."""
+
+
+AS_TOML: dict[str, Any] = {"separators": (", ", " = "), "ensure_ascii": False}
 
 
 def registry() -> Any:
@@ -66,17 +69,6 @@ def _kept(found: Any) -> bool:
 
 
 def written(keywords: Mapping[str, Any]) -> list[str]:
-    """The words that `parsed` would read, for the help text."""
-    return list(itertools.chain.from_iterable((name, _word(value)) for name, value in keywords.items()))
-
-
-def _word(found: Any) -> str:
-    if isinstance(found, Mapping):
-        return "{" + ", ".join(f"{name} = {_inner(item)}" for name, item in found.items()) + "}"
-    if isinstance(found, list | tuple):
-        return "[" + ", ".join(map(_inner, found)) + "]"
-    return str(found).lower() if isinstance(found, bool) else str(found)
-
-
-def _inner(found: Any) -> str:
-    return f'"{found}"' if isinstance(found, str) else _word(found)
+    """The words that `parsed` would read, for the help text: JSON with "=" for ":" is TOML on one line."""
+    texts = (value if isinstance(value, str) else json.dumps(value, **AS_TOML) for value in keywords.values())
+    return [word for pair in zip(keywords, texts, strict=True) for word in pair]

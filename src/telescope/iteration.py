@@ -40,9 +40,9 @@ class Iteration:
         self.rows = rows
         """One dictionary per seed; the keys are the columns of metrics.csv."""
         self.step = run.step
-        """Steps per seed so far: of the environments, or of the optimiser on language models."""
+        """The run's clock so far: environment steps per seed, or iterations on language models."""
         self.total_steps = total_steps
-        """Steps per seed of the whole run."""
+        """The clock at the end of the run."""
         self.finished = finished
         """Whether the run ends with this iteration."""
         self.notes = list(notes)

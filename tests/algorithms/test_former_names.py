@@ -161,3 +161,12 @@ def test_former_names_of_columns_are_none_of_today_or_another_quantity(name):
         assert now in today
         assert former not in today or former == "kl_reference"
     assert columns_today(COLUMNS[name], today) == {column: column for column in today}
+
+
+def test_a_checkpoint_of_ppo_from_before_learners_were_trees_goes_on(tmp_path):
+    config = dataclasses.replace(RUNS["ppo"], total_steps=48)
+    first, *_, last = [(step.rows, step.state) for step in ppo.train(config)]
+    state = first[1] | {"optimiser": first[1]["learner"]["adam"]}
+    del state["learner"]
+    *_, resumed = [(step.rows, step.state) for step in ppo.train(config, state)]
+    assert comparable(resumed) == comparable(last)

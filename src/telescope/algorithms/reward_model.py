@@ -37,7 +37,7 @@ class RewardModelling(LanguageConfig):
     task: str = "lm/taste"
     """Built-in task with preference pairs (lm/taste), or a JSONL file with `prompt`, `chosen` and `rejected`."""
     total_steps: int = 200
-    """Number of training steps."""
+    """Number of iterations, of one update each."""
     batch_size: int = 256
     """Number of preference pairs per step."""
     weight_decay: float = 0.01

@@ -294,8 +294,9 @@ class Session:
         same_kind("agents", {"parameters": parameters}, {"parameters": self.parameters.cpu()})
         # a clone, so that the run never writes into the caller's state and torch's allocator keeps the alignment
         fresh = self._first_learner(parameters.to(self.config.device).clone())
-        same_kind("learner", state["learner"], to_dict(fresh, without=fresh.acting))
-        self.learner = from_dict(fresh, state["learner"], without=fresh.acting)
+        kept = state["learner"] if "learner" in state else {"adam": state["optimiser"]}  # PPO before other learners
+        same_kind("learner", kept, to_dict(fresh, without=fresh.acting))
+        self.learner = from_dict(fresh, kept, without=fresh.acting)
         self._elapsed = state["elapsed"]
         # a run with another rollout size would not continue where it stopped
         if state["step"] != state["iteration"] * self.config.batch_size:

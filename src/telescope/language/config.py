@@ -45,7 +45,7 @@ class LanguageConfig:
     seed: int = 0
     """Random seed."""
     total_steps: int = 600
-    """Number of training steps."""
+    """Number of iterations: updates of SFT and reward models, rollouts of the others."""
     learning_rate: float | None = None
     """AdamW's learning rate. none: 1e-3 for the built-in model, 1e-6 for others (SFT 2e-5, reward model 1e-5)."""
     lr_warmup: int = 10
@@ -63,7 +63,7 @@ class LanguageConfig:
     micro_batch: int = 0
     """Completions per forward pass in training, and 8 times as many in sampling and evaluation. 0: all of a step's."""
     eval_every: int = 20
-    """Evaluate on held-out prompts each time this many steps are done. 0: only before the first step and at the end."""
+    """Evaluate on held-out prompts after every this many iterations. 0: only before the first one and at the end."""
     eval_prompts: int = 1000
     """Maximum number of held-out prompts in each evaluation."""
     device: str = "cpu"

@@ -201,7 +201,7 @@ class Session:
 
     @property
     def step(self) -> int:
-        """Steps of the optimiser's outer loop so far."""
+        """Iterations so far: the clock of a run on a language model."""
         return self.iteration
 
     def stop(self) -> None:

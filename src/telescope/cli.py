@@ -6,6 +6,7 @@ Leaves out the commands themselves (`commands/`).
 from __future__ import annotations
 
 import difflib
+import gc
 import os
 import sys
 import traceback
@@ -49,6 +50,10 @@ WORDS = {
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
 """Environment variables that turn off libraries' progress bars and greetings."""
 
+COLLECTED = (50_000, 20, 20)
+"""Thresholds of Python's garbage collection. torch's imports make a million objects that stay: looking through them as
+often as by default takes half a second of a start."""
+
 TOLD = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
 """Types of exceptions that telescope raises with a sentence. Any other type is a bug in its code."""
 
@@ -57,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for a failed run, 2 for an invalid command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _quieten()
+    if argv is None:
+        gc.set_threshold(*COLLECTED)
     with mended():
         status = _run(arguments, alone=argv is None)
         lost = delivered()

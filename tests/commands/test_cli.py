@@ -294,7 +294,7 @@ def test_two_writers_are_refused(tmp_path):
         (["train", "ppo", "CartPole-v1", "--gamma", "1.5", "--out", "OUT"], "gamma is 1.5; expected a number in"),
         (["train", "ppo", "CartPole-v1", "--env-kwargs", "wind", "3", "--out", "OUT"], "wind"),
         (["train", "ppo", "CartPole-v1", "--out", "/dev/null/run"], "/dev/null"),
-        (["train", "ppo", "CartPole-v1", "--device", "abacus", "--out", "OUT"], "device is 'abacus'"),
+        (["train", "ppo", "CartPole-v1", "--device", "abacus", "--out", "OUT"], "device 'abacus' is not available"),
         (["train", "ppo", "CartPole-v1", "--env", "Acrobot-v1", "--out", "OUT"], "two environments are given"),
         (["train", "ppo", "CartPole-v1", "--config", "nowhere.toml"], "nowhere.toml"),
         (["train", "--resume", "nowhere"], "nowhere is not a folder"),

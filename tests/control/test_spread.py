@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -128,3 +129,28 @@ def test_states_are_gone_after_the_next_step_and_a_killed_process_ends_the_run()
     with pytest.raises(ChildProcessError, match="exit status -9"):
         list(loop)
     assert not multiprocessing.active_children()
+
+
+class SlowInOne(worlds.Forever):
+    """The first one that is made takes its time for every step; `place` is a folder that all of them see."""
+
+    def __init__(self, place):
+        super().__init__()
+        try:
+            os.mkdir(os.path.join(place, "taken"))
+            self.seconds = 0.02
+        except FileExistsError:
+            self.seconds = 0.0
+
+    def step(self, action):
+        time.sleep(self.seconds)
+        return super().step(action)
+
+
+def test_the_times_are_those_of_the_slowest_share(tmp_path):
+    """All shares wait for it in every iteration."""
+    config = dataclasses.replace(
+        CONFIG, env=SlowInOne, env_kwargs={"place": str(tmp_path)}, seeds=2, num_envs=1, total_steps=64, eval_every=0
+    )
+    for metrics in train(config):
+        assert [row["time_env"] >= 32 * 0.02 for row in metrics.rows] == [True, True]

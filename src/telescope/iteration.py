@@ -19,6 +19,10 @@ class Run(Protocol):
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
 
+
+class AgentRun(Run, Protocol):
+    """A run of agents, whose acting part can be had alone."""
+
     def policy(self) -> dict[str, Any]:
         """The part of the state that acting needs."""
 
@@ -59,15 +63,21 @@ class Iteration:
         self._require_current()
         return self._run.state()
 
-    @property
-    def policy(self) -> dict[str, Any]:
-        """The part of the state that acting needs."""
-        self._require_current()
-        return self._run.policy()
-
     def _require_current(self) -> None:
         if self._run.step != self.step:
             raise RuntimeError(
                 f"the state after step {self.step} is gone: training has reached step {self._run.step}; "
                 "read `.state` before requesting the next iteration"
             )
+
+
+class AgentIteration(Iteration):
+    """An iteration of agents in environments."""
+
+    _run: AgentRun
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """The part of the state that acting needs."""
+        self._require_current()
+        return self._run.policy()

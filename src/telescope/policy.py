@@ -88,6 +88,11 @@ class Policy:
         noise = None
         if rng is not None:
             noise = torch.tensor(self.agent.distribution.noise(rng, (len(inputs),))).to(inputs.device)
+        if memory is not None and len(memory) != len(inputs):
+            raise ValueError(
+                f"observation holds {len(inputs)} observations, but the player remembers {len(memory)} episodes; "
+                "expected as many, or begins=True for new episodes"
+            )
         if (width := self.agent.network.memory) and memory is None:
             memory = torch.zeros((len(inputs), width), device=inputs.device)
         with torch.no_grad():
@@ -183,9 +188,13 @@ class Player:
 
         begins: whether the observation is the first of an episode; a bool, or [N] for a batch.
         """
-        if self._memory is not None:
-            flags = torch.as_tensor(np.asarray(begins, dtype=bool)).to(self._memory.device)
-            self._memory = torch.where(flags.reshape(-1, 1), 0.0, self._memory)
+        flags = np.asarray(begins, dtype=bool)
+        if flags.all():
+            self._memory = None
+        elif self._memory is not None:
+            if flags.ndim and flags.shape != (len(self._memory),):
+                raise ValueError(f"begins has shape {flags.shape}; expected a bool, or ({len(self._memory)},)")
+            self._memory = torch.where(torch.as_tensor(flags).to(self._memory.device).reshape(-1, 1), 0.0, self._memory)
         action, self._memory = self._policy._act(observation, self._memory, action_mask, self._seed, self._rng)
         return action
 

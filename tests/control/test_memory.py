@@ -194,6 +194,11 @@ def test_a_player_acts_as_the_evaluation_does(tmp_path):
         assert player(seen, begins=new).tolist() == wanted
         forgetful.append(policy.player(seed=6)(seen).tolist() == wanted)
     assert not all(forgetful), "what is remembered matters"
+    with pytest.raises(ValueError, match=r"3 observations, but the player remembers 2 episodes.*begins=True"):
+        player(np.zeros((3, 1), np.float32))
+    with pytest.raises(ValueError, match=r"begins has shape \(3,\); expected a bool, or \(2,\)"):
+        player(np.zeros((2, 1), np.float32), begins=[True, False, False])
+    assert player(np.zeros((3, 1), np.float32), begins=True).shape == (3,)
 
 
 def test_a_player_of_a_policy_without_memory_acts_as_the_policy():

@@ -23,7 +23,7 @@ from telescope.control.agents.networks import Network, q_network
 from telescope.control.config import AgentConfig
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
-from telescope.iteration import Iteration
+from telescope.iteration import AgentIteration
 from telescope.losses import huber_loss
 from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
 from telescope.randomness import ACTIONS, REPLAY, generator
@@ -158,7 +158,7 @@ def train(
     network: Network | None = None,
     start: dict[str, Any] | None = None,
     allow_inexact: bool = False,
-) -> Iterator[Iteration]:
+) -> Iterator[AgentIteration]:
     """Train and yield after every `num_steps` steps: `.rows` are its metrics, `.state` continues it bit for bit.
 
     `network` maps observations to Q-values [N, A] and to [N] numbers that are not used; see

@@ -24,7 +24,7 @@ from telescope.control.experience.rollout import Rollout
 from telescope.control.experience.samples import episode_begins, final_values, live_mask, per_seed, time_major
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
-from telescope.iteration import Iteration
+from telescope.iteration import AgentIteration
 from telescope.losses import clipped_value_loss, importance_ratio, kl_k3, ppo_clip, squared_value_loss
 from telescope.metrics import explained_variance
 from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
@@ -196,7 +196,7 @@ def train(
     network: Network | None = None,
     start: dict[str, Any] | None = None,
     allow_inexact: bool = False,
-) -> Iterator[Iteration]:
+) -> Iterator[AgentIteration]:
     """Train and yield after every iteration: `.rows` are its metrics, `.state` continues it bit for bit.
 
     `network` replaces the built-in perceptrons by any pure (init, apply) pair; see `telescope.control.agents.networks`.

@@ -32,7 +32,7 @@ from telescope.control.experience.replay import Replay
 from telescope.control.experience.rollout import Episodes, Rollout, Transition, no_episodes
 from telescope.control.experience.worlds import rollouts
 from telescope.control.starting import require_fit, require_same_shape, start_from
-from telescope.iteration import Iteration
+from telescope.iteration import AgentIteration
 from telescope.randomness import TRAINING_ENVIRONMENTS
 from telescope.threads import settle
 from telescope.trees import from_dict, to_dict
@@ -186,7 +186,7 @@ class Session:
         """Move a structure of tensors (or None) to the networks' device."""
         return tree_map(lambda x: x.to(self.config.device) if isinstance(x, Tensor) else x, samples)
 
-    def finish(self, statistics: Mapping[str, np.ndarray | None]) -> Iteration:
+    def finish(self, statistics: Mapping[str, np.ndarray | None]) -> AgentIteration:
         """End an iteration: evaluate if due, and make its rows from `statistics` (name → [S], None for no value)."""
         self._require_finite()
         updated = time.perf_counter()
@@ -204,7 +204,7 @@ class Session:
             for s, seed in enumerate(self.config.seed_values)
         ]
         times = self._times(updated)
-        return Iteration(
+        return AgentIteration(
             self,
             rows=[{**row, **times} for row in rows],
             total_steps=self.config.total_steps,

@@ -21,7 +21,7 @@ from telescope.control.config import AgentConfig
 from telescope.control.execution import execution
 from telescope.control.starting import rows_of, start_from
 from telescope.control.workers.transport import Workers
-from telescope.iteration import Iteration
+from telescope.iteration import AgentIteration
 
 TIMES = ("time_env", "time_policy", "time_update", "time_other")
 Train = Callable[..., Iterator[Any]]
@@ -66,7 +66,7 @@ class _SpreadRun:
         self.workers = Workers(_iterations, jobs, _report)
         self.last: list[Any] | None = None
 
-    def train(self) -> Iterator[Iteration]:
+    def train(self) -> Iterator[AgentIteration]:
         """Yield iterations that join those of all shares."""
         try:
             self.workers.start(f"processes is {self.config.processes}")
@@ -88,9 +88,9 @@ class _SpreadRun:
         self.times = {**spent, "time_total": self.times["time_total"] + sum(spent.values())}
         self.step = reports[0]["step"]
 
-    def _iteration(self, reports: list[dict[str, Any]]) -> Iteration:
+    def _iteration(self, reports: list[dict[str, Any]]) -> AgentIteration:
         first = reports[0]
-        return Iteration(
+        return AgentIteration(
             self,
             rows=[row | self.times for report in reports for row in report["rows"]],
             total_steps=self.config.total_steps,
@@ -124,7 +124,7 @@ def _iterations(train: Train, config: AgentConfig, state: Any, more: dict[str, A
     return train(config, state, **more)
 
 
-def _report(metrics: Iteration) -> dict[str, Any]:
+def _report(metrics: AgentIteration) -> dict[str, Any]:
     """A worker's report about an iteration."""
     return {name: getattr(metrics, name) for name in ("rows", "step", "finished", "notes", "warnings")}
 

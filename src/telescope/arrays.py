@@ -68,16 +68,18 @@ def _lazy_message(name: str, array: Array) -> str:
 
 def is_jax(array: Array) -> bool:
     """Whether it is a JAX array or tracer."""
-    jax = sys.modules.get("jax")
-    return jax is not None and isinstance(array, jax.Array)
+    jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
+    if jax is None or (torch is not None and isinstance(array, torch.Tensor)):  # torch.compile cannot ask JAX of it
+        return False
+    return isinstance(array, jax.Array)
 
 
 def any_true(wrong: Array) -> bool:
     """Whether any entry is True. False for a tracer, which has no numbers yet, so that the check is skipped."""
-    jax = sys.modules.get("jax")
-    if jax is not None and isinstance(wrong, jax.core.Tracer):
+    if _hidden(wrong):
         return False
-    return not _hidden(wrong) and bool(wrong.any())
+    jax = sys.modules.get("jax")
+    return not (jax is not None and isinstance(wrong, jax.core.Tracer)) and bool(wrong.any())
 
 
 def _hidden(array: Array) -> bool:

@@ -97,7 +97,8 @@ def ppo_clip(
     loss = -torch.minimum(capped * advantages, _clamped(ratio, 1 - low, 1 + high) * advantages)
     if dual_clip is None:
         return loss
-    return torch.where(advantages < 0, torch.clamp(loss, max=-dual_clip * advantages), loss)
+    most = -dual_clip * advantages
+    return torch.where((advantages < 0) & (loss > most), most, loss)
 
 
 def cispo(ratio: Tensor, log_probs: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
@@ -221,9 +222,9 @@ def _bound(name: str, bound: Tensor | float, x: Tensor) -> Any:
 
 def _clamped(x: Tensor, low: Any, high: Any) -> Tensor:
     """x within bounds, which may be tensors (an annealed clip). Exactly at a bound its gradient is 1."""
-    if isinstance(low, Tensor) or isinstance(high, Tensor):
-        low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (low, high))
-    return torch.clamp(x, low, high)
+    # not torch.clamp, whose gradient there is 1, ½ or 0, as torch's version and the kind of bound have it
+    low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (low, high))
+    return torch.where(x < low, low, torch.where(x > high, high, x))
 
 
 def _bounded(log_ratio: Tensor) -> Tensor:

@@ -166,6 +166,8 @@ class OnPolicyConfig(AgentConfig):
 
     lam: float = 0.95
     """GAE's λ, between 0 and 1. 0 trusts one step and the value function; 1 trusts the whole episode."""
+    normalise_advantages: bool = False
+    """Whiten advantages within each gradient step, per seed."""
     value_coefficient: float = 0.5
     """Weight of the value loss ½(V − R̂)² in the total loss."""
     entropy_coefficient: float = 0.0
@@ -189,6 +191,11 @@ class OnPolicyConfig(AgentConfig):
         in_unit_interval(self, "lam")
         at_least_zero(self, "value_coefficient", "entropy_coefficient", "gru")
         finite(self, "log_std")
+
+    @property
+    def minibatch_size(self) -> int:
+        """Samples per gradient step, per seed; the whole rollout unless an algorithm has a setting of this name."""
+        return self.batch_size
 
     def head(self, action_space: Any) -> Distribution:
         """Return the action distribution of this space."""

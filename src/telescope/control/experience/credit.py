@@ -1,0 +1,92 @@
+"""From a rollout to the samples that an update learns from: probabilities and values as they were, then advantages.
+
+Every actor–critic on rollouts shares these functions. Leaves out the loss (the algorithm), and which samples make a
+minibatch (`minibatches.py`).
+"""
+
+# T time, S seeds, B environments per seed, N = T·B samples per seed, M minibatch, D observation size, A actions
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from telescope.control.agents.actor import ActorCritic
+from telescope.control.config import OnPolicyConfig
+from telescope.control.experience.rollout import Rollout
+from telescope.control.experience.samples import episode_begins, final_values, live_mask, per_seed, time_major
+from telescope.estimators import gae, next_values, whiten
+
+
+class Batch(NamedTuple):
+    """One rollout as samples: [S, N, …] of the population, [M, …] in a minibatch of one agent."""
+
+    observations: Tensor  # [S, N, D] as the policy saw them
+    actions: Tensor  # [S, N, …]
+    log_probs: Tensor  # [S, N] of the agents that acted
+    values: Tensor  # [S, N]
+    advantages: Tensor  # [S, N]
+    returns: Tensor  # [S, N] targets of the critic
+    live: Tensor  # [S, N] bool, False on rows that do not count
+    action_masks: Tensor | None  # [S, N, A] bool, True = allowed
+    memory: Tensor | None = None  # [S, N, H] before each step, of policies that remember
+    begins: Tensor | None = None  # [S, N] bool, True where an episode begins within the rollout, likewise
+    alone: Tensor | None = None  # [S, N] advantages whitened over the rollout, for minibatches with one live sample
+
+
+def samples(session: Any, rollout: Rollout) -> Batch:
+    """A rollout as samples, with log-probabilities and values by the agents that acted, but without advantages."""
+    # [T, S, B, …] → [S, N, …]
+    observations, actions, live = map(per_seed, (rollout.observations, rollout.actions, rollout.mask))
+    masks = None if rollout.action_masks is None else per_seed(rollout.action_masks)
+    memory, begins = None, None
+    if rollout.memory is not None:
+        memory, begins = per_seed(rollout.memory), per_seed(episode_begins(rollout))
+    log_probs, values = session.evaluate(observations, actions, masks, memory)
+    empty = torch.zeros_like(values)  # [S, N]
+    batch = Batch(observations, actions, log_probs, values, empty, empty, live, masks, memory, begins)
+    return session.to_device(batch)  # type: ignore[no-any-return]
+
+
+def with_advantages(config: OnPolicyConfig, session: Any, rollout: Rollout, batch: Batch) -> Batch:
+    """The same samples with advantages and returns, computed from their values."""
+    values = time_major(batch.values.cpu(), config.num_envs)  # [T, S, B]
+    ends: dict[str, Any] = {
+        "terminated": rollout.terminated,
+        "truncated": rollout.truncated,
+        "mask": live_mask(rollout),
+    }
+    last = session.value(rollout.last_observations, rollout.last_memory).cpu()  # [S, B]
+    finals = final_values(rollout, session.value)  # [T, S, B]
+    successors = next_values(values, last, final_values=finals, **ends)
+    advantages, returns = gae(rollout.rewards, values, successors, gamma=config.gamma, lam=config.lam, **ends)
+    found = {"advantages": per_seed(advantages), "returns": per_seed(returns)}
+    if config.normalise_advantages and session.rollouts.may_be_alone(config.minibatch_size):
+        found["alone"] = whitened_rollout(found["advantages"], per_seed(rollout.mask))
+    return batch._replace(**session.to_device(found))
+
+
+def whitened_rollout(advantages: Tensor, live: Tensor) -> Tensor:
+    """Advantages [S, N] whitened per seed; unchanged where only one sample is live."""
+    return torch.where(live.sum(1, keepdim=True) > 1, whiten(advantages, mask=live, axis=1), advantages)
+
+
+def whitened_minibatch(batch: Batch) -> Tensor:
+    """One agent's advantages [M] whitened over its live samples."""
+    advantages = whiten(batch.advantages, mask=batch.live)
+    return advantages if batch.alone is None else torch.where(batch.live.sum() > 1, advantages, batch.alone)
+
+
+def remembered(config: OnPolicyConfig, agent: ActorCritic, vector: Tensor, batch: Batch) -> Tensor:
+    """The inputs of one agent's heads for its samples: the observations [M, D], or the new memory [M, H].
+
+    A minibatch of a policy with a memory has M / T whole sequences, time first. Each is unrolled again from its first
+    memory, so that gradients flow through all of its steps.
+    """
+    if batch.memory is None or batch.begins is None:
+        return batch.observations
+    observations, memory, begins = (
+        x.unflatten(0, (config.num_steps, -1)) for x in (batch.observations, batch.memory, batch.begins)
+    )  # [T, M / T, …]
+    return agent.unroll(vector, observations, memory[0], begins).flatten(0, 1)

@@ -5,7 +5,8 @@ They are written for one agent's flat vector [P]; a population lifts them. Leave
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +47,41 @@ def adam(
     step_size = learning_rate / (1 - first_decay)
     scale = torch.sqrt(second / (1 - second_decay)) + eps
     return parameters - step_size * first / scale, Adam(first, second, first_decay, second_decay)
+
+
+class RMSprop(NamedTuple):
+    """The running mean of squared gradients, [P]; that of a population has S in front."""
+
+    mean_square: Tensor
+
+
+def rmsprop_init(parameters: Tensor) -> RMSprop:
+    """RMSprop's state before its first step, for parameters [S, P]."""
+    return RMSprop(torch.zeros_like(parameters))
+
+
+def rmsprop(
+    parameters: Tensor,
+    state: RMSprop,
+    gradient: Tensor,
+    learning_rate: Tensor,
+    *,
+    decay: float = 0.99,
+    eps: float,
+) -> tuple[Tensor, RMSprop]:
+    """One RMSprop step of one agent (Tieleman & Hinton 2012, lecture 6.5): θ ← θ − α g / (√v + ε), v a mean of g²."""
+    mean_square = decay * state.mean_square + (1 - decay) * gradient**2
+    return parameters - learning_rate * gradient / (torch.sqrt(mean_square) + eps), RMSprop(mean_square)
+
+
+class Optimiser(NamedTuple):
+    """An optimiser as a row of `OPTIMISERS`: `begin(parameters)` makes its state, `step` is one step of one agent."""
+
+    begin: Callable[[Tensor], Any]
+    step: Callable[..., tuple[Tensor, Any]]
+
+
+OPTIMISERS = {"adam": Optimiser(adam_init, adam), "rmsprop": Optimiser(rmsprop_init, rmsprop)}
 
 
 def clip_by_norm(gradient: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:

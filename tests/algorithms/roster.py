@@ -124,8 +124,7 @@ AGENT = {
     "clip_observations": 0.01,
 }
 """Fields of `AgentConfig`, besides."""
-ON_POLICY = {
-    "lam": 0.5,
+POLICY = {
     "anneal_learning_rate": False,
     "activation": "relu",
     "value_coefficient": 0.1,
@@ -136,6 +135,8 @@ ON_POLICY = {
     "normalise_rewards": False,
     "clip_rewards": 0.01,
 }
+"""Fields of `PolicyConfig`, besides; with two of `AgentConfig` whose value dqn changes."""
+ON_POLICY = {"lam": 0.5, "normalise_advantages": True}
 """Fields of `OnPolicyConfig`, besides."""
 
 TEXT = {"threads": 1, "eval_prompts": 8, "lr_warmup": 0, "eval_every": 1, "total_steps": 2, "max_tokens": 4}
@@ -176,6 +177,7 @@ def varied(completions: list[str], **_: Any) -> list[float]:
 PPO_FIELDS = (
     CONTROL
     | AGENT
+    | POLICY
     | ON_POLICY
     | {
         "minibatch_size": 16,

@@ -44,6 +44,12 @@ def with_settings(name, **changes):
     return dataclasses.replace(ROSTER[name].small, **changes)
 
 
+def in_one_update(name):
+    """Settings by which a small run makes one update of an iteration, of those that an algorithm has."""
+    fields = {field.name for field in dataclasses.fields(ROSTER[name].small)}
+    return {field: value for field, value in {"minibatch_size": 32, "epochs": 1}.items() if field in fields}
+
+
 def test_every_algorithm_has_its_row():
     assert {row.module for row in ROSTER.values()} == {find(name) for name in CONFIGS}
 
@@ -110,8 +116,7 @@ def test_a_reward_model_prefers_what_was_chosen(tmp_path):
 @pytest.mark.parametrize(("name", "sampler"), SAMPLED)
 def test_the_first_update_has_ratio_1(name, sampler):
     """The trainer judges actions by the probabilities with which they were drawn, whatever shaped these."""
-    once = {"epochs": 1, "eval_every": 0}
-    once |= {"minibatches": 1} if name in LANGUAGE else {"minibatch_size": 32}
+    once = {"eval_every": 0} | ({"epochs": 1, "minibatches": 1} if name in LANGUAGE else in_one_update(name))
     config = with_settings(name, **once, **ROSTER[name].samplers[sampler])
     rows = next(step.rows for step in ROSTER[name].module.train(config) if "kl" in step.rows[0] and step.step)
     for row in rows:
@@ -178,11 +183,11 @@ def test_annealing_acts_and_rests(name):
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_action_masks_reach_the_update(name, autoreset):
     """Of three actions one is forbidden: no policy over the other two has more entropy than log 2."""
-    config = with_settings(name, env=Masked, env_kwargs={}, autoreset=autoreset, minibatch_size=32, epochs=1)
+    config = with_settings(name, env=Masked, env_kwargs={}, autoreset=autoreset, **in_one_update(name))
     for step in ROSTER[name].module.train(config):
         for row in step.rows:
             assert row["entropy"] <= math.log(2) + 1e-6
-            assert row["kl"] == pytest.approx(0, abs=1e-6)
+            assert row.get("kl", 0) == pytest.approx(0, abs=1e-6)
             assert row["entropy"] > 0.5, "it has not yet become certain"
 
 

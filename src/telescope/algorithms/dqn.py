@@ -21,6 +21,7 @@ from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.distributions import FORBIDDEN, Distribution, epsilon_greedy
 from telescope.control.agents.networks import Network, q_network
 from telescope.control.config import AgentConfig
+from telescope.control.experience.credit import mean_weights
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
@@ -227,7 +228,7 @@ def update_agent(config: DQN, agent: ActorCritic) -> Callable[..., tuple[Learner
 
     def loss(vector: Tensor, batch: Batch, wanted: Tensor) -> tuple[Tensor, Tensor]:
         values = of_action(q_values(vector, batch.observations), batch.actions)  # [M]
-        weights = batch.live / batch.live.sum().clamp(min=1)  # [M] sum to 1
+        weights = mean_weights(batch.live)  # [M]
         total = (weights * huber_loss(values, wanted)).sum()
         return total, torch.stack([total, (weights * values).sum()]).detach()
 

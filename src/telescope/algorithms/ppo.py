@@ -19,7 +19,14 @@ from telescope import checks
 from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.networks import Network
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig
-from telescope.control.experience.credit import Batch, remembered, samples, whitened_minibatch, with_advantages
+from telescope.control.experience.credit import (
+    Batch,
+    mean_weights,
+    remembered,
+    samples,
+    whitened_minibatch,
+    with_advantages,
+)
 from telescope.control.experience.minibatches import minibatch_indices, minibatches, require_sequences, sequence_indices
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
@@ -216,7 +223,7 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
         log_probs, entropy, values = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [M] each
         ratio = importance_ratio(log_probs, batch.log_probs)  # [M]
         advantages = whitened_minibatch(batch) if config.normalise_advantages else batch.advantages
-        weights = batch.live / batch.live.sum().clamp(min=1)  # [M] sum to 1
+        weights = mean_weights(batch.live)  # [M]
         policy = (weights * ppo_clip(ratio, advantages, clip)).sum()
         value = (weights * value_loss(config, values, batch)).sum()
         bonus = (weights * entropy).sum()

@@ -161,21 +161,15 @@ class AgentConfig(ControlConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class OnPolicyConfig(AgentConfig):
-    """The settings that actor–critic algorithms on fresh rollouts share."""
+class PolicyConfig(AgentConfig):
+    """The settings that algorithms with a stochastic policy share."""
 
-    lam: float = 0.95
-    """GAE's λ, between 0 and 1. 0 trusts one step and the value function; 1 trusts the whole episode."""
-    normalise_advantages: bool = False
-    """Whiten advantages within each gradient step, per seed."""
     value_coefficient: float = 0.5
     """Weight of the value loss ½(V − R̂)² in the total loss."""
     entropy_coefficient: float = 0.0
     """Weight of the entropy bonus in the total loss. Larger values keep the policy random for longer."""
     shared_network: bool = False
     """Share the hidden layers between policy and value function, instead of one network for each."""
-    gru: int = 0
-    """Units of a GRU that remembers the episode so far. 0: none. minibatch_size must be a multiple of num_steps."""
     log_std: float = 0.0
     """Initial log standard deviation of a Gaussian policy; one learned number per action component."""
     action_bounds: Literal["clip", "rescale", "squash"] = "clip"
@@ -188,14 +182,8 @@ class OnPolicyConfig(AgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "clip_rewards")
-        in_unit_interval(self, "lam")
-        at_least_zero(self, "value_coefficient", "entropy_coefficient", "gru")
+        at_least_zero(self, "value_coefficient", "entropy_coefficient")
         finite(self, "log_std")
-
-    @property
-    def minibatch_size(self) -> int:
-        """Samples per gradient step, per seed; the whole rollout unless an algorithm has a setting of this name."""
-        return self.batch_size
 
     def head(self, action_space: Any) -> Distribution:
         """Return the action distribution of this space."""
@@ -221,3 +209,31 @@ class OnPolicyConfig(AgentConfig):
 
         enabled, clip = self.normalise_rewards, self.clip_rewards
         return RewardScaler(self.seeds, self.num_envs, gamma=self.gamma, enabled=enabled, clip=clip)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicyConfig(PolicyConfig):
+    """The settings that actor–critic algorithms on fresh rollouts share."""
+
+    lam: float = 0.95
+    """GAE's λ, between 0 and 1. 0 trusts one step and the value function; 1 trusts the whole episode."""
+    normalise_advantages: bool = False
+    """Whiten advantages within each gradient step, per seed."""
+    gru: int = 0
+    """Units of a GRU that remembers the episode so far. 0: none. minibatch_size must be a multiple of num_steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_unit_interval(self, "lam")
+        at_least_zero(self, "gru")
+
+    @property
+    def minibatch_size(self) -> int:
+        """Samples per gradient step, per seed; the whole rollout unless an algorithm has a setting of this name."""
+        return self.batch_size
+
+    def network(self, observation_size: int, action_space: Any) -> Network:
+        """Return perceptrons for actor and critic, behind a GRU if `gru` has units."""
+        from telescope.control.agents.actor import default_network
+
+        return default_network(self, observation_size, action_space, memory=self.gru)

@@ -23,7 +23,7 @@ from telescope.control.agents.layout import Layout
 from telescope.control.agents.lifting import lift
 from telescope.control.agents.memory import unroll, with_memory
 from telescope.control.agents.networks import Network, mlp
-from telescope.control.config import OnPolicyConfig
+from telescope.control.config import PolicyConfig
 
 Act = Callable[..., tuple[np.ndarray, np.ndarray | None]]
 """act(observations [S, N, D], memory [S, N, H] or None, noise [S, N, …], masks) → actions [S, N, …] and the new memory,
@@ -161,13 +161,15 @@ class Agents:
         return act
 
 
-def default_network(config: OnPolicyConfig, observation_size: int, action_space: gym.Space) -> Network:
-    """The perceptrons that the config describes, for this action space."""
+def default_network(
+    config: PolicyConfig, observation_size: int, action_space: gym.Space, *, memory: int = 0
+) -> Network:
+    """The perceptrons that the config describes, for this action space, behind a GRU of `memory` units if not 0."""
     actions = distribution(action_space)
-    read = config.gru or observation_size
+    read = memory or observation_size
     widths = (read, *config.hidden, actions.outputs)
     weights = (1 if config.shared_network else 2) * sum(a * b for a, b in itertools.pairwise(widths))
-    weights += 3 * config.gru * (observation_size + config.gru)
+    weights += 3 * memory * (observation_size + memory)
     # weights, their gradient, and Adam's two moments
     fits_memory(4 * config.seeds * weights, f"hidden is {config.hidden}, so the networks of {config.seeds} seeds need")
     network = mlp(
@@ -178,4 +180,4 @@ def default_network(config: OnPolicyConfig, observation_size: int, action_space:
         log_std=config.log_std if actions.continuous else None,
         shared=config.shared_network,
     )
-    return with_memory(network, observation_size, config.gru) if config.gru else network
+    return with_memory(network, observation_size, memory) if memory else network

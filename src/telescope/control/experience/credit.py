@@ -67,6 +67,11 @@ def with_advantages(config: OnPolicyConfig, session: Any, rollout: Rollout, batc
     return batch._replace(**session.to_device(found))
 
 
+def mean_weights(live: Tensor) -> Tensor:
+    """Weights [M] of the mean over live samples: they sum to 1, or are all 0 if none is live."""
+    return live / live.sum().clamp(min=1)
+
+
 def whitened_rollout(advantages: Tensor, live: Tensor) -> Tensor:
     """Advantages [S, N] whitened per seed; unchanged where only one sample is live."""
     return torch.where(live.sum(1, keepdim=True) > 1, whiten(advantages, mask=live, axis=1), advantages)

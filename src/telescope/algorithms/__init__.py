@@ -15,9 +15,8 @@ CONFIGS = {"ppo": "PPO", "dqn": "DQN", "grpo": "GRPO", "rlhf": "RLHF", "sft": "S
 """Module name → the name of its config class."""
 LANGUAGE = {"grpo", "rlhf", "sft", "reward_model"}
 """Algorithms that train language models; all others act in environments."""
-ROWS = ("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce")
-"""Presets of `grpo` with a name of their own on the command line."""
-
+PRESETS = dict.fromkeys(("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce"), "grpo")
+"""Presets with a name of their own on the command line → their module. Its `preset` takes the name as `name`."""
 
 FILES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".arrow", ".feather", ".xlsx", ".gz", ".zst", ".zip")
 """Endings of data files. Only the first is supported; the others are listed so that the error message says so."""
@@ -28,11 +27,11 @@ def meant(name: str, subject: str | None) -> tuple[str, dict[str, str]]:
 
     `gspo` is a row of `grpo`. `ppo` on a language task (`lm/…`, or a data file) is `rlhf`. This imports no module.
     """
-    if name in ROWS:
-        return "grpo", {"name": name}
+    if name in PRESETS:
+        return PRESETS[name], {"name": name}
     if name == "ppo" and subject is not None and (subject.startswith("lm/") or subject.lower().endswith(FILES)):
         return "rlhf", {}
-    _require_known(name, (*CONFIGS, *ROWS))
+    _require_known(name, (*CONFIGS, *PRESETS))
     return name, {}
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from telescope.algorithms import CONFIGS, LANGUAGE, ROWS, config_class, family, find, meant, subject_field
+from telescope.algorithms import CONFIGS, LANGUAGE, PRESETS, config_class, family, find, meant, subject_field
 from telescope.checks import at_least_zero, missing_device
 from telescope.commands.arguments import HELP, notes, parse, under_current_names, value_of
 from telescope.renamed import current
@@ -72,7 +72,7 @@ def train(arguments: list[str]) -> int:
     if begun_from is not None and arguments[0].startswith("-") and not HELP & set(arguments):
         arguments = [RunFolder.open(begun_from).algorithm, *arguments]
     if not arguments or arguments[0].startswith("-"):
-        known = ", ".join((*CONFIGS, *ROWS))
+        known = ", ".join((*CONFIGS, *PRESETS))
         print(f"usage: telescope train ALGORITHM ENV|TASK [flags]\n"
               "       telescope train --start RUN [flags]\n"
               "       telescope train --resume RUN [--total-steps N] [--allow-inexact]\n"
@@ -131,7 +131,7 @@ def _settings_of(run: str | None, name: str, *, trusted: bool) -> dict[str, Any]
     folder = RunFolder.open(run)
     if folder.algorithm in LANGUAGE:
         raise ValueError(f"--start is for agents in environments; for a language model use --model {run}/model")
-    if folder.algorithm != name:
+    if folder.algorithm != meant(name, None)[0]:
         raise ValueError(f"--start {run} is a run of {folder.algorithm}; {name} cannot start from its agents")
     return to_mapping(folder.config_to_use(config_class(folder.algorithm), trusted=trusted))
 

@@ -93,8 +93,8 @@ def ppo_clip(
     ratio, advantages = _alike(ratio=ratio, advantages=advantages)
     low = _bound("clip", clip, ratio)
     high = low if clip_high is None else _bound("clip_high", clip_high, ratio)
-    capped = ratio if ratio_cap is None else ratio.clamp(max=ratio_cap)
-    loss = -torch.minimum(capped * advantages, _clamped(ratio, 1 - low, 1 + high) * advantages)
+    capped = ratio if ratio_cap is None else clamped(ratio, high=ratio_cap)
+    loss = -torch.minimum(capped * advantages, clamped(ratio, 1 - low, 1 + high) * advantages)
     if dual_clip is None:
         return loss
     most = -dual_clip * advantages
@@ -143,7 +143,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip
     """
     values, old_values, targets = _alike(values=values, old_values=old_values, targets=targets)
     bound = _bound("clip", clip, values)
-    moved = _clamped(values - old_values, -bound, bound)
+    moved = clamped(values - old_values, -bound, bound)
     return torch.maximum(squared_value_loss(values, targets), squared_value_loss(old_values + moved, targets))
 
 
@@ -164,6 +164,13 @@ def kl_k3(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     log_probs, old_log_probs = _alike(log_probs=log_probs, old_log_probs=old_log_probs)
     log_ratio = _bounded(log_probs - old_log_probs)
     return torch.expm1(log_ratio) - log_ratio
+
+
+def clamped(x: Tensor, low: Tensor | float | None = None, high: Tensor | float | None = None) -> Tensor:
+    """x within bounds, which may be tensors (an annealed clip). Its gradient is 1 exactly at a bound, 0 beyond it."""
+    # not torch.clamp, whose gradient there is 1, ½ or 0, as torch's version and the kind of bound have it
+    within = x if high is None else torch.where(x > high, high, x)
+    return within if low is None else torch.where(x < low, low, within)
 
 
 def value_of(value: Tensor, gradient: Tensor) -> Tensor:
@@ -220,14 +227,7 @@ def _bound(name: str, bound: Tensor | float, x: Tensor) -> Any:
     return bound.to(x.dtype)
 
 
-def _clamped(x: Tensor, low: Any, high: Any) -> Tensor:
-    """x within bounds, which may be tensors (an annealed clip). Exactly at a bound its gradient is 1."""
-    # not torch.clamp, whose gradient there is 1, ½ or 0, as torch's version and the kind of bound have it
-    low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (low, high))
-    return torch.where(x < low, low, torch.where(x > high, high, x))
-
-
 def _bounded(log_ratio: Tensor) -> Tensor:
     """A logarithm whose exponential is finite."""
     kind = torch.finfo(log_ratio.dtype)
-    return log_ratio.clamp(max=math.log(kind.max) * (1 - kind.eps))  # slightly less, because exp rounds
+    return clamped(log_ratio, high=math.log(kind.max) * (1 - kind.eps))  # slightly less, because exp rounds

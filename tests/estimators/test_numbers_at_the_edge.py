@@ -264,6 +264,62 @@ def test_at_a_bound_a_clip_has_its_full_gradient(dtype: torch.dtype, clips: tupl
     assert values.grad.item() == 1
 
 
+def _clip(advantage: float, **how: float) -> Any:
+    return lambda x: losses.ppo_clip(x, torch.full_like(x, advantage), 0.2, **how)
+
+
+def _value_clip(target: float) -> Any:
+    return lambda x: losses.clipped_value_loss(x, torch.zeros_like(x), torch.full_like(x, target), 0.5)
+
+
+def _kl(**row: Any) -> Any:
+    row = {"kl": "k1", "kl_gradient": "own", **row}
+    mask = torch.ones(1).bool()
+    return lambda x: kl_penalty(replace(GRPO, **row), x, torch.zeros_like(x), mask)
+
+
+def _bounded_log_ratio(advantage: float) -> Any:
+    row, mask = replace(GRPO, log_ratio_bounds=(-0.5, 0.5)), torch.ones(1).bool()
+    return lambda x: policy_loss(row, x, torch.zeros_like(x), torch.full_like(x, advantage), mask).loss
+
+
+def _largest(dtype: torch.dtype) -> float:
+    return math.log(torch.finfo(dtype).max) * (1 - torch.finfo(dtype).eps)
+
+
+# The function of x, its bound, the direction in which it is beyond the bound, and its gradient up to the bound.
+BOUNDS: dict[str, tuple[Any, Any, int, Any]] = {
+    "clip, above": (_clip(1.0), 1.2, 1, -1.0),
+    "clip, below": (_clip(-1.0), 0.8, -1, 1.0),
+    "dual clip": (_clip(-1.0, dual_clip=3.0), 3.0, 1, 1.0),
+    "ratio cap": (_clip(-1.0, ratio_cap=3.0), 3.0, 1, 1.0),
+    "value clip, above": (_value_clip(1.0), 0.5, 1, lambda x: x - 1),
+    "value clip, below": (_value_clip(-1.0), -0.5, -1, lambda x: x + 1),
+    "the largest ratio": (losses.ratio_of, _largest, 1, torch.exp),
+    "the largest k3": (lambda x: losses.kl_k3(x, torch.zeros_like(x)), _largest, 1, torch.expm1),
+    "distance of the KL, above": (_kl(kl_bounds=(2.0, math.inf)), 2.0, 1, 1.0),
+    "distance of the KL, below": (_kl(kl_bounds=(2.0, math.inf)), -2.0, -1, 1.0),
+    "estimate of the KL, above": (_kl(kl_bounds=(math.inf, 3.0)), 3.0, 1, 1.0),
+    "estimate of the KL, below": (_kl(kl_bounds=(math.inf, 3.0)), -3.0, -1, 1.0),
+    "estimate of the KL, k2": (_kl(kl="k2", kl_bounds=(math.inf, 2.0)), 2.0, 1, lambda x: x),
+    "log-ratio, above": (_bounded_log_ratio(-1.0), 0.5, 1, torch.exp),
+    "log-ratio, below": (_bounded_log_ratio(1.0), -0.5, -1, lambda x: -x.exp()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", BOUNDS)
+def test_the_gradient_is_whole_up_to_and_at_a_bound_and_0_beyond_it(name: str, dtype: torch.dtype) -> None:
+    """Kills: torch.clamp, whose gradient exactly at a bound is 1, ½ or 0, as its version has it."""
+    function, bound, beyond, wanted = BOUNDS[name]
+    bound = torch.tensor([bound(dtype) if callable(bound) else bound], dtype=dtype)
+    for steps in (-1, 0, 1):
+        x = bound if steps == 0 else bound.nextafter(torch.full_like(bound, steps * beyond * math.inf))
+        gradient = torch.func.grad(lambda x: function(x).sum())(x)
+        whole = wanted(x) if callable(wanted) else torch.full_like(x, wanted)
+        assert torch.equal(gradient, torch.zeros_like(x) if steps == 1 else whole), (steps, gradient)
+
+
 def test_a_ratio_is_its_exponential_as_far_as_there_is_one() -> None:
     for dtype in (torch.float32, torch.float64):
         limit = math.log(torch.finfo(dtype).max)

@@ -144,9 +144,9 @@ def kl_penalty(
     policy, reference = entered(mask, log_probs=log_probs, reference_log_probs=reference_log_probs)
     reference = reference.detach()
     limit, bound = objective.kl_bounds or (torch.inf, torch.inf)
-    distance = (policy - reference).clamp(-limit, limit)
+    distance = losses.clamped(policy - reference, -limit, limit)
     estimates = {"k1": losses.kl_k1, "k2": losses.kl_k2, "k3": losses.kl_k3}
-    estimate = estimates[objective.kl](torch.zeros_like(distance), distance).clamp(-bound, bound)
+    estimate = losses.clamped(estimates[objective.kl](torch.zeros_like(distance), distance), -bound, bound)
     if objective.kl_gradient == "k2":
         return losses.value_of(estimate, losses.kl_k2(reference, policy))  # a clamped estimate would have no gradient
     if objective.kl_gradient == "own":
@@ -245,7 +245,7 @@ def _log_ratio(objective: Objective, log_probs: Tensor, old: Tensor, mask: Tenso
         log_ratio = losses.sequence_log_ratio(log_probs, old, mask, average=average, owner=owner)
         if objective.ratio == "sequence_token":
             log_ratio = losses.anchored(log_ratio, log_probs)
-    return log_ratio if objective.log_ratio_bounds is None else log_ratio.clamp(*objective.log_ratio_bounds)
+    return log_ratio if objective.log_ratio_bounds is None else losses.clamped(log_ratio, *objective.log_ratio_bounds)
 
 
 def _surrogate(objective: Objective, ratio: Tensor, log_probs: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from narrow import narrow
-from telescope.algorithms import dqn, grpo, ppo, reward_model, rlhf, sft
+from telescope.algorithms import a2c, dqn, grpo, ppo, reward_model, rlhf, sft
 from telescope.language.models import causal as models
 from worlds import Masked, Recall
 
@@ -64,6 +64,25 @@ PENDULUM = ppo.PPO(
     normalise_rewards=True,
     value_clip=1e-3,
     clip=0.01,
+    learning_rate=1e-2,
+    threads=1,
+    compile="off",
+)
+ROLLOUT = a2c.A2C(
+    env="Pendulum-v1",
+    env_kwargs={"max_episode_steps": 9},
+    seeds=2,
+    seed=3,
+    total_steps=64,
+    num_envs=2,
+    num_steps=16,
+    lam=0.95,
+    eval_every=32,
+    eval_episodes=2,
+    eval_max_steps=8,
+    hidden=(8,),
+    normalise_observations=True,
+    normalise_rewards=True,
     learning_rate=1e-2,
     threads=1,
     compile="off",
@@ -220,6 +239,15 @@ ROSTER = {
         other=PPO_FIELDS | {"minibatch_size": 32, "gru": 5},
         inert=UNSEEN,
         samplers=({}, {"env": "CartPole-v1", "autoreset": "next_step"}),
+    ),
+    "a2c": Row(
+        a2c,
+        ROLLOUT,
+        {"env": Masked, "env_kwargs": {}, "total_steps": 3200, "eval_every": 0, "learning_rate": 3e-2},
+        "return_mean",
+        9.0,
+        other=CONTROL | AGENT | POLICY | ON_POLICY | {"gru": 4, "optimiser": "adam", "optimiser_eps": 0.1},
+        inert=UNSEEN,
     ),
     "dqn": Row(
         dqn,

@@ -215,3 +215,20 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(name, whole):
     rows, last = outcome(name, row.small, resume=state)
     assert rows == whole(name)[0][-len(rows) :]
     assert last == whole(name)[1]
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_a_seed_alone_is_that_seed_in_company(name):
+    """To rounding: a population multiplies larger matrices, which sum in another order."""
+    config = ROSTER[name].small
+    together = [row for step in ROSTER[name].module.train(config) for row in step.rows]
+    for seed in config.seed_values:
+        rows = [row for step in ROSTER[name].module.train(with_settings(name, seeds=1, seed=seed)) for row in step.rows]
+        mine = [row for row in together if row["seed"] == seed]
+        assert len(rows) == len(mine)
+        for one, other in zip(rows, mine, strict=True):
+            for column, value in one.items():
+                if not column.startswith("time_"):
+                    expected = other[column]
+                    close = expected if expected is None else pytest.approx(expected, rel=1e-3, abs=1e-5, nan_ok=True)
+                    assert value == close, column

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-CONFIGS = {"ppo": "PPO", "dqn": "DQN", "grpo": "GRPO", "rlhf": "RLHF", "sft": "SFT", "reward_model": "RewardModelling"}
+CONFIGS = {
+    "ppo": "PPO",
+    "a2c": "A2C",
+    "dqn": "DQN",
+    "grpo": "GRPO",
+    "rlhf": "RLHF",
+    "sft": "SFT",
+    "reward_model": "RewardModelling",
+}
 """Module name → the name of its config class."""
 LANGUAGE = {"grpo", "rlhf", "sft", "reward_model"}
 """Algorithms that train language models; all others act in environments."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from telescope import checks
 from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.networks import Network
-from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig
+from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
 from telescope.control.experience.credit import (
     Batch,
     mean_weights,
@@ -155,8 +155,7 @@ PRESETS = {
 
 def preset(env: str) -> PPO:
     """The settings for an environment id: the preset of its family, or the defaults."""
-    family = env.rpartition("/")[2].rpartition("-v")[0] or env
-    return dataclasses.replace(PRESETS.get(family, PPO()), env=env)
+    return for_family(PRESETS, env, PPO())
 
 
 class Learner(NamedTuple):

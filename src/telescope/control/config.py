@@ -7,6 +7,7 @@ modules make command-line flags and config files from them.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from telescope.checks import at_least_zero, finite, in_unit_interval, positive, positive_all, typed
@@ -33,6 +34,12 @@ MUJOCO_FAMILY = (
     "Walker2d",
 )
 """Gymnasium's MuJoCo environments, without their version. They share one preset."""
+
+
+def for_family(presets: Mapping[str, Any], env: str, default: Any) -> Any:
+    """The settings for an environment id: the preset of its family (the id without its version), or the defaults."""
+    family = env.rpartition("/")[2].rpartition("-v")[0] or env
+    return dataclasses.replace(presets.get(family, default), env=env)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,7 +157,8 @@ class Session:
         """Collect the next rollout with the current policies."""
         started = time.perf_counter()
         act = self.agents.actor(self.parameters)
-        rollout, self._episodes = self.rollouts.collect(act, self.iteration)
+        with np.errstate(over="ignore", invalid="ignore"):  # `finish` reports divergence
+            rollout, self._episodes = self.rollouts.collect(act, self.iteration)
         self._collecting += time.perf_counter() - started
         return rollout
 

@@ -1,0 +1,190 @@
+"""Advantage actor–critic (Mnih et al. 2016, arXiv 1602.01783, without its threads) for a population of seeds.
+
+The loop is `train`; every formula in it is imported. One gradient step follows each rollout, so the policy that learns
+is the one that acted: there is no ratio to clip. Leaves out minibatches and epochs (`ppo.py`).
+"""
+
+# T time, S seeds, B environments per seed, N = T·B samples per seed
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from telescope import checks
+from telescope.control.agents.actor import ActorCritic
+from telescope.control.agents.networks import Network
+from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
+from telescope.control.experience.credit import (
+    Batch,
+    mean_weights,
+    remembered,
+    samples,
+    whitened_minibatch,
+    with_advantages,
+)
+from telescope.control.training import Session, mean_statistics
+from telescope.control.workers.shares import over_processes
+from telescope.iteration import AgentIteration
+from telescope.losses import reinforce, squared_value_loss
+from telescope.metrics import explained_variance
+from telescope.optimisers import OPTIMISERS, clip_by_norm
+from telescope.threads import own_settings
+from telescope.trees import where
+
+
+@dataclasses.dataclass(frozen=True)
+class A2C(OnPolicyConfig):
+    """Advantage actor–critic: one gradient step on each short rollout."""
+
+    num_envs: int = 16
+    """Number of environments per seed."""
+    num_steps: int = 16
+    """Steps of each environment per iteration, and so per gradient step (T in formulas)."""
+    lam: float = 1.0
+    """GAE's λ. 1 gives n-step advantages: rewards up to the end of the rollout, then the value function."""
+    learning_rate: float = 7e-4
+    """The optimiser's learning rate at the start of the run."""
+    entropy_coefficient: float = 0.01
+    """Weight of the entropy bonus in the total loss. Larger values keep the policy random for longer."""
+    optimiser: Literal["rmsprop", "adam"] = "rmsprop"
+    """Optimiser: rmsprop, as in the paper (decay 0.99), or adam."""
+    optimiser_eps: float = 1e-5
+    """The optimiser's ε, added to the root of the mean squared gradient."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive(self, "optimiser_eps")
+        if self.normalise_advantages and self.batch_size == 1:
+            raise ValueError(
+                "normalise_advantages is True, but a rollout has one sample (num_steps 1 × num_envs 1), and the "
+                "whitened advantage of one sample is 0; collect more, or set normalise_advantages to False"
+            )
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps in the whole run: one per iteration."""
+        return self.iterations
+
+
+# The settings that flags start from, by environment.
+CARTPOLE = A2C(env="CartPole-v1", total_steps=500_000, num_envs=8, lam=0.95, entropy_coefficient=0.0)
+ACROBOT = A2C(env="Acrobot-v1", total_steps=500_000, normalise_observations=True, normalise_rewards=True)
+PENDULUM = A2C(
+    env="Pendulum-v1",
+    num_envs=8,
+    gamma=0.9,
+    lam=0.9,
+    entropy_coefficient=0.0,
+    normalise_observations=True,
+    normalise_rewards=True,
+)
+MUJOCO = A2C(
+    num_envs=16,
+    num_steps=16,
+    lam=0.95,
+    log_std=-0.5,
+    normalise_observations=True,
+    normalise_rewards=True,
+)
+PRESETS = {
+    "CartPole": CARTPOLE,
+    "Acrobot": ACROBOT,
+    "MountainCar": dataclasses.replace(ACROBOT, total_steps=1_000_000),
+    "MountainCarContinuous": dataclasses.replace(PENDULUM, total_steps=100_000, gamma=0.9999),
+    "Pendulum": PENDULUM,
+    "LunarLander": A2C(gamma=0.995, normalise_rewards=True, lam=0.95),
+    "BipedalWalker": dataclasses.replace(MUJOCO, total_steps=5_000_000),
+    **dict.fromkeys(MUJOCO_FAMILY, MUJOCO),
+}
+
+
+def preset(env: str) -> A2C:
+    """The settings for an environment id: the preset of its family, or the defaults."""
+    return for_family(PRESETS, env, A2C())
+
+
+class Learner(NamedTuple):
+    """What learning changes: all parameters of actor and critic as one vector, and the optimiser's state."""
+
+    parameters: Tensor  # [P] of one agent; [S, P] of the population
+    optimiser: Any
+
+    @property
+    def acting(self) -> Tensor:
+        return self.parameters
+
+
+class Beginning(NamedTuple):
+    """Makes the first learner, whose state is that of the chosen optimiser."""
+
+    config: A2C
+
+    def begin(self, parameters: Tensor) -> Learner:
+        return Learner(parameters, OPTIMISERS[self.config.optimiser].begin(parameters))
+
+
+STATISTICS = ("policy_loss", "value_loss", "entropy", "gradient_norm")
+
+
+@over_processes
+@own_settings
+def train(
+    config: A2C,
+    resume: dict[str, Any] | None = None,
+    *,
+    network: Network | None = None,
+    start: dict[str, Any] | None = None,
+    allow_inexact: bool = False,
+) -> Iterator[AgentIteration]:
+    """Train and yield after every gradient step: `.rows` are its metrics, `.state` continues it bit for bit.
+
+    `network`, `start` and `allow_inexact` are those of `ppo.train`.
+    """
+    more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
+    session = Session(config, resume, Beginning(config), recurrent=True, **more)
+    update = session.lift(update_agent(config, session.agent), (0, 0, None))
+    for _ in session.iterations():
+        learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
+        rollout = session.collect()  # [T, S, B, …]
+        batch = with_advantages(config, session, rollout, samples(session, rollout))  # [S, N, …]
+        session.learner, row = update(session.learner, batch, torch.tensor(learning_rate, device=config.device))
+        yield session.finish(summary(config, row, batch, learning_rate))
+
+
+def update_agent(config: A2C, agent: ActorCritic) -> Callable[..., tuple[Learner, Tensor]]:
+    """Return one gradient step of one agent on its rollout, as a pure function."""
+
+    def loss(vector: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        seen = remembered(config, agent, vector, batch)
+        log_probs, entropy, values = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [N] each
+        advantages = whitened_minibatch(batch) if config.normalise_advantages else batch.advantages
+        weights = mean_weights(batch.live)  # [N]
+        policy = (weights * reinforce(log_probs, advantages)).sum()
+        value = (weights * squared_value_loss(values, batch.returns)).sum()
+        bonus = (weights * entropy).sum()
+        total = policy + config.value_coefficient * value - config.entropy_coefficient * bonus
+        return total, torch.stack([policy, value, bonus]).detach()
+
+    def update(old: Learner, batch: Batch, learning_rate: Tensor) -> tuple[Learner, Tensor]:
+        gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch)  # [P], [3]
+        gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
+        step = OPTIMISERS[config.optimiser].step
+        new = Learner(*step(*old, gradient, learning_rate, eps=config.optimiser_eps))
+        return where(batch.live.any(), new, old), torch.cat([statistics, norm[None]])  # no step without a live row
+
+    return update
+
+
+def summary(config: A2C, row: Tensor, batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:
+    """The iteration's metrics, name → [S]."""
+    values, returns, live = (x.cpu().numpy() for x in (batch.values, batch.returns, batch.live))
+    return {
+        **mean_statistics(STATISTICS, [row]),
+        "explained_variance": explained_variance(values, returns, live, axis=1),
+        "learning_rate": np.full(config.seeds, learning_rate),
+    }

@@ -135,6 +135,26 @@ def huber_loss(values: Tensor, targets: Tensor, delta: float = 1.0) -> Tensor:
     return torch.nn.functional.huber_loss(values, targets, reduction="none", delta=delta)
 
 
+def quantile_huber_loss(quantiles: Tensor, targets: Tensor, kappa: float = 1.0) -> Tensor:
+    """(1/N) Σ_i (1/M) Σ_j |τ_i − 1{u_ij < 0}| L_κ(u_ij) with u_ij = targets_j − quantiles_i; [...] for [..., N].
+
+    QR-DQN (Dabney et al. 2017, arXiv 1710.10044), equation 10, divided by the number N of quantiles, so that neither N
+    nor M changes its scale. τ_i = (2i + 1) / 2N are the midpoints; L_κ is `huber_loss`, not divided by κ. For small κ
+    it is κ times the loss of quantile regression, for large κ that of expectiles. With N = M = 1 it is ½ `huber_loss`.
+
+    Args:
+        quantiles: [..., N], the outputs for the levels τ in rising order.
+        targets: [..., M], samples or quantiles of the target distribution, all of one weight.
+        kappa: κ > 0, the error up to which the loss is quadratic.
+    """
+    quantiles, targets = _pairs(quantiles=quantiles, targets=targets)
+    count = quantiles.shape[-1]
+    levels = (torch.arange(count, dtype=quantiles.dtype, device=quantiles.device)[:, None] + 0.5) / count  # [N, 1]
+    quantiles, targets = torch.broadcast_tensors(quantiles[..., :, None], targets[..., None, :])  # [..., N, M]
+    huber = huber_loss(quantiles, targets, kappa)
+    return (torch.where(targets < quantiles, 1 - levels, levels) * huber).mean((-2, -1))
+
+
 def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip: Tensor | float) -> Tensor:
     """½ max((V − R̂)², (V_old + clip(V − V_old, −ε, ε) − R̂)²): the larger of the plain and the clipped error.
 
@@ -214,6 +234,20 @@ def _alike(**named: Any) -> list[Any]:
     if with_axes := {name: x for name, x in named.items() if x.ndim}:
         arrays.check_alike(**with_axes)
     return list(named.values())
+
+
+def _pairs(**named: Any) -> list[Tensor]:
+    """Both arguments in working precision, after a check that all of their axes but the last are alike."""
+    found = []
+    for name, x in named.items():
+        if arrays.library(name, x) is not torch:
+            raise ValueError(f"{name} is a {type(x).__name__}; expected a torch tensor (losses support only torch)")
+        arrays.check_real(name, x)
+        if x.ndim == 0 or x.shape[-1] == 0:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected [..., N] with N > 0 quantiles")
+        found.append(x.to(arrays.working_dtype(x)))
+    arrays.check_alike(**{name: x[..., 0] for name, x in zip(named, found, strict=True)})
+    return found
 
 
 def _bound(name: str, bound: Tensor | float, x: Tensor) -> Any:

@@ -155,7 +155,14 @@ POLICY = {
     "clip_rewards": 0.01,
 }
 """Fields of `PolicyConfig`, besides; with two of `AgentConfig` whose value dqn changes."""
-ON_POLICY = {"lam": 0.5, "normalise_advantages": True}
+ON_POLICY = {
+    "lam": 0.5,
+    "normalise_advantages": True,
+    "critic": "quantile",
+    "quantiles": 5,
+    "quantile_huber": 0.1,
+    "quantile_weights": "asymmetric:0.5",
+}
 """Fields of `OnPolicyConfig`, besides."""
 
 TEXT = {"threads": 1, "eval_prompts": 8, "lr_warmup": 0, "eval_every": 1, "total_steps": 2, "max_tokens": 4}
@@ -227,6 +234,16 @@ ROSTER = {
             {"action_bounds": "rescale", "log_std": -1.0},
             {"env": "CartPole-v1", "autoreset": "next_step"},
         ),
+    ),
+    "ppo with quantiles": Row(
+        ppo,
+        dataclasses.replace(PENDULUM, value_clip=None, critic="quantile", quantiles=4),
+        {"env": Masked, "env_kwargs": {}, "total_steps": 1600, "num_steps": 32, "clip": 0.2, "epochs": 4}
+        | {"minibatch_size": 64, "eval_every": 0},
+        "return_mean",
+        9.0,
+        other=PPO_FIELDS | {"critic": "value"},
+        inert=UNSEEN | {"gru": "needs minibatches of whole sequences: the next row has them"},
     ),
     "ppo with a memory": Row(
         ppo,

@@ -46,7 +46,8 @@ def runs(tmp_path_factory):
         if name not in made:
             config = dataclasses.replace(learner(name, place), eval_every=5)
             if name in CONTROL:
-                up_and_down = {"learning_rate": 0.05, "clip": 0.5, "value_clip": 0.5}
+                up_and_down = {"learning_rate": 0.05, "clip": 0.5}
+                up_and_down |= {"value_clip": 0.5} if getattr(ROSTER[name].small, "value_clip", None) else {}
                 more = {"seeds": 4, "total_steps": 6 * 32, "eval_every": 32, "action_bounds": "squash"}
                 small = ROSTER[name].small
                 more["eval_max_steps"] = small.env_kwargs["max_episode_steps"]

@@ -23,7 +23,10 @@ CONFIGS = {
 """Module name → the name of its config class."""
 LANGUAGE = {"grpo", "rlhf", "sft", "reward_model"}
 """Algorithms that train language models; all others act in environments."""
-PRESETS = dict.fromkeys(("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce"), "grpo")
+PRESETS = {
+    "distributional_ppo": "ppo",
+    **dict.fromkeys(("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce"), "grpo"),
+}
 """Presets with a name of their own on the command line → their module. Its `preset` takes the name as `name`."""
 
 FILES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".arrow", ".feather", ".xlsx", ".gz", ".zst", ".zip")

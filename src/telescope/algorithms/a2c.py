@@ -17,6 +17,7 @@ from torch import Tensor
 
 from telescope import checks
 from telescope.control.agents.actor import ActorCritic
+from telescope.control.agents.critics import critic_loss
 from telescope.control.agents.networks import Network
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
 from telescope.control.experience.credit import (
@@ -30,7 +31,7 @@ from telescope.control.experience.credit import (
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
-from telescope.losses import reinforce, squared_value_loss
+from telescope.losses import reinforce
 from telescope.metrics import explained_variance
 from telescope.optimisers import OPTIMISERS, clip_by_norm
 from telescope.threads import own_settings
@@ -161,11 +162,11 @@ def update_agent(config: A2C, agent: ActorCritic) -> Callable[..., tuple[Learner
 
     def loss(vector: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         seen = remembered(config, agent, vector, batch)
-        log_probs, entropy, values = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [N] each
+        log_probs, entropy, outputs = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [N] each
         advantages = whitened_minibatch(batch) if config.normalise_advantages else batch.advantages
         weights = mean_weights(batch.live)  # [N]
         policy = (weights * reinforce(log_probs, advantages)).sum()
-        value = (weights * squared_value_loss(values, batch.returns)).sum()
+        value = (weights * critic_loss(config, outputs, batch)).sum()
         bonus = (weights * entropy).sum()
         total = policy + config.value_coefficient * value - config.entropy_coefficient * bonus
         return total, torch.stack([policy, value, bonus]).detach()

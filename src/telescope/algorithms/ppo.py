@@ -17,10 +17,12 @@ from torch import Tensor
 
 from telescope import checks
 from telescope.control.agents.actor import ActorCritic
+from telescope.control.agents.critics import critic_loss
 from telescope.control.agents.networks import Network
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
 from telescope.control.experience.credit import (
     Batch,
+    judged_again,
     mean_weights,
     remembered,
     samples,
@@ -31,7 +33,7 @@ from telescope.control.experience.minibatches import minibatch_indices, minibatc
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
-from telescope.losses import clipped_value_loss, importance_ratio, kl_k3, ppo_clip, squared_value_loss
+from telescope.losses import importance_ratio, kl_k3, ppo_clip
 from telescope.metrics import explained_variance
 from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
 from telescope.renamed import takes_former_names
@@ -78,6 +80,8 @@ class PPO(OnPolicyConfig):
             )
         if self.gru:
             require_sequences(self)
+        if self.critic == "quantile":
+            checks.unread(self, "value_clip", "leave it at none", "critic is 'quantile', whose loss has no clip")
 
     @property
     def minibatches(self) -> int:
@@ -153,9 +157,13 @@ PRESETS = {
 }
 
 
-def preset(env: str) -> PPO:
-    """The settings for an environment id: the preset of its family, or the defaults."""
-    return for_family(PRESETS, env, PPO())
+VARIANTS: dict[str, dict[str, Any]] = {"ppo": {}, "distributional_ppo": {"critic": "quantile"}}
+"""What an algorithm with a name of its own changes in a preset."""
+
+
+def preset(env: str, name: str = "ppo") -> PPO:
+    """The settings for an environment id: the preset of its family, or the defaults, as `name` changes them."""
+    return dataclasses.replace(for_family(PRESETS, env, PPO()), **VARIANTS[name])
 
 
 class Learner(NamedTuple):
@@ -205,7 +213,7 @@ def train(
         batch = samples(session, rollout)
         for epoch, indices in enumerate(shuffled(config, iteration)):
             if epoch > 0 and config.recompute_advantages:
-                batch = batch._replace(values=session.value(batch.observations, batch.memory))
+                batch = judged_again(session, batch)
             if epoch == 0 or config.recompute_advantages:
                 batch = with_advantages(config, session, rollout, batch)
             for minibatch in minibatches(batch, indices.to(config.device)):
@@ -219,12 +227,12 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
 
     def loss(vector: Tensor, batch: Batch, clip: Tensor) -> tuple[Tensor, Tensor]:
         seen = remembered(config, agent, vector, batch)
-        log_probs, entropy, values = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [M] each
+        log_probs, entropy, outputs = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [M] each
         ratio = importance_ratio(log_probs, batch.log_probs)  # [M]
         advantages = whitened_minibatch(batch) if config.normalise_advantages else batch.advantages
         weights = mean_weights(batch.live)  # [M]
         policy = (weights * ppo_clip(ratio, advantages, clip)).sum()
-        value = (weights * value_loss(config, values, batch)).sum()
+        value = (weights * critic_loss(config, outputs, batch)).sum()
         bonus = (weights * entropy).sum()
         total = policy + config.value_coefficient * value - config.entropy_coefficient * bonus
         kl = (weights * kl_k3(log_probs, batch.log_probs)).sum()
@@ -243,13 +251,6 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
         return where(steps, new, old), updating, torch.cat([statistics, norm[None], steps[None]])
 
     return update
-
-
-def value_loss(config: PPO, values: Tensor, batch: Batch) -> Tensor:
-    """The squared error, or with `value_clip` the clipped one; per element [M]."""
-    if config.value_clip is None:
-        return squared_value_loss(values, batch.returns)
-    return clipped_value_loss(values, batch.values, batch.returns, config.value_clip)
 
 
 def summary(config: PPO, statistics: list[Tensor], batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:

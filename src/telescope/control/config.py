@@ -10,9 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from telescope.checks import at_least_zero, finite, in_unit_interval, positive, positive_all, typed
+from telescope.checks import at_least_zero, finite, in_unit_interval, positive, positive_all, typed, unread
+from telescope.control.risk import risk_weights
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from telescope.control.agents.actions import Bound
     from telescope.control.agents.distributions import Distribution
     from telescope.control.agents.networks import Network
@@ -160,6 +163,15 @@ class AgentConfig(ControlConfig):
 
         return bounding(action_space, "clip")
 
+    @property
+    def critic_outputs(self) -> int:
+        """Numbers that the critic returns for each state; 0: V(s) itself, without an axis."""
+        return 0
+
+    def state_values(self, outputs: Tensor) -> Tensor:
+        """Return V(s) [N] for the critic's outputs."""
+        return outputs
+
     def scaler(self) -> RewardScaler:
         """Return the scaling of rewards; by default they stay as they are."""
         from telescope.control.experience.normalisation import RewardScaler
@@ -228,11 +240,25 @@ class OnPolicyConfig(PolicyConfig):
     """Whiten advantages within each gradient step, per seed."""
     gru: int = 0
     """Units of a GRU that remembers the episode so far. 0: none. minibatch_size must be a multiple of num_steps."""
+    critic: Literal["value", "quantile"] = "value"
+    """What the critic predicts: the mean return, or quantiles of its distribution (docs/quantile_critics.md)."""
+    quantiles: int = 32
+    """Number of quantiles of a quantile critic."""
+    quantile_huber: float = 1.0
+    """Error κ up to which the loss of a quantile critic is quadratic, in units of the (scaled) return."""
+    quantile_weights: str = "mean"
+    """How advantages weigh quantiles: mean, cvar:α (the lowest share α), or asymmetric:η (η > 0 fears bad outcomes)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         in_unit_interval(self, "lam")
         at_least_zero(self, "gru")
+        positive(self, "quantiles", "quantile_huber")
+        if self.critic == "quantile":
+            risk_weights(self.quantile_weights, self.quantiles)
+        else:
+            for name in ("quantiles", "quantile_huber", "quantile_weights"):
+                unread(self, name, "set critic to 'quantile'", f"critic is {self.critic!r}")
 
     @property
     def minibatch_size(self) -> int:
@@ -244,3 +270,12 @@ class OnPolicyConfig(PolicyConfig):
         from telescope.control.agents.actor import default_network
 
         return default_network(self, observation_size, action_space, memory=self.gru)
+
+    @property
+    def critic_outputs(self) -> int:
+        """Numbers that the critic returns for each state; 0: V(s) itself, without an axis."""
+        return self.quantiles if self.critic == "quantile" else 0
+
+    def state_values(self, outputs: Tensor) -> Tensor:
+        """Return V(s) [N] for the critic's outputs: the mean of its quantiles."""
+        return outputs.mean(-1) if self.critic == "quantile" else outputs

@@ -69,13 +69,13 @@ class ActorCritic(NamedTuple):
     def evaluate(
         self, vector: Tensor, seen: Tensor, actions: Tensor, masks: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """log π(a|s) [N], entropy [N] and V(s) [N]."""
+        """log π(a|s) [N], entropy [N] and the critic's outputs: V(s) [N], or its quantiles [N, Q]."""
         outputs, values = self.network.apply(self.layout.unflatten(vector), seen)
         log_probs = self.distribution.log_prob(outputs, actions, masks)
         return log_probs, self.distribution.entropy(outputs, masks), values
 
     def value(self, vector: Tensor, seen: Tensor) -> Tensor:
-        """V(s) [N]."""
+        """The critic's outputs: V(s) [N], or its quantiles [N, Q]."""
         return self.network.apply(self.layout.unflatten(vector), seen)[1]
 
     def policy(self, parameters: dict[str, Array], seen: Array) -> Array:
@@ -108,7 +108,7 @@ class Agents:
         masks: Tensor | None,
         memory: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """log π(a|s) and V(s) [S, N], without gradient. `memory` [S, N, H] is the memory before each observation."""
+        """log π(a|s) [S, N] and the critic's outputs [S, N, …], without gradient. `memory` [S, N, H] precedes each."""
         blocks = [
             self._evaluate(parameters, self.see(parameters, seen, before), *rest)[::2]
             for seen, before, *rest in self._blocks(observations, memory, actions, masks)
@@ -118,7 +118,7 @@ class Agents:
 
     @torch.no_grad()
     def value(self, parameters: Tensor, observations: Tensor, memory: Tensor | None = None) -> Tensor:
-        """V(s) [S, N], without gradient. `memory` [S, N, H] is the memory before each observation."""
+        """The critic's outputs [S, N, …], without gradient. `memory` [S, N, H] precedes each observation."""
         blocks = self._blocks(observations, memory)
         return torch.cat([self._value(parameters, self.see(parameters, *block)) for block in blocks], dim=1)
 
@@ -179,5 +179,6 @@ def default_network(
         activation=config.activation,
         log_std=config.log_std if actions.continuous else None,
         shared=config.shared_network,
+        critic_outputs=config.critic_outputs,
     )
     return with_memory(network, observation_size, memory) if memory else network

@@ -31,7 +31,8 @@ class Network(NamedTuple):
     init: Callable[[np.random.Generator], Parameters]
     """`init(rng)` → the parameters of one agent, by name."""
     apply: Callable[[Parameters, Tensor], tuple[Tensor, Tensor]]
-    """`apply(parameters, observations [N, D])` → policy outputs [N, K] and state values [N]."""
+    """`apply(parameters, observations [N, D])` → policy outputs [N, K] and the critic's outputs: state values [N], or
+    quantiles [N, Q] for a quantile critic."""
     policy: Callable[[Parameters, Tensor], Tensor] | None = None
     """A cheaper function for the policy outputs alone, because acting needs no values."""
     broadcasts: bool = False
@@ -58,11 +59,13 @@ def mlp(
     activation: str = "tanh",
     log_std: float | None = None,
     shared: bool = False,
+    critic_outputs: int = 0,
 ) -> Network:
     """Perceptrons for actor and critic: orthogonal weights (gain √2 inside, 0.01 policy, 1 value), zero biases.
 
     With `log_std` the policy outputs are [mean, log σ]; log σ does not depend on the state and starts at `log_std`, and
-    `outputs` must be even. `shared=True` gives both heads one trunk.
+    `outputs` must be even. `shared=True` gives both heads one trunk. The critic returns values [N], or [N, Q] with Q =
+    `critic_outputs` > 0.
     """
     act = ACTIVATIONS[activation]
     heads = outputs if log_std is None else outputs // 2
@@ -75,7 +78,7 @@ def mlp(
                 linear(parameters, f"{trunk}.{layer}", rows, columns, 2**0.5, rng)
         width = hidden[-1] if hidden else observation_size
         linear(parameters, "policy.out", width, heads, 0.01, rng)
-        linear(parameters, "value.out", width, 1, 1.0, rng)
+        linear(parameters, "value.out", width, critic_outputs or 1, 1.0, rng)
         if log_std is not None:
             parameters["policy.log_std"] = torch.full((heads,), log_std)
         return parameters
@@ -98,7 +101,8 @@ def mlp(
     def apply(parameters: Parameters, observations: Array) -> tuple[Array, Array]:
         x = features(parameters, trunks[0], observations)
         y = x if shared else features(parameters, trunks[1], observations)
-        return policy_head(parameters, x), affine(parameters, "value.out", y)[..., 0]
+        values = affine(parameters, "value.out", y)
+        return policy_head(parameters, x), values if critic_outputs else values[..., 0]
 
     return Network(init, apply, policy, broadcasts=True)
 

@@ -7,6 +7,7 @@ The built-in networks need no trial. `networks.py` says what a network must do.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,8 +46,11 @@ def without_effect(config: AgentConfig) -> str:
     return f"{', '.join(changed)} have no effect: network= replaces the built-in networks" if changed else ""
 
 
-def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder) -> None:
-    """Run `agent` on three observations, alone and for all seeds. Raises a ValueError if anything does not fit."""
+def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder, critic_outputs: int = 0) -> None:
+    """Run `agent` on three observations, alone and for all seeds. Raises a ValueError if anything does not fit.
+
+    The critic must return values [N], or [N, Q] with Q = `critic_outputs` > 0.
+    """
     generator = torch.Generator().manual_seed(0)
     observations = torch.randn((3, *encoder.shape), generator=generator, dtype=torch.float32)
     if encoder.kept == torch.uint8:
@@ -54,14 +58,15 @@ def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder) -> Non
     observations = observations.to(population.device)
     memory = torch.zeros((3, agent.network.memory), device=population.device) if agent.network.memory else None
     vector = population[0]
-    outputs, values = _answers(agent, vector, observations, memory)
+    answers = partial(_answers, agent, vector, critic_outputs)
+    outputs, values = answers(observations, memory)
     _require_same(
-        (outputs, values), _answers(agent, vector, observations, memory),
+        (outputs, values), answers(observations, memory),
         "gives other outputs for the same observations at a second call; remove dropout and other randomness",
     )  # fmt: skip
     _require_same(
         (outputs[:1], values[:1]),
-        _answers(agent, vector, observations[:1], None if memory is None else memory[:1]),
+        answers(observations[:1], None if memory is None else memory[:1]),
         "gives other outputs for an observation alone than in a batch; rows must not depend on each other",
     )
     _require_constant_buffers(agent.network.module, observations)
@@ -73,8 +78,10 @@ def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder) -> Non
         raise ValueError(f"network cannot be run for all seeds at once by torch.func.vmap: {error}") from error
 
 
-def _answers(agent: ActorCritic, vector: Tensor, observations: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Policy outputs [N, K] and values [N], with their shapes and dtypes checked."""
+def _answers(
+    agent: ActorCritic, vector: Tensor, critic_outputs: int, observations: Tensor, memory: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Policy outputs [N, K] and the critic's [N] or [N, Q], with their shapes and dtypes checked."""
     rows, wanted = len(observations), agent.distribution.outputs
     before = vector.clone()
     try:
@@ -91,7 +98,8 @@ def _answers(agent: ActorCritic, vector: Tensor, observations: Tensor, memory: T
     if not torch.equal(vector, before):
         raise ValueError("network writes into its own parameters or buffers in the forward pass; compute new tensors")
     if not isinstance(answer, tuple | list) or len(answer) != 2 or not all(isinstance(x, Tensor) for x in answer):
-        raise ValueError(f"network returned {_described(answer)}; expected (policy outputs [N, K], values [N])")
+        shape = f"[N, {critic_outputs}]" if critic_outputs else "[N]"
+        raise ValueError(f"network returned {_described(answer)}; expected (policy outputs [N, K], values {shape})")
     outputs, values = answer
     kind = "mean and log σ of each action component" if agent.distribution.continuous else "a logit for each choice"
     if outputs.shape != (rows, wanted):
@@ -99,10 +107,11 @@ def _answers(agent: ActorCritic, vector: Tensor, observations: Tensor, memory: T
             f"network's policy outputs have shape {tuple(outputs.shape)} for {rows} observations; "
             f"expected ({rows}, {wanted}): {kind}"
         )
-    if values.shape != (rows,):
-        hint = "; end it with .squeeze(-1)" if values.shape == (rows, 1) or values.ndim == 0 else ""
+    wanted_values = (rows, critic_outputs) if critic_outputs else (rows,)
+    if values.shape != wanted_values:
         raise ValueError(
-            f"network's values have shape {tuple(values.shape)} for {rows} observations; expected ({rows},){hint}"
+            f"network's values have shape {tuple(values.shape)} for {rows} observations; "
+            f"expected {wanted_values}{_hint(values, rows, critic_outputs)}"
         )
     for name, x in (("policy outputs", outputs), ("values", values)):
         if x.dtype != torch.float32:
@@ -110,6 +119,15 @@ def _answers(agent: ActorCritic, vector: Tensor, observations: Tensor, memory: T
         if not torch.isfinite(x).all():
             raise ValueError(f"network's {name} are not finite for ordinary observations: {x.flatten()[:4].tolist()}")
     return outputs, values
+
+
+def _hint(values: Tensor, rows: int, critic_outputs: int) -> str:
+    """How to give values the right shape, if that can be guessed."""
+    if critic_outputs:
+        return ", one number for each output of the critic that the config asks for"
+    if values.shape == (rows, 1) or values.ndim == 0:
+        return "; end it with .squeeze(-1)"
+    return f"; or set critic to 'quantile' and quantiles to {values.shape[1]}" if values.ndim == 2 else ""
 
 
 def _described(answer: Any) -> str:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from telescope.control.agents.actor import ActorCritic
-from telescope.control.config import OnPolicyConfig
+from telescope.control.config import AgentConfig, OnPolicyConfig
+from telescope.control.experience.quantiles import quantile_credit
 from telescope.control.experience.rollout import Rollout
 from telescope.control.experience.samples import episode_begins, final_values, live_mask, per_seed, time_major
 from telescope.estimators import gae, next_values, whiten
@@ -33,6 +34,8 @@ class Batch(NamedTuple):
     memory: Tensor | None = None  # [S, N, H] before each step, of policies that remember
     begins: Tensor | None = None  # [S, N] bool, True where an episode begins within the rollout, likewise
     alone: Tensor | None = None  # [S, N] advantages whitened over the rollout, for minibatches with one live sample
+    outputs: Tensor | None = None  # [S, N, Q] of a quantile critic, whose mean `values` are
+    targets: Tensor | None = None  # [S, N, Q] of its quantiles, whose mean `returns` are in expectation
 
 
 def samples(session: Any, rollout: Rollout) -> Batch:
@@ -43,10 +46,21 @@ def samples(session: Any, rollout: Rollout) -> Batch:
     memory, begins = None, None
     if rollout.memory is not None:
         memory, begins = per_seed(rollout.memory), per_seed(episode_begins(rollout))
-    log_probs, values = session.evaluate(observations, actions, masks, memory)
-    empty = torch.zeros_like(values)  # [S, N]
-    batch = Batch(observations, actions, log_probs, values, empty, empty, live, masks, memory, begins)
-    return session.to_device(batch)  # type: ignore[no-any-return]
+    log_probs, outputs = session.evaluate(observations, actions, masks, memory)
+    empty = torch.zeros_like(log_probs)  # [S, N]
+    batch = Batch(observations, actions, log_probs, empty, empty, empty, live, masks, memory, begins)
+    return session.to_device(judged(session.config, batch, outputs))  # type: ignore[no-any-return]
+
+
+def judged(config: AgentConfig, batch: Batch, outputs: Tensor) -> Batch:
+    """The same samples with these outputs of the critic."""
+    kept = {"outputs": outputs} if config.critic_outputs else {}
+    return batch._replace(values=config.state_values(outputs), **kept)
+
+
+def judged_again(session: Any, batch: Batch) -> Batch:
+    """The same samples with the outputs of the present critics."""
+    return judged(session.config, batch, session.critic(batch.observations, batch.memory))
 
 
 def with_advantages(config: OnPolicyConfig, session: Any, rollout: Rollout, batch: Batch) -> Batch:
@@ -62,6 +76,8 @@ def with_advantages(config: OnPolicyConfig, session: Any, rollout: Rollout, batc
     successors = next_values(values, last, final_values=finals, **ends)
     advantages, returns = gae(rollout.rewards, values, successors, gamma=config.gamma, lam=config.lam, **ends)
     found = {"advantages": per_seed(advantages), "returns": per_seed(returns)}
+    if config.critic == "quantile":
+        found |= quantile_credit(config, session, rollout, batch.outputs, ends, config.lam)
     if config.normalise_advantages and session.rollouts.may_be_alone(config.minibatch_size):
         found["alone"] = whitened_rollout(found["advantages"], per_seed(rollout.mask))
     return batch._replace(**session.to_device(found))

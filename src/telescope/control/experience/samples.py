@@ -12,11 +12,11 @@ from torch import Tensor
 from telescope.control.experience.rollout import Rollout
 
 Value = Callable[[Tensor, Tensor | None], Tensor]
-"""value(observations [S, N, D], memory [S, N, H] or None) → [S, N], without gradient, on the networks' device"""
+"""value(observations [S, N, D], memory [S, N, H] or None) → [S, N, …], without gradient, on the networks' device"""
 
 
 def final_values(rollout: Rollout, value: Value) -> Tensor | None:
-    """Values [T, S, B] of the states that truncated steps led to, NaN elsewhere, by one call; None without any."""
+    """Values [T, S, B, …] of the states that truncated steps led to, NaN elsewhere, by one call; None without any."""
     places, observations, memory = rollout.finals
     if not places.shape[1]:
         return None
@@ -32,7 +32,7 @@ def final_values(rollout: Rollout, value: Value) -> Tensor | None:
         return rows
 
     values = value(padded(observations), None if memory is None else padded(memory)).cpu()
-    result = torch.full(rollout.rewards.shape, torch.nan)
+    result = torch.full((*rollout.rewards.shape, *values.shape[2:]), torch.nan)
     result[tuple(torch.from_numpy(i) for i in places)] = values[torch.from_numpy(places[1]), torch.from_numpy(position)]
     return result
 
@@ -55,5 +55,5 @@ def per_seed(x: Tensor) -> Tensor:
 
 
 def time_major(x: Tensor, num_envs: int) -> Tensor:
-    """[S, T·B] → [T, S, B], the inverse of `per_seed`."""
+    """[S, T·B, …] → [T, S, B, …], the inverse of `per_seed`."""
     return x.unflatten(1, (-1, num_envs)).transpose(0, 1).contiguous()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -225,14 +226,21 @@ def load(
     return Policy(config, state, network=network)
 
 
-def keep_best(best: dict[str, Any] | None, policy: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The best agents so far, per seed, from the policy and the metrics rows of this iteration; None if unchanged."""
-    scores = np.array([row["eval_return_mean"] for row in rows], dtype=np.float64)  # None becomes NaN
-    previous = np.full(len(rows), -np.inf) if best is None else np.asarray(best["eval_return_mean"])
+def keep_best(
+    best: dict[str, Any] | None, policy: dict[str, Any], rows: list[dict[str, Any]], seeds: Sequence[int]
+) -> dict[str, Any] | None:
+    """The best agents so far, per seed, from the policy and the metrics rows of this iteration; None if unchanged.
+
+    A seed that has finished before the others has no row.
+    """
+    found = {row["seed"]: row for row in rows}
+    own = [found.get(seed, {"step": 0, "eval_return_mean": None}) for seed in seeds]
+    scores = np.array([row["eval_return_mean"] for row in own], dtype=np.float64)  # None becomes NaN
+    previous = np.full(len(own), -np.inf) if best is None else np.asarray(best["eval_return_mean"])
     better = scores > previous  # False for NaN: no evaluation in this iteration
     if not better.any():
         return None
-    steps = np.full(len(rows), rows[0]["step"])
+    steps = np.array([row["step"] for row in own])
     if best is None:
         return {**policy, "eval_return_mean": scores, "step": steps}
     chosen = torch.from_numpy(better)

@@ -127,8 +127,10 @@ def run(
 
     if folder.algorithm in LANGUAGE:
         parallel.join(config.device)
-    first_step = 0 if state is None else state["step"]
-    with Display(config.total_steps, first_step=first_step) as display, _signals(display, folder) as received:
+    with (
+        Display(config.total_steps, first_step=0 if state is None else clocks_of(state)) as display,
+        _signals(display, folder) as received,
+    ):
         writer = Writer(folder, config, state, display, resumed)
         try:
             loop = find(folder.algorithm).train(config, state, **more)
@@ -170,6 +172,7 @@ class Writer:
         self.folder, self.config, self.display, self.resumed = folder, config, display, resumed
         self.language = folder.algorithm in LANGUAGE
         self.resume_step: int | None = None if state is None else state["step"]
+        self.clocks = None if state is None else clocks_of(state)
         self.best: dict[str, Any] | None = None if state is None else state.get("best")
         self.tables: dict[str, Any] = {}
         self.saved = time.monotonic()
@@ -189,7 +192,7 @@ class Writer:
             return
         from telescope.policy import keep_best
 
-        if (improved := keep_best(self.best, metrics.policy, metrics.rows)) is not None:
+        if (improved := keep_best(self.best, metrics.policy, metrics.rows, self.folder.seeds)) is not None:
             self.best = improved
             self.folder.save_best(self.best)
 
@@ -207,7 +210,7 @@ class Writer:
         self.tables[METRICS] = MetricsLog(
             self.folder,
             columns=list(metrics.rows[0]),
-            resume_step=self.resume_step,
+            resume_step=self.clocks,
             mark=marks.get(METRICS),
             former=COLUMNS.get(self.folder.algorithm),
         )
@@ -237,6 +240,12 @@ class Writer:
         """Close the tables."""
         for table in self.tables.values():
             table.close()
+
+
+def clocks_of(state: dict[str, Any]) -> int | dict[int, int]:
+    """The clock of a state: one for the run, or seed → its own where iterations have whole episodes."""
+    clocks = state.get("clocks")
+    return state["step"] if clocks is None else dict(zip(state["seeds"], map(int, clocks), strict=True))
 
 
 def follow(algorithm: str, config: Any, state: dict[str, Any] | None, **more: Any) -> int:

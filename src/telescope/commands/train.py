@@ -174,7 +174,9 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
         say(f"device is now {moved}, before {config.device}: the last bits may differ from here on", file=sys.stderr)
         config = dataclasses.replace(config, device=moved)
         state = None if state is None else _on_device(state, shared.execution(config))
-    done = state is not None and (state["iteration"] >= config.iterations or state.get("stopped"))
+    done = state is not None and (
+        state["iteration"] >= config.iterations or state["step"] >= config.total_steps or state.get("stopped")
+    )
     if folder.algorithm in LANGUAGE and first and not done:
         from telescope.language.data.inputs import inputs
 

@@ -98,14 +98,19 @@ def evaluate(
     max_steps: int,
     bound: Bound,
     stochastic: bool = False,
+    due: np.ndarray | None = None,
 ) -> Evaluation:
-    """Run `episodes` episodes of every seed with the policy's mode, in environments of `evaluation_environments`."""
+    """Run `episodes` episodes of every seed with the policy's mode, in environments of `evaluation_environments`.
+
+    `due` [S] says for which seeds; the results of the others stay 0. None: for all.
+    """
     act = _policy(agents, parameters, normaliser, environments)
     shape, rows = (len(seeds), environments.num_envs), np.arange(environments.num_envs)
     kept = shape[0], episodes
     result = Evaluation(np.zeros(kept), np.zeros(kept, dtype=np.int64), np.zeros(kept, dtype=bool))
     noise = _Noise(agents, seeds) if stochastic else None
-    number = np.broadcast_to(rows, shape).copy()  # [S, B] the current episode of each environment; E or more means none
+    wanted = np.ones((shape[0], 1), bool) if due is None else due[:, None]
+    number = np.where(wanted, rows, episodes)  # [S, B] the current episode of each environment; E or more means none
     returns, lengths = np.zeros(shape), np.zeros(shape, dtype=np.int64)  # [S, B] of the current episode
     observations, masks = environments.reset()
     width = agents.agent.network.memory
@@ -132,7 +137,7 @@ def evaluate(
             observations, masks = environments.reset(first=begun)
             returns, lengths = np.zeros(shape), np.zeros(shape, dtype=np.int64)
             memory = None if memory is None else np.zeros_like(memory)
-            number[:] = begun + rows
+            number = np.where(wanted, begun + rows, episodes)
             begun += shape[1]
     return result
 

@@ -22,6 +22,7 @@ from telescope.control.agents.layout import create
 from telescope.control.agents.lifting import lift
 from telescope.control.agents.networks import Network
 from telescope.control.agents.trial import require_network, try_network, without_effect
+from telescope.control.clocks import Clock
 from telescope.control.config import AgentConfig
 from telescope.control.environments.population import Environments
 from telescope.control.environments.rehearsal import rehearse
@@ -29,7 +30,7 @@ from telescope.control.evaluate import cut_note, evaluate, evaluation_environmen
 from telescope.control.execution import execution, in_words
 from telescope.control.experience.encoding import encoder
 from telescope.control.experience.replay import Replay
-from telescope.control.experience.rollout import Episodes, Rollout, Transition, no_episodes
+from telescope.control.experience.rollout import Rollout, Rollouts, Transition, no_episodes
 from telescope.control.experience.worlds import rollouts
 from telescope.control.starting import require_fit, require_same_shape, start_from
 from telescope.iteration import AgentIteration
@@ -45,8 +46,10 @@ class Session:
     from the parameters [S, P] of new agents; `learner.acting` returns the parameters that act. The loop replaces
     `learner` after each update. `recurrent` says that the loop can learn from sequences, so that a network may have a
     memory. `replay` is the size of a replay buffer in steps per seed; `play` then stores each step in it, and the state
-    includes it.
+    includes it. Every iteration has the same number of steps; `EpisodeSession` collects whole episodes instead.
     """
+
+    kind_of_rollouts, kind_of_clock = Rollouts, Clock
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class Session:
         self.config = config
         self.learner: Any
         self._first_learner = kind.begin
-        self.iteration = 0
+        self.clock = self.kind_of_clock(config)
         self.execution = resume["execution"] if resume else execution(config)
         self.notes = [in_words(self.execution, config)]
         settle(self.execution["threads"], config.device)
@@ -76,12 +79,15 @@ class Session:
         self.replay = Replay(replay, config.seeds, config.num_envs) if replay else None
         self._evaluation: Environments | None = None
         self._last_state: dict[str, Any] | None = None
-        self._environments = Environments.of(config, stream=TRAINING_ENVIRONMENTS)
+        self._environments = self._open_environments()
         try:
             self._begin(resume, network, start, allow_inexact, recurrent)
         except BaseException:  # leave no worker process behind if the run cannot begin
             self.close()
             raise
+
+    def _open_environments(self) -> Environments:
+        return Environments.of(self.config, stream=TRAINING_ENVIRONMENTS)
 
     def _begin(
         self, resume: dict[str, Any] | None, own: Network | None, start: Any, allow_inexact: bool, recurrent: bool
@@ -92,7 +98,7 @@ class Session:
         if own is not None:
             require_network(own, recurrent=recurrent)
         network = own or config.network(encoder(environments.observation_space).size, environments.action_space)
-        self.rollouts = rollouts(config, environments, network)
+        self.rollouts = rollouts(config, environments, network, self.kind_of_rollouts)
         parameters, layout = create(network, config.seed_values, config.device)
         self.learner = self._first_learner(parameters)
         self.agent = ActorCritic(network, self.rollouts.distribution, layout)
@@ -138,16 +144,21 @@ class Session:
 
     @property
     def step(self) -> int:
-        return self.iteration * self.config.batch_size
+        """The clock of the slowest seed."""
+        return int(self.clock.steps.min())
+
+    @property
+    def iteration(self) -> int:
+        return self.clock.iteration
 
     def iterations(self) -> Iterator[int]:
         """Yield the numbers of the remaining iterations. Updates the clock, and `remaining` for schedules."""
         try:
-            while self.iteration < self.config.iterations:
+            while self.clock.running.any():
                 self._started, self._collecting = time.perf_counter(), 0.0
                 self._episodes = no_episodes(self.config.seeds)
                 self.rollouts.time = {"env": 0.0, "policy": 0.0}
-                self.remaining = 1 - self.iteration / self.config.iterations
+                self.remaining = self.clock.remaining
                 yield self.iteration
             self._last_state = self.state()  # readable after the environments are closed
         finally:
@@ -193,27 +204,29 @@ class Session:
 
     def finish(self, statistics: Mapping[str, np.ndarray | None]) -> AgentIteration:
         """End an iteration: evaluate if due, and make its rows from `statistics` (name → [S], None for no value)."""
+        before = self.clock.steps
+        self.clock.tick(self._episodes)
         self._require_finite()
         updated = time.perf_counter()
-        self.iteration += 1
-        evaluation = self._evaluate()
+        evaluation = self._evaluate(before)
         rows = [
             {
-                "step": self.step,
-                "iteration": self.iteration,
+                "step": int(self.clock.steps[s]),
+                "iteration": int(self.clock.iterations[s]),
                 "seed": seed,
-                **_episode_metrics(self._episodes, s),
-                "eval_return_mean": None if evaluation is None else float(evaluation[s]),
+                **self._episodes.means(s),
+                "eval_return_mean": evaluation[s],
                 **{name: None if values is None else float(values[s]) for name, values in statistics.items()},
             }
             for s, seed in enumerate(self.config.seed_values)
+            if self.clock.steps[s] > before[s]
         ]
         times = self._times(updated)
         return AgentIteration(
             self,
             rows=[{**row, **times} for row in rows],
             total_steps=self.config.total_steps,
-            finished=self.iteration == self.config.iterations,
+            finished=not self.clock.running.any(),
             notes=self.notes,
             warnings=self.warnings,
         )
@@ -229,34 +242,35 @@ class Session:
 
     _elapsed = _collecting = 0.0
 
-    def _evaluate(self) -> np.ndarray | None:
-        """Mean evaluation return of each seed [S], if this iteration crossed a multiple of `eval_every`."""
+    def _evaluate(self, before: np.ndarray) -> list[float | None]:
+        """Mean evaluation return of each seed whose clock has crossed a multiple of `eval_every`, else None."""
         self.warnings: list[str] = []
-        every, batch = self.config.eval_every, self.config.batch_size
-        due = every and (self.step // every > (self.step - batch) // every)
-        if not due:
-            return None
+        every, seeds = self.config.eval_every, self.config.seed_values
+        due = self.clock.steps // every > before // every if every else np.zeros(len(seeds), bool)
+        if not due.any():
+            return [None] * len(seeds)
         assert self._evaluation is not None
         result = evaluate(
             self.agents,
             self.parameters,
             self.rollouts.normaliser,
             self._evaluation,
-            seeds=self.config.seed_values,
+            seeds=seeds,
+            due=due,
             episodes=self.config.eval_episodes,
             max_steps=self.config.eval_max_steps,
             bound=self.rollouts.bound,
         )
-        self.warnings += filter(None, [cut_note(result, self.config.seed_values, self.config.eval_max_steps)])
-        return result.returns.mean(axis=1)
+        self.warnings += filter(None, [cut_note(result, seeds, self.config.eval_max_steps)])
+        return [float(one) if now else None for one, now in zip(result.returns.mean(axis=1), due, strict=True)]
 
     def _require_finite(self) -> None:
         broken = ~torch.isfinite(self.parameters).all(dim=1)
         if broken.any():
-            seed = self.config.seed_values[int(broken.nonzero()[0])]
+            s = int(broken.nonzero()[0])
             raise FloatingPointError(
-                f"parameters of seed {seed} are no longer finite after the update at step "
-                f"{self.step + self.config.batch_size}; a lower learning_rate or max_grad_norm usually helps"
+                f"parameters of seed {self.config.seed_values[s]} are no longer finite after the update at step "
+                f"{self.clock.steps[s]}; a lower learning_rate or max_grad_norm usually helps"
             )
 
     def state(self) -> dict[str, Any]:
@@ -264,8 +278,7 @@ class Session:
         if self._last_state is not None:
             return self._last_state
         return {
-            "iteration": self.iteration,
-            "step": self.step,
+            **self.clock.state(),
             "elapsed": self._elapsed,
             "seeds": self.config.seed_values,
             "execution": dict(self.execution),
@@ -303,13 +316,7 @@ class Session:
         same_kind("learner", kept, to_dict(fresh, without=fresh.acting))
         self.learner = from_dict(fresh, kept, without=fresh.acting)
         self._elapsed = state["elapsed"]
-        # a run with another rollout size would not continue where it stopped
-        if state["step"] != state["iteration"] * self.config.batch_size:
-            raise ValueError(
-                f"resume holds step {state['step']} after {state['iteration']} iterations, which does not match "
-                f"num_steps {self.config.num_steps} × num_envs {self.config.num_envs}; pass the run's own config"
-            )
-        self.iteration = state["iteration"]
+        self.clock.restore(state)
         self.rollouts.normaliser.restore(state["policy"]["normaliser"])
         self.rollouts.restore(state["rollouts"], allow_inexact=allow_inexact)
         if self.replay is not None:
@@ -345,10 +352,3 @@ def mean_statistics(names: Sequence[str], rows: Sequence[Tensor]) -> dict[str, n
     """The means over updates of per-update statistics, each a tensor [S, len(names)]: name → [S]."""
     table = torch.stack(list(rows)).double()
     return dict(zip(names, table.mean(0).cpu().numpy().T, strict=True))
-
-
-def _episode_metrics(episodes: Episodes, s: int) -> dict[str, float | None]:
-    """Number, mean return and mean length of seed s's episodes that ended in this iteration; None without any."""
-    returns, lengths = episodes.returns[s], episodes.lengths[s]
-    means = (float(np.mean(returns)), float(np.mean(lengths))) if returns else (None, None)
-    return {"episodes": len(returns), "return_mean": means[0], "length_mean": means[1]}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from telescope.metrics import iqm
@@ -28,15 +28,21 @@ SECONDS_BETWEEN_LINES = 10.0
 class Display:
     """Shows the latest iteration. A context manager that prints one summary line at the end."""
 
-    def __init__(self, total_steps: int, *, first_step: int = 0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, total_steps: int, *, first_step: int | Mapping[int, int] = 0, stream: TextIO | None = None
+    ) -> None:
+        """first_step: the clock of a resumed run, or those of its seeds if they differ."""
         self.stream = sys.stderr if stream is None else stream
-        self.total_steps, self.first_step = total_steps, first_step
+        self.total_steps = total_steps
+        self._steps: dict[int, int] = {} if isinstance(first_step, int) else dict(first_step)  # of each seed
+        self._first = first_step if isinstance(first_step, int) else 0
+        self._made = 0  # steps of all seeds since the display began
         self._started = self._printed = time.perf_counter()
         self._shares: dict[str, float] = {}
-        self._scores: dict[str, list[float | None]] = {}  # the latest score of each seed
+        self._scores: dict[str, dict[int, float]] = {}  # the latest score of each seed that has one
         self._line = ""  # the latest plain line, until it is printed
         live = self.stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-        self._live = self._bar(total_steps, first_step) if live else None
+        self._live = self._bar(total_steps, self._progress() or self._first) if live else None
 
     def __enter__(self) -> Display:
         if self._live is not None:
@@ -61,22 +67,29 @@ class Display:
     def show(self, rows: Sequence[dict[str, Any]]) -> None:
         """Show the rows of an iteration."""
         now = time.perf_counter()
-        step = int(rows[0]["step"])
+        for row in rows:
+            self._made += int(row["step"]) - self._steps.get(row["seed"], self._first)
+            self._steps[row["seed"]] = int(row["step"])
+        step = self._progress()
         self._shares = _shares(rows[0])
         for label, name in SCORES.items():
             if name not in rows[0]:
                 continue
-            found = [row.get(name) for row in rows]  # None if no episode of a seed ended: keep its last score
-            previous = self._scores.get(label, found)
-            self._scores[label] = [old if new is None else new for old, new in zip(previous, found, strict=True)]
-        rate = (step - self.first_step) * len(rows) / max(now - self._started, 1e-9)
+            found = {row["seed"]: row[name] for row in rows if row.get(name) is not None}
+            self._scores[label] = self._scores.get(label, {}) | found  # without a new score, a seed keeps its last one
+        rate = self._made / max(now - self._started, 1e-9)
         if self._live is not None:
             self._live.update(self._live.task_ids[0], completed=step, text=self._text(rate, "\n"))
             return
-        left = f"{_clock((self.total_steps - step) * len(rows) / rate)} left" if rate else ""
+        left = f"{_clock((self.total_steps - step) * len(self._steps) / rate)} left" if rate else ""
         self._line = f"step {step:,} of {self.total_steps:,}  {self._text(rate)}  {left}".rstrip()
         if now - self._printed >= SECONDS_BETWEEN_LINES:
             self._print_line()
+
+    def _progress(self) -> int:
+        """The clock, as a mean over seeds. Those of whole episodes end a little above `total_steps`."""
+        clocks = [min(step, self.total_steps) for step in self._steps.values()]
+        return sum(clocks) // len(clocks) if clocks else 0
 
     def _print_line(self) -> None:
         print(self._line, file=self.stream, flush=True)
@@ -84,8 +97,8 @@ class Display:
 
     def _text(self, rate: float, gap: str = "  ") -> str:
         shares = " ".join(f"{part} {share:.0%}" for part, share in self._shares.items())
-        known = {label: [x for x in scores if x is not None] for label, scores in self._scores.items()}
-        text = "  ".join(f"{label} {_number(iqm(scores))}" for label, scores in known.items() if scores)
+        known = {label: list(scores.values()) for label, scores in self._scores.items() if scores}
+        text = "  ".join(f"{label} {_number(iqm(scores))}" for label, scores in known.items())
         return f"{text or 'return –'}  {_rate(rate)} steps/s{gap}({shares})"
 
     def _bar(self, total: int, completed: int) -> Any:

@@ -68,6 +68,12 @@ class Episodes(NamedTuple):
     returns: list[list[float]]
     lengths: list[list[int]]
 
+    def means(self, s: int) -> dict[str, float | None]:
+        """Number, mean return and mean length of the episodes of seed s; None without any."""
+        returns, lengths = self.returns[s], self.lengths[s]
+        means = (float(np.mean(returns)), float(np.mean(lengths))) if returns else (None, None)
+        return {"episodes": len(returns), "return_mean": means[0], "length_mean": means[1]}
+
 
 def no_episodes(seeds: int) -> Episodes:
     return Episodes([[] for _ in range(seeds)], [[] for _ in range(seeds)])

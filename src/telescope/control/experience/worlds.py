@@ -10,10 +10,12 @@ from telescope.control.experience.normalisation import ObservationNormaliser
 from telescope.control.experience.rollout import Rollouts
 
 
-def rollouts(config: AgentConfig, environments: Environments, network: Network) -> Rollouts:
+def rollouts(
+    config: AgentConfig, environments: Environments, network: Network, kind: type[Rollouts] = Rollouts
+) -> Rollouts:
     """The `Rollouts` that collect experience for agents with this network."""
     encoding = encoder(environments.observation_space, shaped=network.shaped)
-    return Rollouts(
+    return kind(
         environments,
         seeds=config.seed_values,
         num_envs=config.num_envs,

@@ -47,7 +47,11 @@ def over_processes(train: Train) -> Train:
 
 
 class _SpreadRun:
-    """A run whose shares train in worker processes, in step with each other."""
+    """A run whose shares train in worker processes, in step with each other.
+
+    A share whose seeds have finished before those of the others waits, so that its state can be asked for. One that
+    had finished before a resume is not started.
+    """
 
     def __init__(self, train: Train, config: AgentConfig, resume: dict[str, Any] | None, more: dict[str, Any]):
         self.config, self.step = config, resume["step"] if resume else 0
@@ -59,9 +63,14 @@ class _SpreadRun:
             states = [None] * len(parts) if resume is None else split(resume, parts)
         self.times = dict.fromkeys((*TIMES, "time_total"), 0.0)
         self.times["time_total"] = resume["elapsed"] if resume else 0.0
+        self.steps = [state["step"] if state else 0 for state in states]
+        """The clock of the slowest seed of each share."""
+        self.ended = {i: state for i, state in enumerate(states) if state and state["step"] >= config.total_steps}
+        self.places = [i for i in range(len(parts)) if i not in self.ended]
+        """The share of each process."""
         jobs = [
-            (train, part, state, {**more, **_start_of(more, config, part)}, registered(part))
-            for part, state in zip(parts, states, strict=True)
+            (train, parts[i], states[i], {**more, **_start_of(more, config, parts[i])}, registered(parts[i]))
+            for i in self.places
         ]
         self.workers = Workers(_iterations, jobs, _report)
         self.last: list[Any] | None = None
@@ -70,45 +79,56 @@ class _SpreadRun:
         """Yield iterations that join those of all shares."""
         try:
             self.workers.start(f"processes is {self.config.processes}")
-            while True:
-                reports = self.workers.reports()
+            running = list(range(len(self.places)))
+            while running:
+                reports = dict(zip(running, self.workers.reports(running), strict=True))
+                running = [i for i in running if not reports[i]["finished"]]
                 self._book(reports)
-                yield self._iteration(reports)
-                if reports[0]["finished"]:
-                    self.last = self.workers.ask("state")  # readable after the workers are gone
-                    return
-                self.workers.go()
+                yield self._iteration(list(reports.values()), finished=not running)
+                self.workers.go(running)
+            self.last = self._ask("state")  # readable after the workers are gone
         finally:
             self.workers.close()
 
-    def _book(self, reports: list[dict[str, Any]]) -> None:
-        """The times of the slowest share, because all others wait for it."""
-        slowest = max((report["rows"][0] for report in reports), key=lambda row: sum(row[name] for name in TIMES))
+    def _ask(self, attribute: str) -> list[Any]:
+        """An attribute of each share, also of those that had finished before this run."""
+        found = {i: state if attribute == "state" else state[attribute] for i, state in self.ended.items()}
+        found |= dict(zip(self.places, self.workers.ask(attribute), strict=True))
+        return [found[i] for i in range(len(self.steps))]
+
+    def _book(self, reports: dict[int, dict[str, Any]]) -> None:
+        """The times of the slowest share, because all others wait for it, and the clock of the slowest seed."""
+        slowest = max(
+            [report["rows"][0] for report in reports.values()], key=lambda row: sum(row[name] for name in TIMES)
+        )
         spent = {name: slowest[name] for name in TIMES}
         self.times = {**spent, "time_total": self.times["time_total"] + sum(spent.values())}
-        self.step = reports[0]["step"]
+        for i, report in reports.items():
+            self.steps[self.places[i]] = report["step"]
+        self.step = min(self.steps)
 
-    def _iteration(self, reports: list[dict[str, Any]]) -> AgentIteration:
-        first = reports[0]
+    def _iteration(self, reports: list[dict[str, Any]], *, finished: bool) -> AgentIteration:
         return AgentIteration(
             self,
             rows=[row | self.times for report in reports for row in report["rows"]],
             total_steps=self.config.total_steps,
-            finished=first["finished"],
-            notes=[self.note, *first["notes"]],
+            finished=finished,
+            notes=[self.note, *reports[0]["notes"]],
             warnings=[sentence for report in reports for sentence in report["warnings"]],
         )
 
     def policy(self) -> dict[str, Any]:
         """Join the policies of all shares into that of the whole population."""
-        return joined([state["policy"] for state in self.last] if self.last else self.workers.ask("policy"))
+        return joined([state["policy"] for state in self.last] if self.last else self._ask("policy"))
 
     def state(self) -> dict[str, Any]:
         """The state of the whole run: the policy is joined, everything else is kept per share."""
-        states = self.last or self.workers.ask("state")
+        states = self.last or self._ask("state")
+        clocks = {name: np.concatenate([state[name] for state in states]) for name in ("clocks",) if name in states[0]}
         return {
-            "iteration": states[0]["iteration"],
+            "iteration": max(state["iteration"] for state in states),
             "step": self.step,
+            **clocks,
             "elapsed": self.times["time_total"],
             "seeds": self.config.seed_values,
             "execution": dict(self.execution),

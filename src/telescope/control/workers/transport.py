@@ -46,16 +46,16 @@ class Workers:
             self.processes.append(process)
             self.connections.append(ours)
 
-    def go(self) -> None:
-        """Let each process make its next item."""
-        self._tell(GO)
+    def go(self, which: Sequence[int]) -> None:
+        """Let these processes make their next item."""
+        self._tell(GO, which)
 
-    def reports(self) -> list[Any]:
-        """Wait for the report of each process about its current item."""
-        return [self._from(process, ours) for process, ours in zip(self.processes, self.connections, strict=True)]
+    def reports(self, which: Sequence[int] | None = None) -> list[Any]:
+        """Wait for the report of each process, or of these, about its current item."""
+        return [self._from(self.processes[i], self.connections[i]) for i in self._all(which)]
 
     def ask(self, attribute: str) -> list[Any]:
-        """An attribute of each worker's current item."""
+        """An attribute of each worker's current item, which may be its last."""
         self._tell(attribute)
         return self.reports()
 
@@ -69,10 +69,13 @@ class Workers:
                 process.terminate()
                 process.join()
 
-    def _tell(self, word: str) -> None:
-        for connection in self.connections:
+    def _all(self, which: Sequence[int] | None) -> Sequence[int]:
+        return range(len(self.processes)) if which is None else which
+
+    def _tell(self, word: str, which: Sequence[int] | None = None) -> None:
+        for i in self._all(which):
             with contextlib.suppress(BrokenPipeError):  # `reports` will say why it is gone
-                connection.send(word)
+                self.connections[i].send(word)
 
     def _from(self, process: Any, connection: Connection) -> Any:
         try:

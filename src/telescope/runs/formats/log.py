@@ -34,7 +34,7 @@ class MetricsLog:
         folder: str | os.PathLike[str],
         *,
         columns: Sequence[str],
-        resume_step: int | None = None,
+        resume_step: int | Mapping[int, int] | None = None,
         mark: Mapping[str, Any] | None = None,
         former: Mapping[str, str] | None = None,
         tensorboard: bool = True,
@@ -42,10 +42,10 @@ class MetricsLog:
         """Start a new log, or continue one after `resume_step`.
 
         columns: all metrics that any row will have, in the order of the file. step, iteration and seed always come
-        first. resume_step: the step of the checkpoint that the run continues from. Later rows, an incomplete last line,
-        and later TensorBoard events are dropped. None drops everything when the first rows are written. mark: the
-        `mark` at that step; the table then continues with exactly these bytes, if it still has them. former: former
-        names of columns → their names; a table that has former names keeps them.
+        first. resume_step: the step of the checkpoint that the run continues from, or seed → step where they differ.
+        Later rows, an incomplete last line, and later TensorBoard events are dropped. None drops everything when the
+        first rows are written. mark: the `mark` at that step; the table then continues with exactly these bytes, if it
+        still has them. former: former names of columns → their names; a table that has former names keeps them.
 
         A RunError if the disk cannot be written, or the existing file has other columns.
         """
@@ -62,7 +62,8 @@ class MetricsLog:
             rows = [] if resume_step is None else _rows_until(path, self.columns, resume_step)
             kept = "".join([header, *rows]).encode()
         self._folder, self._kept, self._tensorboard = Path(folder), kept, tensorboard
-        self._first_step = 0 if resume_step is None else resume_step + 1
+        latest = resume_step if resume_step is None or isinstance(resume_step, int) else max(resume_step.values())
+        self._first_step = 0 if latest is None else latest + 1
         self._files: tuple[Table, _Events | None] | None = None
         if resume_step is not None or not path.exists():
             self._open()
@@ -172,8 +173,8 @@ def _lines(path: Path) -> tuple[str, list[str]]:
     return (lines[0].rstrip("\n"), lines[1:]) if lines else ("", [])
 
 
-def _rows_until(path: Path, columns: tuple[str, ...], step: int) -> list[str]:
-    """The complete rows up to the step, unchanged."""
+def _rows_until(path: Path, columns: tuple[str, ...], step: int | Mapping[int, int]) -> list[str]:
+    """The complete rows up to the step, or each seed's up to its own, unchanged."""
     header, lines = _lines(path)
     if header != ",".join(columns):
         raise RunError(
@@ -183,10 +184,13 @@ def _rows_until(path: Path, columns: tuple[str, ...], step: int) -> list[str]:
     return [line for line in lines if _is_row_until(line, len(columns), step)]
 
 
-def _is_row_until(line: str, fields: int, step: int) -> bool:
+def _is_row_until(line: str, fields: int, step: int | Mapping[int, int]) -> bool:
     """Whether a line is a row up to the step. After a crash, lines after the last sync may be broken."""
-    first = line.partition(",")[0]
-    return line.count(",") == fields - 1 and first.isdecimal() and int(first) <= step
+    leading = line.rstrip("\n").split(",")[: len(LEADING)]
+    if line.count(",") != fields - 1 or not all(number.isdecimal() for number in leading):
+        return False
+    mine, _, seed = map(int, leading)
+    return mine <= (step if isinstance(step, int) else step.get(seed, -1))
 
 
 def _number(value: Any, name: str) -> int | float | None:

@@ -203,6 +203,63 @@ def distributional_gae(given: Given) -> tuple[np.ndarray, np.ndarray]:
     return gae(mean)[0], targets
 
 
+def end_corrected(given: Given) -> np.ndarray:
+    """The share of the normalised mixture that looks further than one step."""
+    result = given.zeros()
+    for episode in given.episodes():
+        for start, first in enumerate(episode):
+            weight, weights = 1.0, []
+            for step in episode[start:]:  # of the advantages of 1, 2, … steps, as many as there are
+                weights.append(weight)
+                weight *= step.decay
+            result[first.at] = sum(weights[1:]) / sum(weights)
+    return result
+
+
+def length_adaptive(given: Given) -> np.ndarray:
+    result = given.zeros()
+    for episode in given.episodes():
+        for step in episode:
+            result[step.at] = max(0.0, 1 - 1 / (given["alpha"] * len(episode)))
+    return result
+
+
+def per_segment(given: Given) -> np.ndarray:
+    ends = given["segment_ends"]
+    return np.where(given["mask"], np.where(ends, given["lam"], 1.0), 0.0)
+
+
+def per_turn(given: Given) -> tuple[np.ndarray, ...]:
+    """Turn by turn: all of its reward at its last step, its first value everywhere."""
+    rewards, values, successors, gamma, lam = (given.zeros() for _ in range(5))
+    for turn in turns(given):
+        *earlier, last = turn
+        rewards[last.at] = sum(given.number("rewards", step) for step in turn)
+        for step in turn:
+            values[step.at] = given.number("values", turn[0])
+        for step in earlier:
+            successors[step.at], gamma[step.at], lam[step.at] = values[last.at], 1.0, 1.0
+        successors[last.at] = 0.0 if given["terminated"][last.at] else given.number("next_values", last)
+        gamma[last.at], lam[last.at] = given["gamma"][last.at], last.decay
+    return rewards, values, successors, gamma, lam
+
+
+def turns(given: Given) -> Iterator[list[Step]]:
+    for episode in given.episodes():
+        turn = []
+        for step in episode:
+            turn.append(step)
+            if given["turn_ends"][step.at] or not step.goes_on:
+                yield turn
+                turn = []
+
+
+def from_explained_variance(given: Given) -> np.ndarray:
+    found = [given["low"] if share >= 1 else given["high"] - (given["high"] - given["low"]) * max(share, 0.0)
+             for share in given["explained_variance"].flat]  # fmt: skip
+    return np.reshape(found, given["explained_variance"].shape)
+
+
 def whiten(given: Given) -> np.ndarray:
     x, mask, axis = given["x"], given["mask"], given["axis"]
     n = mask.sum(axis=axis, keepdims=True)

@@ -15,7 +15,7 @@ import telescope
 FUNCTIONS = sorted(set(telescope.__all__) - {"conventions", "load", "train"})
 PER_STEP = ("rewards", "values", "next_values", "log_ratios", "q_values", "potentials", "next_potentials", "x")
 WIDE = ("features", "next_features", "quantiles", "next_quantiles")  # one more axis, the last
-FLAGS = ("terminated", "truncated", "mask")
+FLAGS = ("terminated", "truncated", "mask", "turn_ends", "segment_ends")
 DISCOUNTS = ("gamma", "lam", "returns_lam")
 # How an array of these numbers may lie in memory. Torch has no negative strides, and JAX none at all.
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -35,7 +35,7 @@ def drawn(shape: tuple[int, ...], seed: int, ends: float = 0.2, width: int = 3) 
     numbers: dict[str, Any] = {name: random.normal(size=shape) for name in PER_STEP}
     numbers |= {name: random.normal(size=(*shape, width)) for name in WIDE}
     numbers |= {"last_values": random.normal(size=shape[1:]), "final_values": random.normal(size=shape)}
-    numbers |= {"weights": random.normal(size=(*shape[1:], width))}
+    numbers |= {"weights": random.normal(size=(*shape[1:], width)), "explained_variance": random.normal(size=shape)}
     numbers |= {name: random.random(shape) < (ends if name != "mask" else 0.8) for name in FLAGS}
     states, actions = 1 + seed % 3, 1 + seed % 2
     numbers["transitions"] = 0.9 * random.dirichlet(np.ones(states), (states, actions))

@@ -300,6 +300,14 @@ def check_not_negative(name: str, value: Any, otherwise: str = "") -> None:
         raise ValueError(f"{name} is {_brief(value)}; expected a number >= 0{otherwise}")
 
 
+def in_unit_interval(name: str, value: Any) -> float:
+    """Check for a number in [0, 1], and return it."""
+    known = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not (known and 0 <= value <= 1):  # excludes NaN
+        raise ValueError(f"{name} is {_brief(value)}; expected a number in [0, 1]")
+    return float(value)
+
+
 def _permuted(array: Array, order: Sequence[int]) -> Array:
     return array.permute(*order) if hasattr(array, "permute") else array.transpose(order)
 

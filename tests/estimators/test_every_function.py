@@ -17,7 +17,14 @@ import definitions
 import telescope
 from problems import DISCOUNTS, FLAGS, FUNCTIONS, LAYOUTS, PER_STEP, WIDE, drawn, parameters, plain, told
 
-SPATIAL = {"td_error", "shaped_rewards", "whiten", "group_relative", "leave_one_out"}  # they have no time axis
+SPATIAL = {
+    "td_error",
+    "shaped_rewards",
+    "whiten",
+    "group_relative",
+    "leave_one_out",
+    "from_explained_variance",
+}  # they have no time axis
 MOVED = (*PER_STEP, *WIDE, *FLAGS, "final_values")
 EXAMPLES = settings().max_examples
 FEW = [(5, 2), (1,), (0, 3), (4, 2, 2)]  # shapes for JAX, which compiles anew for each
@@ -32,6 +39,9 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("k", "n", "lags"), st.integers(1, 9)),
     "step_size": numbers,
     "eps": st.sampled_from([0.25, 1.0]),
+    "alpha": st.sampled_from([0.1, 0.25, 1.0, 8.0]),
+    "low": st.sampled_from([0.0, 0.25]),
+    "high": st.sampled_from([0.25, 0.5, 1.0]),
     "kind": st.sampled_from(["accumulating", "replacing"]),
 }
 

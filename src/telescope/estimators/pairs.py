@@ -56,3 +56,15 @@ def ahead(steps: Steps, array: Array, count: int) -> Array:
     if count == 0:
         return array
     return steps.xp.concatenate([array[count:], steps.xp.zeros_like(array[:count])])
+
+
+def behind(steps: Steps, array: Array) -> Array:
+    """array[t − 1], 0 at the first step."""
+    return steps.xp.concatenate([steps.xp.zeros_like(array[:1]), array[:-1]])
+
+
+def forwards(steps: Steps, x: Array, a: Array) -> Array:
+    """y[t] = x[t] + a[t] y[t−1]: the recurrence with time reversed."""
+    x, a = (steps.xp.flip(array, (0,)) for array in (x, a))
+    y = linear_recurrence(x, a, differentiable=steps.differentiable)
+    return steps.xp.concatenate([steps.xp.flip(y, (0,))])  # a copy: torch has no tensors with negative strides

@@ -7,10 +7,9 @@ one-hot states, ∇v or ∇log π.
 
 from telescope import arrays
 from telescope.arrays import Array
-from telescope.estimators.pairs import bootstrap, trace, weighted
+from telescope.estimators.pairs import behind, bootstrap, forwards, trace, weighted
 from telescope.estimators.steps import NUMBERS, Steps, enter
 from telescope.quiet import quiet
-from telescope.recurrence import linear_recurrence
 
 
 @quiet
@@ -47,10 +46,10 @@ def eligibility_trace(
     flags = {"terminated": terminated, "truncated": truncated}
     steps = _enter({"features": features}, flags, mask, {"gamma": gamma, "lam": lam}, axis, differentiable)
     x = steps.live(steps.floats["features"])
-    a = _behind(steps, trace(steps, steps.discounts["lam"]))
+    a = behind(steps, trace(steps, steps.discounts["lam"]))
     if kind == "replacing":
         a = steps.where(x == 0, a, 0.0)
-    return steps.deliver(steps.live(_forwards(steps, x, a)))
+    return steps.deliver(steps.live(forwards(steps, x, a)))
 
 
 @quiet
@@ -81,7 +80,7 @@ def dutch_trace(
     flags = {"terminated": terminated, "truncated": truncated}
     steps = _enter({"features": features}, flags, mask, {"gamma": gamma, "lam": lam}, axis, differentiable)
     x = steps.live(steps.floats["features"])
-    a = _behind(steps, trace(steps, steps.discounts["lam"]))
+    a = behind(steps, trace(steps, steps.discounts["lam"]))
     return steps.deliver(steps.live(_dutch_traces(steps, x, a, alpha)))
 
 
@@ -159,18 +158,6 @@ def _dutch(decayed: Array, features: Array, alpha: float) -> Array:
 
 def _dot(one: Array, other: Array) -> Array:
     return (one * other).sum(-1)[..., None]
-
-
-def _behind(steps: Steps, array: Array) -> Array:
-    """array[t − 1], 0 at the first step."""
-    return steps.xp.concatenate([steps.xp.zeros_like(array[:1]), array[:-1]])
-
-
-def _forwards(steps: Steps, x: Array, a: Array) -> Array:
-    """y[t] = x[t] + a[t] y[t−1]: the recurrence with time reversed."""
-    x, a = (steps.xp.flip(array, (0,)) for array in (x, a))
-    y = linear_recurrence(x, a, differentiable=steps.differentiable)
-    return steps.xp.concatenate([steps.xp.flip(y, (0,))])  # a copy: torch has no tensors with negative strides
 
 
 def _enter(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from narrow import narrow
-from telescope.algorithms import a2c, dqn, grpo, ppo, reward_model, rlhf, sft
+from telescope.algorithms import a2c, actor_critic, dqn, grpo, ppo, reward_model, rlhf, sft
 from telescope.language.models import causal as models
 from worlds import Masked, Recall
 
@@ -86,6 +86,13 @@ ROLLOUT = a2c.A2C(
     learning_rate=1e-2,
     threads=1,
     compile="off",
+)
+STEPPING = actor_critic.OneStep(
+    **{
+        field.name: getattr(ROLLOUT, field.name)
+        for field in dataclasses.fields(actor_critic.OneStep)
+        if field.name not in ("weight", "adam_eps")
+    }
 )
 CART = dqn.DQN(
     env="CartPole-v1",
@@ -264,6 +271,15 @@ ROSTER = {
         "return_mean",
         9.0,
         other=CONTROL | AGENT | POLICY | ON_POLICY | {"gru": 4, "optimiser": "adam", "optimiser_eps": 0.1},
+        inert=UNSEEN,
+    ),
+    "actor_critic": Row(
+        actor_critic,
+        STEPPING,
+        {"env": Masked, "env_kwargs": {}, "total_steps": 3200, "eval_every": 0, "learning_rate": 1e-2},
+        "return_mean",
+        9.0,
+        other=CONTROL | AGENT | POLICY | {"weight": "q", "adam_eps": 0.1},
         inert=UNSEEN,
     ),
     "dqn": Row(

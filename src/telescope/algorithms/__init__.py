@@ -14,6 +14,7 @@ from typing import Any
 CONFIGS = {
     "ppo": "PPO",
     "a2c": "A2C",
+    "actor_critic": "OneStep",
     "dqn": "DQN",
     "grpo": "GRPO",
     "rlhf": "RLHF",

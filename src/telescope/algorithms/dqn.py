@@ -18,7 +18,7 @@ from torch import Tensor
 
 from telescope import checks, td_error
 from telescope.control.agents.actor import ActorCritic
-from telescope.control.agents.distributions import FORBIDDEN, Distribution, epsilon_greedy
+from telescope.control.agents.distributions import FORBIDDEN, Distribution, epsilon_greedy, of_action
 from telescope.control.agents.networks import Network, q_network
 from telescope.control.config import AgentConfig
 from telescope.control.experience.credit import mean_weights
@@ -245,11 +245,6 @@ def update_agent(config: DQN, agent: ActorCritic) -> Callable[..., tuple[Learner
 def allowed(q: Tensor, masks: Tensor | None) -> Tensor:
     """Q-values [M, A], with those of forbidden actions far below all others."""
     return q if masks is None else torch.where(masks, q, FORBIDDEN)
-
-
-def of_action(q: Tensor, actions: Tensor) -> Tensor:
-    """Q(s, a) [M] from Q(s, ·) [M, A]. A select, because the gradient of a gather is summed in no fixed order."""
-    return torch.where(actions[..., None] == torch.arange(q.shape[-1], device=q.device), q, 0.0).sum(-1)
 
 
 def summary(config: DQN, statistics: list[Tensor], step: int, learning_rate: float) -> dict[str, np.ndarray | None]:

@@ -6,6 +6,7 @@ Leaves out the training loop and the update, which are in the algorithm's own fi
 # S seeds, P parameters of one agent
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from telescope.control.agents.trial import require_network, try_network, without
 from telescope.control.clocks import Clock
 from telescope.control.config import AgentConfig
 from telescope.control.environments.population import Environments
-from telescope.control.environments.rehearsal import rehearse
+from telescope.control.environments.rehearsal import rehearse, spare
 from telescope.control.evaluate import cut_note, evaluate, evaluation_environments
 from telescope.control.execution import execution, in_words
 from telescope.control.experience.encoding import encoder
@@ -118,7 +119,7 @@ class Session:
         if resume:
             self._restore(resume, allow_inexact)
             return
-        self.notes += rehearse(environments, lambda: _spare(config))
+        self.notes += rehearse(environments, lambda: spare(config))
         if start:
             self._start_from(start)
         self.rollouts.reset()
@@ -166,23 +167,29 @@ class Session:
 
     def collect(self) -> Rollout:
         """Collect the next rollout with the current policies."""
-        started = time.perf_counter()
-        act = self.agents.actor(self.parameters)
-        with np.errstate(over="ignore", invalid="ignore"):  # `finish` reports divergence
-            rollout, self._episodes = self.rollouts.collect(act, self.iteration)
-        self._collecting += time.perf_counter() - started
+        with self._acting():
+            rollout, self._episodes = self.rollouts.collect(self.agents.actor(self.parameters), self.iteration)
         return rollout
 
     def play(self, noise: np.ndarray, t: int) -> Transition:
         """Play step t of this iteration with the current policies and noise [S, B, …], and store it in the replay."""
-        started = time.perf_counter()
-        act, row = self.agents.actor(self.parameters), self.iteration * self.config.num_steps + t
-        with np.errstate(over="ignore", invalid="ignore"):  # `finish` reports divergence
+        with self._acting():
+            act, row = self.agents.actor(self.parameters), self.iteration * self.config.num_steps + t
             transition = self.rollouts.play(act, noise, row, self._episodes)
-        if self.replay is not None:
-            self.replay.add(transition)
-        self._collecting += time.perf_counter() - started
+            if self.replay is not None:
+                self.replay.add(transition)
         return transition
+
+    @contextlib.contextmanager
+    def _acting(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                yield
+        except FloatingPointError:  # an environment that was given no number returns none: say where it came from
+            self._require_finite()
+            raise
+        self._collecting += time.perf_counter() - started
 
     def value(self, observations: Tensor, memory: Tensor | None = None) -> Tensor:
         """V(s) [S, N] of observations [S, N, D] by the current critics, without gradient."""
@@ -339,13 +346,6 @@ def try_out(config: AgentConfig, start: dict[str, Any] | None = None) -> None:
     config.head(environments.action_space)
     if start is not None:
         require_fit(start, config, environments)
-
-
-def _spare(config: AgentConfig) -> Environments:
-    """One more environment of the first seed, in this process."""
-    vectorization = "sync" if config.vectorization == "async" else config.vectorization
-    first = {"seeds": config.seed_values[:1], "num_envs": 1, "vectorization": vectorization}
-    return Environments.of(config, stream=TRAINING_ENVIRONMENTS, **first)
 
 
 def mean_statistics(names: Sequence[str], rows: Sequence[Tensor]) -> dict[str, np.ndarray]:

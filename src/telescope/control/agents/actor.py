@@ -162,9 +162,12 @@ class Agents:
 
 
 def default_network(
-    config: PolicyConfig, observation_size: int, action_space: gym.Space, *, memory: int = 0
+    config: PolicyConfig, observation_size: int, action_space: gym.Space, *, memory: int = 0, critic_outputs: int = 0
 ) -> Network:
-    """The perceptrons that the config describes, for this action space, behind a GRU of `memory` units if not 0."""
+    """The perceptrons that the config describes, for this action space, behind a GRU of `memory` units if not 0.
+
+    With `critic_outputs` the critic returns that many numbers for each state, and not one.
+    """
     actions = distribution(action_space)
     read = memory or observation_size
     widths = (read, *config.hidden, actions.outputs)
@@ -179,6 +182,6 @@ def default_network(
         activation=config.activation,
         log_std=config.log_std if actions.continuous else None,
         shared=config.shared_network,
-        critic_outputs=config.critic_outputs,
+        critic_outputs=critic_outputs or config.critic_outputs,
     )
     return with_memory(network, observation_size, memory) if memory else network

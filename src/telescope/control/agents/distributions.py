@@ -47,6 +47,12 @@ class Distribution(NamedTuple):
     kl: Callable[..., Tensor]
     """`kl(outputs, old_outputs, masks=None)`, exactly KL(π_old ‖ π) = Σ π_old (log π_old − log π), in nats."""
 
+    def probabilities(self, outputs: Tensor, masks: Masks = None) -> Tensor:
+        """π(·|s) [..., A] of a Discrete space, by `log_prob` of each action."""
+        actions = torch.arange(self.outputs, device=outputs.device).expand(outputs.shape)  # [..., A]
+        each = outputs[..., None, :]
+        return self.log_prob(each, actions, None if masks is None else masks[..., None, :]).exp()
+
 
 def distribution(space: gym.Space) -> Distribution:
     """The distribution over a Discrete, MultiDiscrete, MultiBinary or Box action space."""
@@ -223,6 +229,11 @@ def diagonal_gaussian(shape: tuple[int, ...]) -> Distribution:
         entropy=lambda outputs, masks=None: (outputs[..., size:] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1),
         kl=kl,
     )
+
+
+def of_action(q: Tensor, actions: Tensor) -> Tensor:
+    """Q(s, a) [M] from Q(s, ·) [M, A]. A select, because the gradient of a gather is summed in no fixed order."""
+    return torch.where(actions[..., None] == torch.arange(q.shape[-1], device=q.device), q, 0.0).sum(-1)
 
 
 def _shaped(columns: Array, shape: tuple[int, ...]) -> Array:

@@ -17,7 +17,9 @@ import numpy as np
 
 from telescope.control.agents.actions import bounding
 from telescope.control.agents.distributions import distribution
+from telescope.control.config import AgentConfig
 from telescope.control.environments.population import Environments, Reset
+from telescope.randomness import TRAINING_ENVIRONMENTS
 
 STEPS = 5
 """Steps of each of the five pieces of a rehearsal."""
@@ -47,6 +49,13 @@ def rehearse(environments: Environments, make_spare: Callable[[], Environments])
         )
         notes.insert(0, environments.resume_note)
     return notes
+
+
+def spare(config: AgentConfig) -> Environments:
+    """One more environment of the run's first seed, in this process."""
+    vectorization = "sync" if config.vectorization == "async" else config.vectorization
+    first = {"seeds": config.seed_values[:1], "num_envs": 1, "vectorization": vectorization}
+    return Environments.of(config, stream=TRAINING_ENVIRONMENTS, **first)
 
 
 def _not_restored(environments: Environments) -> str:

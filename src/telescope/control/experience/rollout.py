@@ -125,6 +125,12 @@ class Rollouts:
     def _begin(self, encoded: np.ndarray, masks: np.ndarray | None) -> None:
         self._encoded, self._observations, self._action_masks = encoded, self.normaliser(encoded), masks
 
+    @property
+    def seen(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """What the policy sees now: copies of the observations [S, B, D], normalised, and of the action masks."""
+        masks = self._action_masks
+        return self._observations.copy(), None if masks is None else masks.copy()
+
     def play(self, act: Act, noise: np.ndarray, row: int, episodes: Episodes) -> Transition:
         """Step every environment once, as step `row` of the run. Adds episodes that end to `episodes`."""
         started, observations = time.perf_counter(), self._encoded.copy()  # environments may write into their buffers
@@ -143,7 +149,7 @@ class Rollouts:
 
     def collect(self, act: Act, iteration: int) -> tuple[Rollout, Episodes]:
         """Run the policy for `num_steps`. A reward or observation that is not finite raises a FloatingPointError."""
-        rollout, finals, noise = self._allocate(), _FinalsList(), self._noise(iteration)
+        rollout, finals, noise = self._allocate(), _FinalsList(), self.noise(iteration)
         episodes = no_episodes(len(self.seeds))
         # this loop is NumPy on small arrays, so each operation costs about a microsecond
         seen, chosen, rewards, terminated, truncated, live = (x.numpy() for x in rollout[:6])
@@ -200,7 +206,7 @@ class Rollouts:
         self.episode_return[ended] = 0.0
         self.episode_length[ended] = 0
 
-    def _noise(self, iteration: int) -> np.ndarray:
+    def noise(self, iteration: int) -> np.ndarray:
         """All random numbers of a rollout [T, S, B, …], drawn at once."""
         shape = (self.num_steps, self.shape[1])
         draws = [self.distribution.noise(generator(s, ACTIONS, iteration), shape) for s in self.seeds]  # [T, B, …]

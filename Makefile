@@ -11,7 +11,7 @@ EXTRAS := control envpool language lora jax dev
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-latest test-oldest check format wheel docs mutants bench bench-train bench-language clean
+.PHONY: help demo test test-slow test-latest test-oldest check format wheel docs mutants bench bench-train bench-language results clean
 
 help:  ## what the verbs do
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -78,6 +78,9 @@ bench-train: $(COMPLETE)  ## PPO against its rivals on this machine, for hours (
 
 bench-language: $(COMPLETE)  ## GRPO against TRL on this machine, for half an hour (ARGS=--quick tries it out): docs/benchmarks
 	$(BIN)/python -m benchmarks.language $(ARGS)
+
+results: $(READY)  ## train and evaluate what docs/results.md shows, for days (ARGS="trpo-Hopper a2c" selects; stop and go on at will)
+	$(BIN)/python tools/results.py $(ARGS)
 
 clean:  ## remove what make made, the virtual environment too; run folders stay
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

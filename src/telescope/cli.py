@@ -1,4 +1,4 @@
-"""The command line: `telescope train`, `eval` and `plot`, with errors as one sentence.
+"""The command line: `telescope train`, `eval`, `plot` and `algorithms`, with errors as one sentence.
 
 Leaves out the commands themselves (`commands/`).
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+from telescope.commands.algorithms import algorithms
 from telescope.commands.arguments import HELP
 from telescope.commands.evaluate import evaluate
 from telescope.commands.plot import plot
@@ -31,11 +32,19 @@ USAGE = """usage: telescope COMMAND …
   telescope train --start RUN [flags]       begin a new run from another run's agents
   telescope eval RUN [flags]                evaluate the agents of a run
   telescope plot RUN [RUN …] --out FILE     draw learning curves
+  telescope algorithms [--json]             list what can be trained
   telescope --version
 
 Each command explains its flags with --help (telescope train ppo CartPole-v1 --help shows that environment's preset).
 Training needs more packages than the estimators: pip install "telescope-rl[control]", or [language]
 """
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "eval": evaluate,
+    "plot": plot,
+    "algorithms": algorithms,
+}
 
 WORDS = {
     "evaluate": "eval",
@@ -44,6 +53,7 @@ WORDS = {
     "fit": "train",
     "run": "train",
     "resume": "train --resume",
+    "list": "algorithms",
 }
 """Commands of other programs → ours."""
 
@@ -79,14 +89,19 @@ def _run(arguments: list[str], *, alone: bool) -> int:
 
         print(f"telescope {telescope.__version__}")
         return 0
-    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "eval": evaluate, "plot": plot}
-    if arguments[0] not in commands:
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": train,
+        "eval": evaluate,
+        "plot": plot,
+        "algorithms": algorithms,
+    }
+    if arguments[0] not in COMMANDS:
         close = (
-            [WORDS[arguments[0]]] if arguments[0] in WORDS else difflib.get_close_matches(arguments[0], commands, n=1)
+            [WORDS[arguments[0]]] if arguments[0] in WORDS else difflib.get_close_matches(arguments[0], COMMANDS, n=1)
         )
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return _fail(f"there is no command {arguments[0]!r}; expected train, eval or plot{hint}", 2)
-    command = commands[arguments[0]]
+        hint, known = f"; did you mean {close[0]}?" if close else "", ", ".join(COMMANDS)
+        return _fail(f"there is no command {arguments[0]!r}; expected one of {known}{hint}", 2)
+    command = COMMANDS[arguments[0]]
     if alone and command is train and HELP & set(arguments):
         return _explained(lambda rest: with_standins(train, rest), arguments[1:])
     return _explained(command, arguments[1:])

@@ -1,0 +1,52 @@
+"""All algorithms as a table, for `telescope algorithms` and for readers who look for one.
+
+Leaves out what each of them does (its file) and how it is called (`__init__.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+
+class Entry(NamedTuple):
+    """One algorithm, by the name that a user types."""
+
+    name: str
+    subject: Literal["environment", "language task"]
+    """What follows the name on the command line."""
+    paper: str
+    experience: Literal["on-policy", "off-policy", "data"]
+    """Where samples come from: the policy that learns, a replay of older ones, or a data set."""
+    actions: str
+    """Action spaces that it takes."""
+    page: str
+    """Its page in docs/."""
+    measured: str
+    """One result; the page says by which command."""
+
+
+ALL, TOKENS = "Discrete, MultiDiscrete, MultiBinary, Box", "tokens"
+QUANTILES, LANGUAGE, ROWS = "quantile_critics.md", "language.md", "objectives.md"
+RLHF, GSPO = "Ouyang et al. 2022, arXiv 2203.02155", "Zheng et al. 2025, arXiv 2507.18071"
+
+CATALOGUE = tuple(
+    Entry(*row)
+    for row in (
+        ("actor_critic", "environment", "Sutton & Barto 2018, section 13.5", "on-policy", ALL, "actor_critic.md", ""),
+        ("a2c", "environment", "Mnih et al. 2016, arXiv 1602.01783", "on-policy", ALL, "a2c.md", ""),
+        ("ppo", "environment", "Schulman et al. 2017, arXiv 1707.06347", "on-policy", ALL, "ppo.md", ""),
+        ("distributional_ppo", "environment", "Shaik et al. 2025, arXiv 2507.17530", "on-policy", ALL, QUANTILES, ""),
+        ("dqn", "environment", "Mnih et al. 2015, Nature 518", "off-policy", "Discrete", "dqn.md", ""),
+        ("sft", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),
+        ("reward_model", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),
+        ("ppo", "language task", RLHF, "on-policy", TOKENS, LANGUAGE, ""),
+        ("grpo", "language task", "Shao et al. 2024, arXiv 2402.03300", "on-policy", TOKENS, LANGUAGE, ""),
+        ("dr_grpo", "language task", "Liu et al. 2025, arXiv 2503.20783", "on-policy", TOKENS, ROWS, ""),
+        ("dapo", "language task", "Yu et al. 2025, arXiv 2503.14476", "on-policy", TOKENS, ROWS, ""),
+        ("gspo", "language task", GSPO, "on-policy", TOKENS, LANGUAGE, ""),
+        ("gspo_token", "language task", GSPO, "on-policy", TOKENS, ROWS, ""),
+        ("rloo", "language task", "Ahmadian et al. 2024, arXiv 2402.14740", "on-policy", TOKENS, ROWS, ""),
+        ("cispo", "language task", "MiniMax 2025, arXiv 2506.13585", "on-policy", TOKENS, ROWS, ""),
+        ("reinforce", "language task", "Williams 1992", "on-policy", TOKENS, ROWS, ""),
+    )
+)

@@ -89,12 +89,6 @@ def _run(arguments: list[str], *, alone: bool) -> int:
 
         print(f"telescope {telescope.__version__}")
         return 0
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "train": train,
-        "eval": evaluate,
-        "plot": plot,
-        "algorithms": algorithms,
-    }
     if arguments[0] not in COMMANDS:
         close = (
             [WORDS[arguments[0]]] if arguments[0] in WORDS else difflib.get_close_matches(arguments[0], COMMANDS, n=1)

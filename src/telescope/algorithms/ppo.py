@@ -96,8 +96,8 @@ class PPO(OnPolicyConfig):
 
 # The settings that flags start from, by environment. CartPole's were chosen for the worst of 64 seeds: with those of
 # rl-baselines3-zoo three seeds stayed below 490, with scaled rewards none (docs/results.md). The rest of classic
-# control follows rl-baselines3-zoo, without state-dependent exploration and with our ½ in the value loss. MuJoCo
-# follows Tianshou, with one set for all environments.
+# control and Box2D follow rl-baselines3-zoo, without state-dependent exploration, with our ½ in the value loss and
+# larger minibatches on Box2D. MuJoCo follows Tianshou, with one set for all environments.
 CARTPOLE = PPO(
     env="CartPole-v1",
     total_steps=100_000,
@@ -135,6 +135,26 @@ MOUNTAIN_CAR_CONTINUOUS = dataclasses.replace(
     normalise_observations=True,
     normalise_rewards=True,
 )
+LUNAR_LANDER = PPO(
+    num_envs=16,
+    num_steps=1024,
+    minibatch_size=256,
+    epochs=4,
+    gamma=0.999,
+    lam=0.98,
+    entropy_coefficient=0.01,
+    normalise_rewards=True,
+)
+BIPEDAL_WALKER = PPO(
+    total_steps=5_000_000,
+    num_envs=32,
+    num_steps=512,
+    minibatch_size=256,
+    gamma=0.999,
+    clip=0.18,
+    normalise_observations=True,
+    normalise_rewards=True,
+)
 MUJOCO = PPO(
     num_envs=8,
     num_steps=256,
@@ -153,6 +173,10 @@ PRESETS = {
     "MountainCar": MOUNTAIN_CAR,
     "MountainCarContinuous": MOUNTAIN_CAR_CONTINUOUS,
     "Pendulum": PENDULUM,
+    "LunarLander": LUNAR_LANDER,
+    "LunarLanderContinuous": LUNAR_LANDER,
+    "BipedalWalker": BIPEDAL_WALKER,
+    "BipedalWalkerHardcore": BIPEDAL_WALKER,
     **dict.fromkeys(MUJOCO_FAMILY, MUJOCO),
 }
 

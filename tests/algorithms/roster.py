@@ -77,6 +77,8 @@ ROLLOUT = a2c.A2C(
     num_envs=2,
     num_steps=16,
     lam=0.95,
+    lam_rule="adaptive",
+    lam_low=0.2,
     eval_every=32,
     eval_episodes=2,
     eval_max_steps=8,
@@ -164,6 +166,9 @@ POLICY = {
 """Fields of `PolicyConfig`, besides; with two of `AgentConfig` whose value dqn changes."""
 ON_POLICY = {
     "lam": 0.5,
+    "lam_rule": "end_corrected",
+    "lam_low": 0.5,
+    "returns_lam": 0.5,
     "normalise_advantages": True,
     "critic": "quantile",
     "quantiles": 5,
@@ -244,12 +249,12 @@ ROSTER = {
     ),
     "ppo with quantiles": Row(
         ppo,
-        dataclasses.replace(PENDULUM, value_clip=None, critic="quantile", quantiles=4),
+        dataclasses.replace(PENDULUM, value_clip=None, critic="quantile", quantiles=4, lam_rule="end_corrected"),
         {"env": Masked, "env_kwargs": {}, "total_steps": 1600, "num_steps": 32, "clip": 0.2, "epochs": 4}
         | {"minibatch_size": 64, "eval_every": 0},
         "return_mean",
         9.0,
-        other=PPO_FIELDS | {"critic": "value"},
+        other=PPO_FIELDS | {"critic": "value", "lam_rule": "constant"},
         inert=UNSEEN | {"gru": "needs minibatches of whole sequences: the next row has them"},
     ),
     "ppo with a memory": Row(
@@ -267,7 +272,8 @@ ROSTER = {
     "a2c": Row(
         a2c,
         ROLLOUT,
-        {"env": Masked, "env_kwargs": {}, "total_steps": 3200, "eval_every": 0, "learning_rate": 3e-2},
+        {"env": Masked, "env_kwargs": {}, "total_steps": 3200, "eval_every": 0, "learning_rate": 3e-2}
+        | {"lam_rule": "constant", "lam_low": 0.8},
         "return_mean",
         9.0,
         other=CONTROL | AGENT | POLICY | ON_POLICY | {"gru": 4, "optimiser": "adam", "optimiser_eps": 0.1},

@@ -22,6 +22,7 @@ from telescope.control.agents.networks import Network
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
 from telescope.control.experience.credit import (
     Batch,
+    critic_statistics,
     mean_weights,
     remembered,
     samples,
@@ -32,7 +33,6 @@ from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
 from telescope.losses import reinforce
-from telescope.metrics import explained_variance
 from telescope.optimisers import OPTIMISERS, clip_by_norm
 from telescope.threads import own_settings
 from telescope.trees import where
@@ -183,9 +183,8 @@ def update_agent(config: A2C, agent: ActorCritic) -> Callable[..., tuple[Learner
 
 def summary(config: A2C, row: Tensor, batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:
     """The iteration's metrics, name → [S]."""
-    values, returns, live = (x.cpu().numpy() for x in (batch.values, batch.returns, batch.live))
     return {
         **mean_statistics(STATISTICS, [row]),
-        "explained_variance": explained_variance(values, returns, live, axis=1),
+        **critic_statistics(batch),
         "learning_rate": np.full(config.seeds, learning_rate),
     }

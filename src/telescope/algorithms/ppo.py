@@ -22,6 +22,7 @@ from telescope.control.agents.networks import Network
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
 from telescope.control.experience.credit import (
     Batch,
+    critic_statistics,
     judged_again,
     mean_weights,
     remembered,
@@ -34,7 +35,6 @@ from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
 from telescope.losses import importance_ratio, kl_k3, ppo_clip
-from telescope.metrics import explained_variance
 from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
 from telescope.renamed import takes_former_names
 from telescope.threads import own_settings
@@ -279,9 +279,8 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
 
 def summary(config: PPO, statistics: list[Tensor], batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:
     """The iteration's metrics, name → [S]."""
-    values, returns, live = (x.cpu().numpy() for x in (batch.values, batch.returns, batch.live))
     return {
         **mean_statistics(STATISTICS, statistics),
-        "explained_variance": explained_variance(values, returns, live, axis=1),
+        **critic_statistics(batch),
         "learning_rate": np.full(config.seeds, learning_rate),
     }

@@ -236,6 +236,12 @@ class OnPolicyConfig(PolicyConfig):
 
     lam: float = 0.95
     """GAE's λ, between 0 and 1. 0 trusts one step and the value function; 1 trusts the whole episode."""
+    lam_rule: Literal["constant", "end_corrected", "adaptive"] = "constant"
+    """How λ follows from lam: constant, end_corrected near an episode's end, adaptive to the critic (docs/lambda.md)."""
+    lam_low: float = 0.8
+    """With lam_rule adaptive: λ where the critic explains all of the returns. lam is λ where it explains nothing."""
+    returns_lam: float | None = None
+    """Another λ for the critic's targets, without a rule. 1 gives sampled returns. none: that of the advantages."""
     normalise_advantages: bool = False
     """Whiten advantages within each gradient step, per seed."""
     gru: int = 0
@@ -251,8 +257,12 @@ class OnPolicyConfig(PolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        in_unit_interval(self, "lam")
+        in_unit_interval(self, "lam", "lam_low", "returns_lam")
         at_least_zero(self, "gru")
+        if self.lam_rule != "adaptive":
+            unread(self, "lam_low", "set lam_rule to 'adaptive'", f"lam_rule is {self.lam_rule!r}")
+        elif self.lam_low > self.lam:
+            raise ValueError(f"lam_low is {self.lam_low}, above lam {self.lam}; lower lam_low, or raise lam")
         positive(self, "quantiles", "quantile_huber")
         if self.critic == "quantile":
             risk_weights(self.quantile_weights, self.quantiles)

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from telescope.control.agents.actor import ActorCritic
 from telescope.control.config import AgentConfig, OnPolicyConfig
+from telescope.control.experience.lambdas import chosen_lam
 from telescope.control.experience.quantiles import quantile_credit
 from telescope.control.experience.rollout import Rollout
 from telescope.control.experience.samples import episode_begins, final_values, live_mask, per_seed, time_major
 from telescope.estimators import gae, next_values, whiten
+from telescope.metrics import explained_variance
 
 
 class Batch(NamedTuple):
@@ -36,6 +39,7 @@ class Batch(NamedTuple):
     alone: Tensor | None = None  # [S, N] advantages whitened over the rollout, for minibatches with one live sample
     outputs: Tensor | None = None  # [S, N, Q] of a quantile critic, whose mean `values` are
     targets: Tensor | None = None  # [S, N, Q] of its quantiles, whose mean `returns` are in expectation
+    lam: Tensor | None = None  # [S, N] λ of each sample, if a rule chooses it
 
 
 def samples(session: Any, rollout: Rollout) -> Batch:
@@ -74,13 +78,29 @@ def with_advantages(config: OnPolicyConfig, session: Any, rollout: Rollout, batc
     last = session.value(rollout.last_observations, rollout.last_memory).cpu()  # [S, B]
     finals = final_values(rollout, session.value)  # [T, S, B]
     successors = next_values(values, last, final_values=finals, **ends)
-    advantages, returns = gae(rollout.rewards, values, successors, gamma=config.gamma, lam=config.lam, **ends)
+    if batch.lam is None:
+        lam = chosen_lam(config, rollout.rewards, values, successors, ends)
+    else:  # of the critic that acted, as before the first epoch
+        lam = time_major(batch.lam.cpu(), config.num_envs)
+    decays: dict[str, Any] = {"lam": lam, "returns_lam": config.returns_lam}
+    advantages, returns = gae(rollout.rewards, values, successors, gamma=config.gamma, **decays, **ends)
     found = {"advantages": per_seed(advantages), "returns": per_seed(returns)}
+    if isinstance(lam, Tensor):
+        found["lam"] = per_seed(lam)
     if config.critic == "quantile":
-        found |= quantile_credit(config, session, rollout, batch.outputs, ends, config.lam)
+        found |= quantile_credit(config, session, rollout, batch.outputs, ends, **decays)
     if config.normalise_advantages and session.rollouts.may_be_alone(config.minibatch_size):
         found["alone"] = whitened_rollout(found["advantages"], per_seed(rollout.mask))
     return batch._replace(**session.to_device(found))
+
+
+def critic_statistics(batch: Batch) -> dict[str, np.ndarray]:
+    """Columns of every actor–critic, name → [S]: what the values explain of their targets, and a rule's mean λ."""
+    values, returns, live = (x.cpu().numpy() for x in (batch.values, batch.returns, batch.live))
+    found = {"explained_variance": explained_variance(values, returns, live, axis=1)}
+    if batch.lam is not None:
+        found["lam_mean"] = (batch.lam.cpu().numpy() * live).sum(1) / live.sum(1).clip(1)
+    return found
 
 
 def mean_weights(live: Tensor) -> Tensor:

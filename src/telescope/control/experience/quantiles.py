@@ -21,9 +21,17 @@ from telescope.randomness import BOOTSTRAPS, generator
 
 
 def quantile_credit(
-    config: OnPolicyConfig, session: Any, rollout: Rollout, outputs: Any, ends: dict[str, Any], lam: Any
+    config: OnPolicyConfig,
+    session: Any,
+    rollout: Rollout,
+    outputs: Any,
+    ends: dict[str, Any],
+    lam: Any,
+    returns_lam: float | None = None,
 ) -> dict[str, Tensor]:
     """Advantages [S, N] of the weighted quantiles, and targets [S, N, Q], from the critic's `outputs` [S, N, Q].
+
+    `lam` is a number or [T, S, B]; `returns_lam`, if any, is the λ of the targets.
 
     The target of a quantile is the λ-return of this quantile, with a coin 0 or 1 in the place of λ: heads goes on to
     the next step, tails bootstraps. So it stops after n steps with the weight (1 − λ) λⁿ⁻¹ of the λ-return, and all
@@ -38,7 +46,8 @@ def quantile_credit(
     discounts = {"gamma": config.gamma, "lam": lam}
     advantages = distributional_gae(rollout.rewards, quantiles, successors, **discounts, weights=weights, **ends)[0]
     rewards = rollout.rewards[..., None].expand_as(quantiles)
-    heads = coins(config.seed_values, session.iteration, quantiles.shape) < torch.as_tensor(lam)[..., None]
+    trust = torch.as_tensor(lam if returns_lam is None else returns_lam)[..., None]
+    heads = coins(config.seed_values, session.iteration, quantiles.shape) < trust
     targets = lambda_return(rewards, successors, gamma=config.gamma, lam=heads.float(), **each)
     return {"advantages": per_seed(advantages), "targets": per_seed(targets)}
 

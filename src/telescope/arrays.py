@@ -93,8 +93,15 @@ def _hidden(array: Array) -> bool:
 
 
 def transforming() -> bool:
-    """Whether torch.func is active (vmap, grad, jacrev). Its tensors have no memory that NumPy could read."""
-    return sys.modules["torch"]._C._functorch.peek_interpreter_stack() is not None
+    """Whether torch.func is active (vmap, grad, jacrev). Its tensors have no memory that NumPy could read.
+
+    Also True where torch's private interface has changed: what is right under torch.func is right without it, only
+    slower.
+    """
+    try:
+        return sys.modules["torch"]._C._functorch.peek_interpreter_stack() is not None
+    except AttributeError:
+        return True
 
 
 # torch.compiler.assume_constant_result sets this; here it is set without loading torch
@@ -103,11 +110,17 @@ transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _mapped(array: Array) -> bool:
     """Whether a tensor stands for a batch of tensors, under torch.func.vmap at any depth."""
-    functorch = sys.modules["torch"]._C._functorch
-    while functorch.is_functorch_wrapped_tensor(array):
-        if functorch.is_batchedtensor(array):
+    try:
+        functorch = sys.modules["torch"]._C._functorch
+        while functorch.is_functorch_wrapped_tensor(array):
+            if functorch.is_batchedtensor(array):
+                return True
+            array = functorch.get_unwrapped(array)
+    except AttributeError:  # the private interface has changed: ask for a number, which such a tensor does not have
+        try:
+            bool(array.any())
+        except RuntimeError:
             return True
-        array = functorch.get_unwrapped(array)
     return False
 
 

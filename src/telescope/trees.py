@@ -5,11 +5,21 @@ A Learner is one tree, whatever it holds (parameters, target networks, optimiser
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """A tree, or tuples of trees, with `function` applied to each tensor. What is not a tensor (None) stays."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, tuple):
+        parts = [mapped(function, part) for part in tree]
+        return tuple(parts) if type(tree) is tuple else type(tree)(*parts)
+    return tree
 
 
 def where(condition: Tensor, new: Any, old: Any) -> Any:

@@ -63,11 +63,14 @@ def test_a_micro_batch_is_as_large_as_asked_for_and_changes_nothing_but_rounding
 
 @pytest.mark.parametrize("at_once", [1, 2, 4, 7])
 @pytest.mark.parametrize("top_k", [None, 3])
-def test_completions_are_the_same_however_many_are_drawn_at_a_time(at_once, top_k):
+def test_completions_are_the_same_however_many_are_drawn_at_a_time(at_once, top_k, at_a_time):
     model, prompts = models.tiny(1).eval(), encode(characters(), ["1+2=", "hello|", "x"])
     uniforms = torch.rand(9, 5, generator=torch.Generator().manual_seed(0))
     settings = {"ends": [EOS], "max_tokens": 5, "uniforms": uniforms, "group": 3, "top_k": top_k}
-    whole, cut = sample(model, prompts, **settings), sample(model, prompts, at_once=at_once, **settings)
+    whole = sample(model, prompts, **settings)
+    at_a_time["sampled"].clear()
+    cut = sample(model, prompts, at_once=at_once, **settings)
+    assert max(at_a_time["sampled"]) <= at_once
     assert torch.equal(whole.tokens, cut.tokens)
     assert torch.equal(whole.mask, cut.mask)
     torch.testing.assert_close(whole.log_probs, cut.log_probs)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from telescope.checks import fitting, import_path, require_device, same_kind
 from telescope.control.agents.actions import space_note
@@ -37,7 +36,7 @@ from telescope.control.starting import require_fit, require_same_shape, start_fr
 from telescope.iteration import AgentIteration
 from telescope.randomness import TRAINING_ENVIRONMENTS
 from telescope.threads import settle
-from telescope.trees import from_dict, to_dict
+from telescope.trees import from_dict, mapped, to_dict
 
 
 class Session:
@@ -103,7 +102,7 @@ class Session:
         parameters, layout = create(network, config.seed_values, config.device)
         self.learner = self._first_learner(parameters)
         self.agent = ActorCritic(network, self.rollouts.distribution, layout)
-        self.agents = Agents(self.agent, compiled=self.execution["compiled"])
+        self.agents = Agents(self.agent, compiled=self.execution["compiled"], notes=self.notes)
         if callable(config.env) and import_path(config.env).endswith(":"):
             self.notes.append(
                 "the environment's function or class cannot be imported by name, so the command line cannot resume or "
@@ -136,7 +135,7 @@ class Session:
     def lift(self, update: Callable[..., Any], in_dims: tuple[int | None, ...]) -> Callable[..., Any]:
         """Turn an update of one agent into one of all agents, in the execution mode of this run."""
         compiled, cuda_graph = self.execution["compiled"], self.execution["cuda_graph"]
-        return lift(update, in_dims, compiled=compiled, cuda_graph=cuda_graph)
+        return lift(update, in_dims, compiled=compiled, cuda_graph=cuda_graph, notes=self.notes)
 
     @property
     def parameters(self) -> Tensor:
@@ -207,7 +206,7 @@ class Session:
 
     def to_device(self, samples: Any) -> Any:
         """Move a structure of tensors (or None) to the networks' device."""
-        return tree_map(lambda x: x.to(self.config.device) if isinstance(x, Tensor) else x, samples)
+        return mapped(lambda x: x.to(self.config.device), samples)
 
     def finish(self, statistics: Mapping[str, np.ndarray | None]) -> AgentIteration:
         """End an iteration: evaluate if due, and make its rows from `statistics` (name → [S], None for no value)."""

@@ -1,7 +1,8 @@
 """Compile loops with numba and its disk cache. Cache files are checked, and written again if they are broken.
 
 Numba writes them without syncing, so a power cut leaves empty or cut files. Without a check, these would raise errors
-at every start, or run as machine code. Leaves out the loops.
+at every start, or run as machine code. The classes of numba's cache are private; where they have changed, each process
+compiles anew. Leaves out the loops.
 """
 
 from __future__ import annotations
@@ -14,17 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+try:
+    from numba.core.caching import FunctionCache, IndexDataCacheFile
+except ImportError:
+    FunctionCache = IndexDataCacheFile = object  # type: ignore[assignment, misc]
+
+CHANGED = (AttributeError, TypeError)
+"""Errors of a private class that has changed."""
 
 
 def compiled(function: Callable[..., Any], *signatures: Any) -> Any:
     """`function` compiled, only for these signatures if any are given. It releases the GIL."""
     dispatcher: Any = njit(nogil=True)(function)
-    with contextlib.suppress(OSError, RuntimeError):  # no place for the cache: compile in each process
+    with contextlib.suppress(OSError, RuntimeError, *CHANGED):  # no place for the cache: compile in each process
         dispatcher._cache = _Checked(dispatcher.py_func)
     try:
         return _of_signatures(dispatcher, signatures)
-    except OSError:
+    except (OSError, *CHANGED):
         return _of_signatures(njit(nogil=True)(function), signatures)
 
 

@@ -202,18 +202,17 @@ def _prepare(
     strides = [stride for array in arrays for stride in ((0, 0) if array is None else _strides(array, columns))]
     shape = (2 if variant and numbers else 1, 2, cut.grid[1], columns) if len(cut.passes) > 1 else None
     carries = None if shape is None else like.new_empty(shape)
-    even, passes = cut.even(steps, columns), []
+    even, launched = cut.even(steps, columns), []
     for reduces in cut.passes:
         fixed = (variant, reduces, cut.padded, cut.segments, cut.block, like.stride(0) == 1, even, cut.stages)
         rest = (steps, columns, cut.tiles, *strides, *fixed)
-        compiled = kernel[cut.grid](*arrays, carries, *numbers, *rest, num_warps=cut.warps)
-        if compiled is None:  # Triton interprets, so there is nothing to keep
-            continue
-        passes.append((compiled.run, *cut.grid, compiled.function, compiled.packed_metadata, rest))
-    if not passes:
+        launched.append((kernel[cut.grid](*arrays, carries, *numbers, *rest, num_warps=cut.warps), rest))
+    try:
+        passes = tuple((one.run, *cut.grid, one.function, one.packed_metadata, rest) for one, rest in launched)
+        stream_of = triton.runtime.driver.active.get_current_stream
+    except AttributeError:  # None, because Triton interprets; or private attributes of Triton, which may change
         return None
-    stream_of = triton.runtime.driver.active.get_current_stream
-    return Launch(tuple(passes), like.get_device(), stream_of, shape, like.dtype)
+    return Launch(passes, like.get_device(), stream_of, shape, like.dtype)
 
 
 class Plan(NamedTuple):

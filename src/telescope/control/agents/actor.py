@@ -88,8 +88,8 @@ class ActorCritic(NamedTuple):
 class Agents:
     """An `ActorCritic` for the whole population. It is lifted by vmap unless its network broadcasts."""
 
-    def __init__(self, agent: ActorCritic, *, compiled: bool = False) -> None:
-        self.agent = agent
+    def __init__(self, agent: ActorCritic, *, compiled: bool = False, notes: list[str] | None = None) -> None:
+        self.agent, self._notes = agent, notes
         self._broadcasts = agent.network.broadcasts
         self._see = self._for_all(agent.see, (0, 0, 0), compiled)
         self._evaluate = self._for_all(agent.evaluate, (0, 0, 0, 0))
@@ -97,7 +97,7 @@ class Agents:
         self._act = self._for_all(agent.act, (0, 0, 0, 0), compiled)
 
     def _for_all(self, function: Any, in_dims: tuple[int, ...], compiled: bool = False) -> Any:
-        return function if self._broadcasts else lift(function, in_dims, compiled=compiled)
+        return function if self._broadcasts else lift(function, in_dims, compiled=compiled, notes=self._notes)
 
     @torch.no_grad()
     def evaluate(

@@ -23,21 +23,29 @@ Program = Callable[..., list[Tensor]]
 
 
 def lift(
-    function: Callable[..., Any], in_dims: tuple[int | None, ...], *, compiled: bool, cuda_graph: bool = False
+    function: Callable[..., Any],
+    in_dims: tuple[int | None, ...],
+    *,
+    compiled: bool,
+    cuda_graph: bool = False,
+    notes: list[str] | None = None,
 ) -> Callable[..., Any]:
     """`function` of one agent → the same function of all agents. `in_dims` is as in torch.vmap.
 
     Calls with tensors of equal shapes, strides and devices run one recorded graph of tensor operations, which gives the
     same numbers with less overhead. `compiled` gives the graph to torch's compiler at the first call; it rounds
     differently. `cuda_graph` captures it on CUDA devices. Shapes are static and no kernel is chosen by timing, so the
-    same machine always runs the same kernels.
+    same machine always runs the same kernels. Where torch cannot record or compile (it does so by private interfaces,
+    which may change), the calls run in the next slower way, and `notes` receives a sentence.
     """
-    return _Lifted(function, in_dims, compiled, cuda_graph)
+    return _Lifted(function, in_dims, compiled, cuda_graph, [] if notes is None else notes)
 
 
 class _Lifted:
-    def __init__(self, function: Callable[..., Any], in_dims: tuple[int | None, ...], compiled: bool, graph: bool):
-        self.function, self.in_dims, self.compiled, self.graph = function, in_dims, compiled, graph
+    def __init__(
+        self, function: Callable[..., Any], in_dims: tuple[int | None, ...], compiled: bool, graph: bool, notes: Any
+    ) -> None:
+        self.function, self.in_dims, self.compiled, self.graph, self.notes = function, in_dims, compiled, graph, notes
         self.programs: dict[Any, Program] = {}
         self.calls: dict[Any, int] = {}
         self.shapes: dict[Any, Any] = {}  # the structure of the results, by signature
@@ -51,7 +59,8 @@ class _Lifted:
             if not self._worth_recording(signature):
                 return self._mapped(*arguments)
             program = self.programs[signature] = self._record(signature, structure, inputs)
-        return _unflatten(self.shapes[signature], iter(program(*inputs)))
+        outputs = program(*inputs)
+        return _unflatten(self.shapes[signature], iter(outputs))
 
     def _worth_recording(self, signature: Any) -> bool:
         self.calls[signature] = self.calls.get(signature, 0) + 1
@@ -68,18 +77,43 @@ class _Lifted:
             self.shapes[signature] = _flatten(self._mapped(*_unflatten(structure, iter(tensors))), outputs)
             return outputs
 
-        from torch.fx.experimental.proxy_tensor import make_fx  # takes half a second; short runs never need it
-
         captured = self.graph and all(x.device.type == "cuda" for x in inputs)
         if captured:  # the graph's own inputs may have other strides than the caller's
             inputs = [x.clone(memory_format=torch.contiguous_format) for x in inputs]
         with torch.no_grad():
-            graph = make_fx(flat)(*inputs)
-            graph.graph.eliminate_dead_code()
-            graph.recompile()
+            program = self._fastest(flat, inputs)
+            return _Captured(program, inputs) if captured else _without_gradient(program)
+
+    def _fastest(self, flat: Program, inputs: list[Tensor]) -> Program:
+        """`flat` compiled or as a recorded graph. Where torch can do neither, `flat` itself, which is slower."""
+        try:
+            graph = _recorded(flat, inputs)
+        except Exception as error:
+            self._note("record", error, "gives the same numbers")
+            return flat
+        if not self.compiled:
+            return graph
+        try:
             with undisturbed():
-                program = from_cache_or_anew(lambda: _compiled(graph, inputs)) if self.compiled else graph
-                return _Captured(program, inputs) if captured else _without_gradient(program)
+                return from_cache_or_anew(lambda: _compiled(graph, inputs))
+        except Exception as error:
+            self._note("compile", error, "rounds differently")
+            return graph
+
+    def _note(self, verb: str, error: Exception, numbers: str) -> None:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        note = f"torch cannot {verb} the updates ({why}), so they run without it, which is slower and {numbers}"
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+def _recorded(flat: Program, inputs: list[Tensor]) -> torch.fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx  # takes half a second; short runs never need it
+
+    graph = make_fx(flat)(*inputs)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
 
 
 def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Program:

@@ -172,14 +172,18 @@ def _built(build: Callable[[], nn.Module]) -> nn.Module:
     return module
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
 def _stateful(module: nn.Module) -> str:
     """Why a module is not a pure function of parameters and observations; empty if it is."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or not module.track_running_stats):
+    if isinstance(module, BATCH_NORMS) and (module.training or not module.track_running_stats):
         return (
             "in training mode, so its statistics depend on the batch; use LayerNorm, or call .eval() on it to freeze "
             "its running statistics"
         )
-    if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+    if isinstance(module, DROPOUTS) and module.training and module.p > 0:
         return (
             "in training mode, so the probability of an action would differ from call to call; remove it, or call "
             ".eval() on it"

@@ -12,10 +12,13 @@ from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv
-from gymnasium.vector.async_vector_env import _async_worker
 
 from telescope.control.workers.spawning import keep_tracker
 from telescope.failures import sendable
+
+gymnasiums_worker: Any = None
+with contextlib.suppress(ImportError):  # a private function, which may move; Gymnasium then uses its own
+    from gymnasium.vector.async_vector_env import _async_worker as gymnasiums_worker
 
 
 class Reporting(gym.Wrapper):
@@ -62,7 +65,7 @@ class ParentsPipe:
 def work(index: int, make: Any, pipe: Any, *others: Any) -> None:
     """Gymnasium's worker, on this pipe."""
     parents: Any = ParentsPipe(pipe)
-    _async_worker(index, make, parents, *others)
+    gymnasiums_worker(index, make, parents, *others)
 
 
 class ReportedAsyncVectorEnv(AsyncVectorEnv):
@@ -70,7 +73,7 @@ class ReportedAsyncVectorEnv(AsyncVectorEnv):
 
     def __init__(self, factories: Any, **more: Any) -> None:
         keep_tracker()
-        super().__init__(factories, worker=work, **more)
+        super().__init__(factories, worker=work if gymnasiums_worker else None, **more)
 
     def step(self, actions: Any) -> Any:
         with self._told():

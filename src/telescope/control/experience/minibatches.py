@@ -7,15 +7,16 @@ Samples are [S, N, …] with time first: step t of environment b has index t·B 
 # T time, S seeds, B environments per seed, N = T·B samples per seed, M minibatch
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from telescope.randomness import MINIBATCHES, generator
+from telescope.trees import mapped
 
 
 def minibatch_indices(config: Any, iteration: int) -> Iterator[Tensor]:
@@ -57,7 +58,7 @@ def require_sequences(config: Any) -> None:
 def minibatches(batch: Any, indices: Tensor) -> Iterator[Any]:
     """The minibatches [S, M, …] that `indices` [S, N/M, M] choose. Samples with index −1 are not live."""
     seeds, rows = torch.arange(len(indices), device=indices.device)[:, None, None], indices.clamp(min=0)
-    shuffled = tree_map(lambda x: None if x is None else x[seeds, rows], batch)
+    shuffled = mapped(lambda x: x[seeds, rows], batch)
     shuffled = shuffled._replace(live=shuffled.live & (indices >= 0))
     for k in range(indices.shape[1]):
-        yield tree_map(lambda x, k=k: None if x is None else x[:, k], shuffled)
+        yield mapped(operator.itemgetter((slice(None), k)), shuffled)

@@ -79,7 +79,7 @@ def merged(place: str, base: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, 
             )
     share = 1.0 if dtype == torch.float32 else _kept(model, dtype)
     whole: Any = pretrained.cast(model.merge_and_unload(), dtype)
-    whole.config._name_or_path = place  # it is no longer its base
+    whole.config.name_or_path = place  # it is no longer its base
     return whole, share
 
 
@@ -113,7 +113,7 @@ def save(model: Any, tokenizer: Any, path: str | os.PathLike[str]) -> None:
     """
     place = Path(path)
     config, plain = model.peft_config["default"], model.get_base_model()
-    source = plain.config._name_or_path
+    source = plain.config.name_or_path
     config.base_model_name_or_path = os.path.abspath(source) if os.path.isdir(source) else source or BASE
     with quiet():
         model.save_pretrained(place, save_embedding_layers=False)

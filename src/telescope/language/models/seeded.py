@@ -8,7 +8,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+try:
+    from torch.utils._python_dispatch import TorchDispatchMode
+except ImportError:  # a private class, which may move
+
+    class TorchDispatchMode:  # type: ignore[no-redef]
+        """In its place: torch's global generator begins with the seed, and is set back after the block."""
+
+        seed: int
+
+        def __enter__(self) -> None:
+            self._forked = torch.random.fork_rng()
+            self._forked.__enter__()
+            torch.manual_seed(self.seed)
+
+        def __exit__(self, *error: Any) -> None:
+            self._forked.__exit__(*error)
 
 
 class Seeded(TorchDispatchMode):

@@ -102,7 +102,7 @@ def plot(
     figure.savefig(image, format=ending, dpi=150)
     with explained("create the folder of", out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, image.getbuffer())
+    write_atomic(out, image.getvalue())  # not its buffer, which Python 3.13 complains about after an error
     return out
 
 

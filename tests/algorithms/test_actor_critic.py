@@ -57,6 +57,7 @@ def test_an_update_is_that_of_a_plain_loss(weight, entropy):
         SMALL, weight=weight, entropy_coefficient=entropy, value_coefficient=0.7, max_grad_norm=1e9
     )
     session, batch = a_step(config)
+    batch = batch._replace(terminated=torch.tensor([[True, False, False], [False, True, True]]))
     new, rows = session.lift(update_agent(config, session.agent), (0, 0, None))(
         session.learner, batch, torch.tensor(0.01)
     )

@@ -1,0 +1,114 @@
+"""Steps per second of A2C and TRPO against Stable-Baselines3 and sb3-contrib: `python -m benchmarks.ladder`.
+
+Each contestant trains with the same settings in a process of its own, in turns; a row is the median of `--repeats`
+rounds. Ours trains one seed, then eight (two processes, if there are two cores), and the steps of all seeds count.
+Leaves out what was learned: docs/results.md has it.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+
+class Task(NamedTuple):
+    """An algorithm on an environment, and how much of it is timed, in iterations per seed."""
+
+    algorithm: str
+    env: str
+    num_envs: int
+    num_steps: int
+    warm: int
+    timed: int
+
+
+TASKS = (
+    Task("a2c", "CartPole-v1", 16, 16, 100, 300),
+    Task("a2c", "HalfCheetah-v5", 16, 16, 100, 100),
+    Task("trpo", "CartPole-v1", 2, 1024, 3, 10),
+    Task("trpo", "HalfCheetah-v5", 2, 1024, 3, 6),
+)
+LIBRARIES = {"a2c": "Stable-Baselines3", "trpo": "sb3-contrib"}
+
+
+def ours(task: Task, seeds: int) -> float:
+    """Environment steps per second of all seeds together, after the first iterations."""
+    from telescope.algorithms import config_class, find
+
+    config = config_class(task.algorithm)(
+        env=task.env,
+        seeds=seeds,
+        processes=min(seeds, len(os.sched_getaffinity(0))),
+        num_envs=task.num_envs,
+        num_steps=task.num_steps,
+        total_steps=(task.warm + task.timed) * task.num_envs * task.num_steps,
+    )
+    for metrics in find(task.algorithm).train(config):
+        if metrics.step == task.warm * task.num_envs * task.num_steps:
+            began = time.perf_counter()
+    return seeds * task.timed * task.num_envs * task.num_steps / (time.perf_counter() - began)
+
+
+def theirs(task: Task) -> float:
+    """The same of one model, which is all that they train at once."""
+    import torch
+    from stable_baselines3 import A2C
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    torch.set_num_threads(1)  # faster than more, for such small networks
+    more: dict[str, Any] = {"n_steps": task.num_steps, "device": "cpu", "seed": 0}
+    environments = make_vec_env(task.env, n_envs=task.num_envs, seed=0)
+    if task.algorithm == "a2c":
+        model: Any = A2C("MlpPolicy", environments, ent_coef=0.01, **more)
+    else:
+        from sb3_contrib import TRPO
+
+        model = TRPO("MlpPolicy", environments, **more)
+    batch = task.num_envs * task.num_steps
+    marks: list[float] = []
+
+    class Watch(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            marks.append(time.perf_counter())
+
+        def _on_step(self) -> bool:
+            return True
+
+    model.learn((task.warm + task.timed) * batch, callback=Watch())
+    return task.timed * batch / (time.perf_counter() - marks[task.warm])
+
+
+def measured(who: str, task: Task) -> float:
+    """A measurement in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.ladder", "--one", who, json.dumps(task)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("words", nargs="*", help="only tasks whose algorithm or environment has one of these")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.one:
+        who, task = chosen.one[0], Task(*json.loads(chosen.one[1]))
+        print(theirs(task) if who == "theirs" else ours(task, int(who)))
+        return
+    print("| | theirs | one seed | × | eight seeds | × |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    for task in TASKS:
+        if chosen.words and not any(word in f"{task.algorithm} {task.env}" for word in chosen.words):
+            continue
+        rounds = [[measured(who, task) for who in ("theirs", "1", "8")] for _ in range(chosen.repeats)]
+        rival, one, eight = (statistics.median(column) for column in zip(*rounds, strict=True))
+        name = f"{task.algorithm} {task.env}, {task.num_envs} × {task.num_steps}, {LIBRARIES[task.algorithm]}"
+        print(f"| {name} | {rival:,.0f} | {one:,.0f} | {one / rival:.1f} | {eight:,.0f} | {eight / rival:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

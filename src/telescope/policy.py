@@ -241,8 +241,9 @@ def keep_best(
     if not better.any():
         return None
     steps = np.array([row["step"] for row in own])
+    highest = np.where(better, scores, previous)
     if best is None:
-        return {**policy, "eval_return_mean": scores, "step": steps}
+        return {**policy, "eval_return_mean": highest, "step": steps}
     chosen = torch.from_numpy(better)
     statistics = {
         name: np.where(better.reshape(-1, *(1,) * (array.ndim - 1)), array, best["normaliser"][name])
@@ -251,7 +252,7 @@ def keep_best(
     return {
         "parameters": torch.where(chosen[:, None], policy["parameters"], best["parameters"]),
         "normaliser": statistics,
-        "eval_return_mean": np.where(better, scores, previous),
+        "eval_return_mean": highest,
         "step": np.where(better, steps, best["step"]),
     }
 

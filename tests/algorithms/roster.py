@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from narrow import narrow
-from telescope.algorithms import a2c, actor_critic, dqn, grpo, ppo, reward_model, rlhf, sft
+from telescope.algorithms import a2c, actor_critic, dqn, grpo, ppo, reinforce, reward_model, rlhf, sft
 from telescope.language.models import causal as models
 from worlds import Masked, Recall
 
@@ -95,6 +95,27 @@ STEPPING = actor_critic.OneStep(
         for field in dataclasses.fields(actor_critic.OneStep)
         if field.name not in ("weight", "adam_eps")
     }
+)
+EPISODES = reinforce.Reinforce(
+    env="Pendulum-v1",
+    env_kwargs={"max_episode_steps": 9},
+    seeds=2,
+    seed=3,
+    total_steps=100,
+    num_envs=2,
+    episodes=4,
+    num_steps=99,
+    weight="baselined",
+    baseline="value",
+    eval_every=32,
+    eval_episodes=2,
+    eval_max_steps=8,
+    hidden=(8,),
+    normalise_observations=True,
+    normalise_rewards=True,
+    learning_rate=1e-2,
+    threads=1,
+    compile="off",
 )
 CART = dqn.DQN(
     env="CartPole-v1",
@@ -286,6 +307,18 @@ ROSTER = {
         "return_mean",
         9.0,
         other=CONTROL | AGENT | POLICY | {"weight": "q", "adam_eps": 0.1},
+        inert=UNSEEN,
+    ),
+    "reinforce": Row(
+        reinforce,
+        EPISODES,
+        {"env": Masked, "env_kwargs": {}, "total_steps": 3200, "eval_every": 0, "learning_rate": 3e-2},
+        "return_mean",
+        9.0,
+        other=CONTROL
+        | AGENT
+        | POLICY
+        | {"episodes": 2, "weight": "to_go", "baseline": "mean", "normalise_returns": True, "adam_eps": 0.1},
         inert=UNSEEN,
     ),
     "dqn": Row(

@@ -181,3 +181,19 @@ def test_a_full_disk_stops_the_log_with_a_sentence(tmp_path: Path, monkeypatch: 
     assert caught.value.__cause__.errno == errno.ENOSPC
     metrics_log.close()
     assert read_metrics(tmp_path)["iteration"].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_rows_are_kept_until_the_clock_of_their_own_seed(tmp_path, marked):
+    """Seeds whose iterations have whole episodes are not equally far."""
+    rows = [{"step": step, "iteration": 1, "seed": seed, "value": 1.0} for seed, step in ((0, 10), (1, 30))]
+    later = [{"step": step, "iteration": 2, "seed": seed, "value": 2.0} for seed, step in ((0, 25), (1, 60))]
+    with MetricsLog(tmp_path, columns=["value"]) as one:
+        one.write(rows)
+        mark = one.mark
+        one.write(later)
+    with MetricsLog(tmp_path, columns=["value"], resume_step={0: 10, 1: 30}, mark=mark if marked else None) as two:
+        two.write(later[:1])
+    table = read_metrics(tmp_path)
+    assert table["step"].tolist() == [10, 30, 25]
+    assert table["seed"].tolist() == [0, 1, 0]

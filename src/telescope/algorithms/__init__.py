@@ -15,6 +15,7 @@ CONFIGS = {
     "ppo": "PPO",
     "a2c": "A2C",
     "actor_critic": "OneStep",
+    "reinforce": "Reinforce",
     "dqn": "DQN",
     "grpo": "GRPO",
     "rlhf": "RLHF",
@@ -37,11 +38,15 @@ FILES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".arrow", ".feat
 def meant(name: str, subject: str | None) -> tuple[str, dict[str, str]]:
     """The module for a name on the command line, and further arguments for its `preset`.
 
-    `gspo` is a row of `grpo`. `ppo` on a language task (`lm/…`, or a data file) is `rlhf`. This imports no module.
+    `gspo` is a row of `grpo`. On a language task (`lm/…`, or a data file) `ppo` is `rlhf`, and `reinforce` another row
+    of `grpo`. This imports no module.
     """
+    text = subject is not None and (subject.startswith("lm/") or subject.lower().endswith(FILES))
+    if name == "reinforce" and not text:
+        return name, {}
     if name in PRESETS:
         return PRESETS[name], {"name": name}
-    if name == "ppo" and subject is not None and (subject.startswith("lm/") or subject.lower().endswith(FILES)):
+    if name == "ppo" and text:
         return "rlhf", {}
     _require_known(name, (*CONFIGS, *PRESETS))
     return name, {}

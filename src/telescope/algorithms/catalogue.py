@@ -32,6 +32,7 @@ RLHF, GSPO = "Ouyang et al. 2022, arXiv 2203.02155", "Zheng et al. 2025, arXiv 2
 CATALOGUE = tuple(
     Entry(*row)
     for row in (
+        ("reinforce", "environment", "Williams 1992, Machine Learning 8", "on-policy", ALL, "reinforce.md", ""),
         ("actor_critic", "environment", "Sutton & Barto 2018, section 13.5", "on-policy", ALL, "actor_critic.md", ""),
         ("a2c", "environment", "Mnih et al. 2016, arXiv 1602.01783", "on-policy", ALL, "a2c.md", ""),
         ("ppo", "environment", "Schulman et al. 2017, arXiv 1707.06347", "on-policy", ALL, "ppo.md", ""),

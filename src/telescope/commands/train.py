@@ -72,7 +72,7 @@ def train(arguments: list[str]) -> int:
     if begun_from is not None and arguments[0].startswith("-") and not HELP & set(arguments):
         arguments = [RunFolder.open(begun_from).algorithm, *arguments]
     if not arguments or arguments[0].startswith("-"):
-        known = ", ".join((*CONFIGS, *PRESETS))
+        known = ", ".join(dict.fromkeys((*CONFIGS, *PRESETS)))
         print(f"usage: telescope train ALGORITHM ENV|TASK [flags]\n"
               "       telescope train --start RUN [flags]\n"
               "       telescope train --resume RUN [--total-steps N] [--allow-inexact]\n"

@@ -133,6 +133,9 @@ class AgentConfig(ControlConfig):
         positive(self, "num_steps", "learning_rate", "max_grad_norm", "clip_observations")
         positive_all(self, "hidden")
         in_unit_interval(self, "gamma")
+        self._require_an_iteration()
+
+    def _require_an_iteration(self) -> None:
         if self.total_steps < self.batch_size:
             raise ValueError(
                 f"total_steps is {self.total_steps}, less than one iteration of {self.batch_size} steps "
@@ -289,3 +292,33 @@ class OnPolicyConfig(PolicyConfig):
     def state_values(self, outputs: Tensor) -> Tensor:
         """Return V(s) [N] for the critic's outputs: the mean of its quantiles."""
         return outputs.mean(-1) if self.critic == "quantile" else outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeConfig(PolicyConfig):
+    """The settings that algorithms on whole episodes share."""
+
+    total_steps: int = 1_000_000
+    """Environment steps to train for, per seed. A seed ends with the iteration in which it reaches them."""
+    num_envs: int = 8
+    """Number of environments per seed."""
+    num_steps: int = 10_000
+    """Most steps of each environment per iteration. An error if its episodes take longer: it needs a time limit."""
+
+    def _require_an_iteration(self) -> None:
+        """Nothing: any number of steps takes at least one iteration."""
+
+    @property
+    def episodes(self) -> int:
+        """Whole episodes per iteration and seed; one of each environment unless an algorithm has such a setting."""
+        return self.num_envs
+
+    @property
+    def group(self) -> int:
+        """Environments that begin from the same seed; 1 unless an algorithm has such a setting."""
+        return 1
+
+    @property
+    def iterations(self) -> int:
+        """The most iterations that a run can have, because episodes have at least one step."""
+        return self.total_steps

@@ -141,18 +141,21 @@ class Environments:
         places = [(seed, first + index) for seed in self.seeds for index in range(rows)]
         return [environment_seed(seed, self._stream, index, self._restarts) for seed, index in places]
 
-    def _lanes_and_seeds(self, first: int = 0) -> list[tuple[Lane, list[int]]]:
+    def _lanes_and_seeds(self, first: int = 0, given: np.ndarray | None = None) -> list[tuple[Lane, list[int]]]:
         seeds = self._environment_seeds(first)
+        if given is not None:
+            seeds = given[:, : len(seeds) // len(self.seeds)].ravel().tolist()
         each = len(seeds) // len(self._lanes)
         return [(lane, seeds[index * each : (index + 1) * each]) for index, lane in enumerate(self._lanes)]
 
-    def reset(self, first: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
+    def reset(self, first: int = 0, seeds: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Start every environment from its seed: observations `[S, B, *obs]` and action masks `[S, B, A]`.
 
-        `first` is the index of the first environment, where these are a part of a larger run.
+        `first` is the index of the first environment, where these are a part of a larger run. `seeds` [S, B] replaces
+        the environments' own seeds; a vector entry point takes the first of each row.
         """
         self._started = True
-        return self._joined([lane.reset(seeds) for lane, seeds in self._lanes_and_seeds(first)])
+        return self._joined([lane.reset(own) for lane, own in self._lanes_and_seeds(first, seeds)])
 
     def step(self, actions: np.ndarray) -> Step:
         """Step all environments with valid (clipped) actions `[S, B, *act]` of any dtype.
@@ -195,8 +198,21 @@ class Environments:
         if not self._started:
             raise ValueError("there is no state to save before the first reset(); call reset() first")
         lanes = {str(index): lane.state() for index, lane in enumerate(self._lanes)} if self.exact_resume else {}
-        resume = {"exact_resume": self.exact_resume, "resume_note": self.resume_note}
-        return {**self._identity(), **resume, "restarts": self._restarts, "lanes": lanes}
+        return {**self.settings(), "restarts": self._restarts, "lanes": lanes}
+
+    def settings(self) -> dict[str, Any]:
+        """What a state says about these environments, besides the episodes: settings, and how they can be resumed."""
+        return {**self._identity(), "exact_resume": self.exact_resume, "resume_note": self.resume_note}
+
+    def require_same(self, state: dict[str, Any]) -> None:
+        """Raise a ValueError if a state has other settings."""
+        for name, here in self._identity().items():
+            if state[name] != here:
+                raise ValueError(
+                    f"the state was saved with {name}={state[name]!r} but these environments have "
+                    f"{name}={here!r}; make them with the same settings, or begin a new run from these agents "
+                    "(telescope train --start RUN, or start=state in Python)"
+                )
 
     def _identity(self) -> dict[str, Any]:
         """Settings that a state and the environments that restore it must share."""
@@ -230,13 +246,7 @@ class Environments:
             ValueError: the state has other settings, or the replay of an environment's last episode does not give the
                 stored rewards and observation.
         """
-        for name, here in self._identity().items():
-            if state[name] != here:
-                raise ValueError(
-                    f"the state was saved with {name}={state[name]!r} but these environments have "
-                    f"{name}={here!r}; make them with the same settings, or begin a new run from these agents "
-                    "(telescope train --start RUN, or start=state in Python)"
-                )
+        self.require_same(state)
         self._restarts = state["restarts"]
         if not state["exact_resume"]:
             self.start_anew_on_resume(state["resume_note"])

@@ -37,9 +37,22 @@ def sequence_indices(config: Any, iteration: int) -> Iterator[Tensor]:
         yield torch.tensor(rows).flatten(2)
 
 
-def _shuffles(config: Any, iteration: int, count: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+def group_indices(config: Any, iterations: Any) -> Iterator[Tensor]:
+    """For each epoch the episodes of each minibatch [S, minibatches, M]: whole groups, shuffled.
+
+    `iterations` [S] are those of each seed.
+    """
+    groups, members = config.num_envs // config.group, np.arange(config.group)
+    shape = config.minibatches, groups // config.minibatches
+    for shuffled in _shuffles(config, iterations, groups, shape):
+        rows = config.group * shuffled[..., None] + members  # [S, minibatches, groups, G]
+        yield torch.tensor(rows).flatten(2)
+
+
+def _shuffles(config: Any, iterations: Any, count: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:
     """For each epoch the numbers 0 … count − 1, shuffled per seed: [S, *shape], padded with −1."""
-    generators = [generator(seed, MINIBATCHES, iteration) for seed in config.seed_values]
+    own = np.broadcast_to(iterations, config.seeds).tolist()
+    generators = [generator(seed, MINIBATCHES, i) for seed, i in zip(config.seed_values, own, strict=True)]
     padding = 0, shape[0] * shape[1] - count
     for _ in range(config.epochs):
         shuffled = [np.pad(rng.permutation(count), padding, constant_values=-1) for rng in generators]

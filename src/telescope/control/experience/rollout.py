@@ -100,14 +100,18 @@ class Rollouts:
         self.distribution, self.normaliser, self.scaler = distribution, normaliser, scaler
         self.bound = bound
         self.encoder = encoder
-        numbers = num_steps * len(self.seeds) * num_envs * (self.encoder.size + memory + 4)
-        fits_memory(numbers, f"a rollout of num_steps {num_steps} × {len(self.seeds) * num_envs} environments needs")
         self.shape = (len(self.seeds), num_envs)
+        self._require_memory(memory)
         self.memory = np.zeros((*self.shape, memory), np.float32) if memory else None
         """[S, B, H], the policies' memory of the current episodes."""
         self.episode_return = np.zeros(self.shape)
         self.episode_length = np.zeros(self.shape, dtype=np.int64)
         self.time = {"env": 0.0, "policy": 0.0}
+
+    def _require_memory(self, memory: int) -> None:
+        environments = self.shape[0] * self.shape[1]
+        numbers = self.num_steps * environments * (self.encoder.size + memory + 4)
+        fits_memory(numbers, f"a rollout of num_steps {self.num_steps} × {environments} environments needs")
 
     def may_be_alone(self, minibatch_size: int) -> bool:
         """Whether a minibatch may have only one live sample: by its size, as the last one, or beside reset rows."""
@@ -142,14 +146,14 @@ class Rollouts:
         require_finite(step, self.seeds, f"at step {(row + 1) * self.shape[1]} (time step {row} of each environment)")
         ended = step.terminated | step.truncated
         reached = self.encoder.encode(step.next_observations).copy()  # [S, B, D]
-        self._advance(step, ended, _FinalsList(), episodes, 0)
+        self._advance(step, ended, FinalsList(), episodes, 0)
         masks = None if step.action_masks is None else step.action_masks | ended[..., None]
         flags = step.terminated, step.truncated, step.mask
         return Transition(observations, actions, step.rewards, *flags, reached, masks)
 
     def collect(self, act: Act, iteration: int) -> tuple[Rollout, Episodes]:
         """Run the policy for `num_steps`. A reward or observation that is not finite raises a FloatingPointError."""
-        rollout, finals, noise = self._allocate(), _FinalsList(), self.noise(iteration)
+        rollout, finals, noise = self._allocate(), FinalsList(), self.noise(iteration)
         episodes = no_episodes(len(self.seeds))
         # this loop is NumPy on small arrays, so each operation costs about a microsecond
         seen, chosen, rewards, terminated, truncated, live = (x.numpy() for x in rollout[:6])
@@ -181,7 +185,7 @@ class Rollouts:
         self.time = {"env": environment, "policy": policy}
         return rollout._replace(finals=finals.stack(self.encoder.shape)), episodes
 
-    def _advance(self, step: Step, ended: np.ndarray, finals: _FinalsList, episodes: Episodes, t: int) -> None:
+    def _advance(self, step: Step, ended: np.ndarray, finals: FinalsList, episodes: Episodes, t: int) -> None:
         self.episode_return += step.rewards
         self.episode_length += step.mask
         some = ended.any()
@@ -227,7 +231,7 @@ class Rollouts:
             mask=torch.zeros(rows, dtype=torch.bool),
             action_masks=masks,
             last_observations=torch.zeros((*self.shape, *self.encoder.shape), dtype=kept),
-            finals=_FinalsList().stack(self.encoder.shape),
+            finals=FinalsList().stack(self.encoder.shape),
             memory=None if self.memory is None else torch.zeros((self.num_steps, *self.memory.shape)),
             last_memory=None if self.memory is None else torch.zeros(self.memory.shape),
         )
@@ -264,7 +268,7 @@ class Rollouts:
         self._begin(encoded, masks)
 
 
-class _FinalsList:
+class FinalsList:
     """Collects the finals of a rollout."""
 
     def __init__(self) -> None:

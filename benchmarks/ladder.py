@@ -107,7 +107,10 @@ def main() -> None:
         rounds = [[measured(who, task) for who in ("theirs", "1", "8")] for _ in range(chosen.repeats)]
         rival, one, eight = (statistics.median(column) for column in zip(*rounds, strict=True))
         name = f"{task.algorithm} {task.env}, {task.num_envs} × {task.num_steps}, {LIBRARIES[task.algorithm]}"
-        print(f"| {name} | {rival:,.0f} | {one:,.0f} | {one / rival:.1f} | {eight:,.0f} | {eight / rival:.1f} |", flush=True)
+        print(
+            f"| {name} | {rival:,.0f} | {one:,.0f} | {one / rival:.1f} | {eight:,.0f} | {eight / rival:.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -73,7 +73,15 @@ class A2C(OnPolicyConfig):
 
 
 # The settings that flags start from, by environment.
-CARTPOLE = A2C(env="CartPole-v1", total_steps=500_000, num_envs=8, lam=0.95, entropy_coefficient=0.0)
+CARTPOLE = A2C(
+    env="CartPole-v1",
+    total_steps=500_000,
+    num_envs=8,
+    num_steps=32,
+    lam=0.95,
+    entropy_coefficient=0.0,
+    normalise_rewards=True,
+)
 ACROBOT = A2C(env="Acrobot-v1", total_steps=500_000, normalise_observations=True, normalise_rewards=True)
 PENDULUM = A2C(
     env="Pendulum-v1",

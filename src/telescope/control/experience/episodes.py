@@ -15,12 +15,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from telescope.control.agents.actor import Act
 from telescope.control.environments.checks import require_finite, require_finite_array
 from telescope.control.experience.rollout import Episodes, FinalsList, Rollout, Rollouts, no_episodes
 from telescope.randomness import ACTIONS, generator
+from telescope.trees import mapped
 
 DRAWN = 128
 """Rows of noise that are drawn at once."""
@@ -221,7 +221,7 @@ def packed(batch: Any) -> Any:
     order = torch.argsort(~batch.live, dim=1, stable=True)[:, :count]  # [S, count]
     indices = torch.nn.functional.pad(order, (0, rung(count) - count))
     seeds = torch.arange(len(indices))[:, None]
-    chosen = tree_map(lambda x: None if x is None else x[seeds, indices], batch)
+    chosen = mapped(lambda x: x[seeds, indices], batch)
     return chosen._replace(live=chosen.live & (torch.arange(indices.shape[1]) < count))
 
 

@@ -148,18 +148,19 @@ def first_moments(x):
 
 @pytest.mark.parametrize("name", EPOCHS)
 def test_epochs_have_minibatches_of_their_own(name):
-    """Two epochs over the same minibatches, of a policy that stays, would leave (1 + β²) times the moments of one."""
+    """Two epochs over the same minibatches, of a policy that stays, would leave (1 + βᴹ) times the moments of one."""
     still = {"learning_rate": 1e-30, "max_grad_norm": 1e9, "eval_every": 0}
     still |= {"warm_start": 0.0, "value_learning_rate": 1e-30} if name == "rlhf" else {}
     still |= {"seeds": 1} if name not in LANGUAGE else {}
     still |= {"total_steps": 1} if name in LANGUAGE else {"total_steps": 128, "num_envs": 8, "minibatch_size": 16}
     found = []
     for epochs in (1, 2):
-        *_, last = ROSTER[name].module.train(with_settings(name, **still, epochs=epochs))
+        config = with_settings(name, **still, epochs=epochs)
+        *_, last = ROSTER[name].module.train(config)
         found.append(torch.cat([torch.as_tensor(one).flatten() for one in first_moments(last.state)]))
     once, twice = found
     assert len(once)
-    again = (1 + 0.9**2) * once
+    again = (1 + 0.9**config.minibatches) * once  # M minibatches in an epoch
     assert (twice - again).norm() > 1e-2 * again.norm()
     assert (twice - once).norm() > 1e-2 * once.norm(), "there is no second epoch"
 

@@ -80,7 +80,7 @@ def ppo_clip(
     """The clipped surrogate −min(ρ A, clip(ρ, 1−ε, 1+ε) A), PPO (arXiv 1707.06347), equation 7.
 
     With A > 0 the gain stops growing at ρ = 1+ε, with A < 0 at ρ = 1−ε. The minimum keeps the gradient if the ratio has
-    moved in the wrong direction. With clip = inf it is the conservative surrogate −ρ A of TRPO.
+    moved in the wrong direction. With clip = inf it is `conservative_surrogate`.
 
     Args:
         ratio, advantages: of one shape.
@@ -99,6 +99,15 @@ def ppo_clip(
         return loss
     most = -dual_clip * advantages
     return torch.where((advantages < 0) & (loss > most), most, loss)
+
+
+def conservative_surrogate(ratio: Tensor, advantages: Tensor) -> Tensor:
+    """−ρ A, the linear surrogate of conservative policy iteration and TRPO (arXiv 1502.05477, equation 14).
+
+    Nothing in it bounds the ratio: the step must be short. Its gradient at ρ = 1 is that of `reinforce`.
+    """
+    ratio, advantages = _alike(ratio=ratio, advantages=advantages)
+    return -ratio * advantages
 
 
 def cispo(ratio: Tensor, log_probs: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from narrow import narrow
-from telescope.algorithms import a2c, actor_critic, dqn, grpo, ppo, reinforce, reward_model, rlhf, sft
+from telescope.algorithms import a2c, actor_critic, dqn, grpo, ppo, reinforce, reward_model, rlhf, sft, trpo
+from telescope.control.config import OnPolicyConfig
 from telescope.language.models import causal as models
 from worlds import Masked, Recall
 
@@ -33,6 +34,8 @@ class Row(NamedTuple):
     """Another legal value for each field of an environment algorithm."""
     inert: dict[str, str] = {}  # noqa: RUF012
     """Fields that change neither rows nor state, with the reason."""
+    gradient_steps: bool = True
+    """Whether it makes steps with a learning rate, in epochs if it has them."""
     samplers: tuple[dict[str, Any], ...] = ()
     """Settings under which actions or tokens are drawn; the first update has ratio 1 under each of them."""
 
@@ -116,6 +119,17 @@ EPISODES = reinforce.Reinforce(
     learning_rate=1e-2,
     threads=1,
     compile="off",
+)
+REGION = trpo.TRPO(
+    **{
+        field.name: getattr(ROLLOUT, field.name) for field in dataclasses.fields(OnPolicyConfig) if field.name != "seed"
+    },
+    seed=5,
+    minibatch_size=8,
+    epochs=2,
+    max_kl=0.3,
+    cg_iterations=4,
+    damping=1e-2,
 )
 CART = dqn.DQN(
     env="CartPole-v1",
@@ -250,6 +264,30 @@ PPO_FIELDS = (
         "recompute_advantages": True,
     }
 )
+REGRESSION = ("epochs", "minibatch_size", "max_grad_norm", "adam_eps", "value_coefficient")
+"""Fields of `TRPO` that only the regression of values uses."""
+STEPS = {"env": Masked, "env_kwargs": {}, "total_steps": 3200, "max_kl": 0.02, "eval_every": 0}
+"""How `TRPO` learns."""
+TRPO_FIELDS = (
+    CONTROL
+    | AGENT
+    | POLICY
+    | ON_POLICY
+    | {
+        "gru": 4,
+        "max_kl": 1e-3,
+        "cg_iterations": 2,
+        "cg_tolerance": 0.9,
+        "damping": 1.0,
+        "line_search_steps": 0,
+        "line_search_shrink": 0.1,
+        "value_fit": "trust_region",
+        "epochs": 1,
+        "minibatch_size": 16,
+        "adam_eps": 0.1,
+        "max_value_change": 1e-3,
+    }
+)
 
 ROSTER = {
     "ppo": Row(
@@ -320,6 +358,34 @@ ROSTER = {
         | POLICY
         | {"episodes": 2, "weight": "to_go", "baseline": "mean", "normalise_returns": True, "adam_eps": 0.1},
         inert=UNSEEN,
+    ),
+    "trpo": Row(
+        trpo,
+        REGION,
+        STEPS,
+        "return_mean",
+        9.0,
+        other=TRPO_FIELDS,
+        inert=UNSEEN,
+    ),
+    "trpo with values in a trust region": Row(
+        trpo,
+        dataclasses.replace(REGION, value_fit="trust_region"),
+        STEPS,
+        "return_mean",
+        9.0,
+        other={k: v for k, v in TRPO_FIELDS.items() if k not in REGRESSION} | {"value_fit": "regression"},
+        inert=UNSEEN | dict.fromkeys(REGRESSION, "of the other value fit: the row before has it"),
+        gradient_steps=False,
+    ),
+    "npg": Row(
+        trpo,
+        dataclasses.replace(REGION, line_search_steps=0),
+        STEPS,
+        "return_mean",
+        9.0,
+        other={k: v for k, v in TRPO_FIELDS.items() if k != "line_search_shrink"} | {"line_search_steps": 10},
+        inert=UNSEEN | {"line_search_shrink": "of the line search"},
     ),
     "dqn": Row(
         dqn,

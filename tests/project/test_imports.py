@@ -29,6 +29,7 @@ MATH = CORE | {
     "processors",
     "randomness",
     "renamed",
+    "second_order",
     "threads",
     "trees",
 }
@@ -44,6 +45,7 @@ MAY_IMPORT = {  # a new part of the package gets its line here and its box in th
     "threads": set(),
     "trees": set(),
     "optimisers": set(),
+    "second_order": set(),
     "iteration": set(),
     "randomness": set(),
     "failures": set(),

@@ -16,6 +16,7 @@ CONFIGS = {
     "a2c": "A2C",
     "actor_critic": "OneStep",
     "reinforce": "Reinforce",
+    "trpo": "TRPO",
     "dqn": "DQN",
     "grpo": "GRPO",
     "rlhf": "RLHF",
@@ -27,6 +28,7 @@ LANGUAGE = {"grpo", "rlhf", "sft", "reward_model"}
 """Algorithms that train language models; all others act in environments."""
 PRESETS = {
     "distributional_ppo": "ppo",
+    "npg": "trpo",
     **dict.fromkeys(("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce"), "grpo"),
 }
 """Presets with a name of their own on the command line → their module. Its `preset` takes the name as `name`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from telescope.checks import at_least_zero, finite, in_unit_interval, positive, positive_all, typed, unread
 from telescope.control.risk import risk_weights
@@ -109,6 +109,8 @@ class ControlConfig:
 class AgentConfig(ControlConfig):
     """The settings that all algorithms with networks share."""
 
+    may_share: ClassVar[bool] = True
+    """Whether policy and value may have parameters in common. Not where they learn one after the other."""
     num_steps: int = 2048
     """Steps of each environment per iteration (T in formulas)."""
     gamma: float = 0.99

@@ -109,7 +109,7 @@ class Session:
                 "evaluate a run folder of it; put it into a module of its own, or continue from Python"
             )
         if own is not None:
-            try_network(self.agent, self.parameters, self.rollouts.encoder, config.critic_outputs)
+            try_network(self.agent, self.parameters, self.rollouts.encoder, config)
             self.notes += filter(None, [without_effect(config)])
         if config.eval_every:  # now, so that an error shows before training
             self._evaluation = evaluation_environments(
@@ -132,10 +132,11 @@ class Session:
         self.rollouts.scaler.restore({**start.rewards, "returns": self.rollouts.scaler.returns})
         self.notes.append(f"begins with agents that were trained for {start.step:,} steps, and with a new optimiser")
 
-    def lift(self, update: Callable[..., Any], in_dims: tuple[int | None, ...]) -> Callable[..., Any]:
-        """Turn an update of one agent into one of all agents, in the execution mode of this run."""
+    def lift(self, update: Callable[..., Any], in_dims: tuple[int | None, ...], *, staged: bool = False) -> Any:
+        """Turn an update of one agent into one of all agents, in the execution mode of this run; see `lifting.lift`."""
         compiled, cuda_graph = self.execution["compiled"], self.execution["cuda_graph"]
-        return lift(update, in_dims, compiled=compiled, cuda_graph=cuda_graph, notes=self.notes)
+        notes = self.notes
+        return lift(update, in_dims, compiled=compiled, cuda_graph=cuda_graph, notes=notes, staged=staged)
 
     @property
     def parameters(self) -> Tensor:

@@ -29,6 +29,7 @@ def lift(
     compiled: bool,
     cuda_graph: bool = False,
     notes: list[str] | None = None,
+    staged: bool = False,
 ) -> Callable[..., Any]:
     """`function` of one agent → the same function of all agents. `in_dims` is as in torch.vmap.
 
@@ -37,30 +38,35 @@ def lift(
     differently. `cuda_graph` captures it on CUDA devices. Shapes are static and no kernel is chosen by timing, so the
     same machine always runs the same kernels. Where torch cannot record or compile (it does so by private interfaces,
     which may change), the calls run in the next slower way, and `notes` receives a sentence.
+
+    `staged` is for many calls with the same first arguments: `lifted(*first)(*rest)`; see `staging.py`.
     """
-    return _Lifted(function, in_dims, compiled, cuda_graph, [] if notes is None else notes)
+    from telescope.control.agents.staging import Staged
+
+    kind = Staged if staged else Lifted
+    return kind(function, in_dims, compiled, cuda_graph, [] if notes is None else notes)
 
 
-class _Lifted:
+class Lifted:
     def __init__(
         self, function: Callable[..., Any], in_dims: tuple[int | None, ...], compiled: bool, graph: bool, notes: Any
     ) -> None:
         self.function, self.in_dims, self.compiled, self.graph, self.notes = function, in_dims, compiled, graph, notes
-        self.programs: dict[Any, Program] = {}
+        self.programs: dict[Any, Any] = {}
         self.calls: dict[Any, int] = {}
         self.shapes: dict[Any, Any] = {}  # the structure of the results, by signature
 
     def __call__(self, *arguments: Any) -> Any:
         inputs: list[Tensor] = []
-        structure = _flatten(arguments, inputs)
-        signature = (structure, tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs))
+        structure = flatten(arguments, inputs)
+        signature = signature_of(structure, inputs)
         program = self.programs.get(signature)
         if program is None:
             if not self._worth_recording(signature):
                 return self._mapped(*arguments)
             program = self.programs[signature] = self._record(signature, structure, inputs)
         outputs = program(*inputs)
-        return _unflatten(self.shapes[signature], iter(outputs))
+        return unflatten(self.shapes[signature], iter(outputs))
 
     def _worth_recording(self, signature: Any) -> bool:
         self.calls[signature] = self.calls.get(signature, 0) + 1
@@ -71,26 +77,36 @@ class _Lifted:
         dims = tuple(_dims(argument, dim) for argument, dim in zip(arguments, self.in_dims, strict=True))
         return torch.func.vmap(self.function, in_dims=dims)(*arguments)
 
-    def _record(self, signature: Any, structure: Any, inputs: list[Tensor]) -> Program:
+    def _record(self, signature: Any, structure: Any, inputs: list[Tensor]) -> Any:
         def flat(*tensors: Tensor) -> list[Tensor]:
             outputs: list[Tensor] = []
-            self.shapes[signature] = _flatten(self._mapped(*_unflatten(structure, iter(tensors))), outputs)
+            self.shapes[signature] = flatten(self._mapped(*unflatten(structure, iter(tensors))), outputs)
             return outputs
 
-        captured = self.graph and all(x.device.type == "cuda" for x in inputs)
-        if captured:  # the graph's own inputs may have other strides than the caller's
-            inputs = [x.clone(memory_format=torch.contiguous_format) for x in inputs]
-        with torch.no_grad():
-            program = self._fastest(flat, inputs)
-            return _Captured(program, inputs) if captured else _without_gradient(program)
+        return self._made(flat, self._own(inputs))
 
-    def _fastest(self, flat: Program, inputs: list[Tensor]) -> Program:
-        """`flat` compiled or as a recorded graph. Where torch can do neither, `flat` itself, which is slower."""
+    def _made(self, flat: Program, inputs: list[Tensor]) -> Any:
+        with torch.no_grad():
+            graph = self._graph(flat, inputs)
+            return self._ready(flat if graph is None else self._fastest(graph, inputs), inputs)
+
+    def _captures(self, inputs: list[Tensor]) -> bool:
+        return self.graph and all(x.device.type == "cuda" for x in inputs)
+
+    def _own(self, inputs: list[Tensor]) -> list[Tensor]:
+        """The inputs to record with: a CUDA graph has its own, which may have other strides than the caller's."""
+        return [x.clone(memory_format=torch.contiguous_format) for x in inputs] if self._captures(inputs) else inputs
+
+    def _graph(self, flat: Program, inputs: list[Tensor]) -> torch.fx.GraphModule | None:
+        """`flat` as a recorded graph; None where torch cannot record it."""
         try:
-            graph = _recorded(flat, inputs)
+            return _recorded(flat, inputs)
         except Exception as error:
             self._note("record", error, "gives the same numbers")
-            return flat
+            return None
+
+    def _fastest(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Program:
+        """The graph compiled, if that is wanted and possible."""
         if not self.compiled:
             return graph
         try:
@@ -99,6 +115,9 @@ class _Lifted:
         except Exception as error:
             self._note("compile", error, "rounds differently")
             return graph
+
+    def _ready(self, program: Program, inputs: list[Tensor]) -> Program:
+        return _Captured(program, inputs) if self._captures(inputs) else _without_gradient(program)
 
     def _note(self, verb: str, error: Exception, numbers: str) -> None:
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -164,22 +183,26 @@ class _Captured:
         return [x.clone() for x in self.outputs]
 
 
-def _flatten(value: Any, into: list[Tensor]) -> Any:
+def signature_of(structure: Any, inputs: list[Tensor]) -> Any:
+    return (structure, tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs))
+
+
+def flatten(value: Any, into: list[Tensor]) -> Any:
     """Append the tensors in nested tuples to `into`. Return their structure, which is hashable."""
     if isinstance(value, Tensor):
         into.append(value)
         return Tensor
     if isinstance(value, tuple):
-        return (type(value), tuple([_flatten(part, into) for part in value]))
+        return (type(value), tuple([flatten(part, into) for part in value]))
     return value
 
 
-def _unflatten(structure: Any, tensors: Any) -> Any:
+def unflatten(structure: Any, tensors: Any) -> Any:
     if structure is Tensor:
         return next(tensors)
     if isinstance(structure, tuple):
         kind, parts = structure
-        values = [_unflatten(part, tensors) for part in parts]
+        values = [unflatten(part, tensors) for part in parts]
         return tuple(values) if kind is tuple else kind(*values)
     return structure
 

@@ -46,10 +46,11 @@ def without_effect(config: AgentConfig) -> str:
     return f"{', '.join(changed)} have no effect: network= replaces the built-in networks" if changed else ""
 
 
-def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder, critic_outputs: int = 0) -> None:
+def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder, config: AgentConfig) -> None:
     """Run `agent` on three observations, alone and for all seeds. Raises a ValueError if anything does not fit.
 
-    The critic must return values [N], or [N, Q] with Q = `critic_outputs` > 0.
+    The critic must return values [N], or [N, Q] with Q = `config.critic_outputs` > 0. Policy and value may have
+    parameters in common if `config.may_share`.
     """
     generator = torch.Generator().manual_seed(0)
     observations = torch.randn((3, *encoder.shape), generator=generator, dtype=torch.float32)
@@ -58,7 +59,7 @@ def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder, critic
     observations = observations.to(population.device)
     memory = torch.zeros((3, agent.network.memory), device=population.device) if agent.network.memory else None
     vector = population[0]
-    answers = partial(_answers, agent, vector, critic_outputs)
+    answers = partial(_answers, agent, vector, config.critic_outputs)
     outputs, values = answers(observations, memory)
     _require_same(
         (outputs, values), answers(observations, memory),
@@ -71,6 +72,8 @@ def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder, critic
     )
     _require_constant_buffers(agent.network.module, observations)
     _require_gradient(agent, vector, observations, memory)
+    if not config.may_share:
+        _require_apart(agent, vector, observations)
     everyone = [None if x is None else x.expand(len(population), *x.shape) for x in (observations, memory)]
     try:
         Agents(agent).value(population, *everyone)  # type: ignore[arg-type]
@@ -156,6 +159,19 @@ def _require_constant_buffers(module: nn.Module | None, observations: Tensor) ->
         raise ValueError(
             f"network buffer {changed[0]!r} changes in the forward pass, but an update must be pure; "
             "freeze it (.eval()), or use normalise_observations for running statistics"
+        )
+
+
+def _require_apart(agent: ActorCritic, vector: Tensor, observations: Tensor) -> None:
+    named = {name: part.clone().requires_grad_() for name, part in agent.layout.unflatten(vector).items()}
+    read = []
+    for answer in agent.network.apply(named, observations):
+        gradients = torch.autograd.grad(answer.sum(), list(named.values()), allow_unused=True, retain_graph=True)
+        read.append({name for name, gradient in zip(named, gradients, strict=True) if gradient is not None})
+    if shared := sorted(read[0] & read[1]):
+        raise ValueError(
+            f"network's policy and value share the parameters {', '.join(shared)}, but this algorithm fits values "
+            "after the policy's step, which would move the policy again; give each its own layers (ppo can share)"
         )
 
 

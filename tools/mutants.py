@@ -38,6 +38,7 @@ MODULES = (
     "policy.py",
     "randomness.py",
     "runner.py",
+    "second_order.py",
     "trees.py",
 )
 PARTS = {"training": ROOMS + MODULES}

@@ -33,6 +33,9 @@ from telescope.threads import own_settings
 KL_AIM = 0.8
 """The controller aims at this share of `kl_limit`, because the KL oscillates around its aim."""
 
+TAKEN = ("gamma", "lam", "lam_rule", "lam_alpha", "lam_border", "returns_lam", "value_clip", "beta")
+"""Fields that are columns of the objective."""
+
 
 @takes_former_names
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,14 @@ class RLHF(RolloutConfig):
     """Discount factor γ per token."""
     lam: float = 0.95
     """GAE's λ. 0 trusts one token and the critic; 1 trusts the whole completion."""
+    lam_rule: Literal["constant", "end_corrected", "length_adaptive", "per_segment"] = "constant"
+    """How λ follows from lam, the completion's length or its improbable tokens. See docs/lambda.md."""
+    lam_alpha: float = 0.05
+    """With lam_rule length_adaptive: the horizon of GAE as a share of the completion, λ = 1 − 1/(α length)."""
+    lam_border: float = 0.2
+    """With lam_rule per_segment: a token that had a lower probability begins a segment. λ is 1 within segments."""
+    returns_lam: float | None = None
+    """Another λ for the critic's targets, without a rule. 1 gives sampled returns. none: that of the advantages."""
     clip: float = 0.2
     """Clip range ε of PPO's policy loss: the probability ratio counts within 1 − ε … 1 + ε."""
     value_clip: float | None = 0.2
@@ -72,8 +83,13 @@ class RLHF(RolloutConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "clip", "value_clip", "value_learning_rate", "kl_limit", "kl_horizon")
-        in_unit_interval(self, "gamma", "lam")
+        in_unit_interval(self, "gamma", "lam", "returns_lam")
         at_least_zero(self, "value_coefficient", "beta", "truncation_penalty")
+        for name, rule in (("lam_alpha", "length_adaptive"), ("lam_border", "per_segment")):
+            if self.lam_rule != rule:
+                unread(self, name, f"set lam_rule to {rule!r}", f"lam_rule is {self.lam_rule!r}")
+        if self.lam_rule == "length_adaptive":
+            unread(self, "lam", "set lam_alpha", "lam_rule is 'length_adaptive'")
         self.require_company(row(self).whiten)
         if self.kl_limit is None:
             unread(self, "kl_horizon", "only the controller of kl_limit uses it", "kl_limit is none")
@@ -97,15 +113,9 @@ def preset(task: str, model: str | None = None) -> RLHF:
 
 def row(config: RLHF) -> Objective:
     """The row of the table that the config describes."""
-    objective = dataclasses.replace(
-        PPO,
-        gamma=config.gamma,
-        lam=config.lam,
-        clip=(config.clip, config.clip),
-        value_clip=config.value_clip,
-        beta=config.beta,
-        whiten="unbiased" if config.whiten else "none",
-    )
+    taken = {name: getattr(config, name) for name in TAKEN}
+    whiten: Literal["none", "unbiased"] = "unbiased" if config.whiten else "none"
+    objective = dataclasses.replace(PPO, **taken, clip=(config.clip, config.clip), whiten=whiten)
     return with_correction(objective, config)
 
 
@@ -210,14 +220,15 @@ def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
     if config.truncation == "bootstrap":
         ends, final = terminated, grounded(values.gather(1, mask.sum(1, keepdim=True))[:, 0], scores, terminated)
     values = values[:, : mask.shape[1]]
-    found = critic_advantages(objective, rewards, values, mask, terminated=ends, final_values=final)
+    cut = {"terminated": ends, "final_values": final, "log_probs": rollout.completions.log_probs}
+    found = critic_advantages(objective, rewards, values, mask, **cut)
     live = mask & usable[:, None]  # [B, T]
     return Batch(
         whitened(objective, found.advantages, live),
         found.returns,
         values,
         live,
-        from_bootstraps(objective, mask, ends, final).returns,
+        from_bootstraps(objective, mask, cut).returns,
     )
 
 
@@ -232,10 +243,10 @@ def grounded(final: Tensor, scores: Tensor, terminated: Tensor) -> Tensor:
     return torch.minimum(final, known.mean()) if len(known) else final.clamp(max=0.0)
 
 
-def from_bootstraps(objective: Objective, mask: Tensor, ends: Tensor, final: Tensor) -> Credit:
+def from_bootstraps(objective: Objective, mask: Tensor, cut: dict[str, Tensor]) -> Credit:
     """The contribution of bootstraps to `gae`. It is linear, so this is `gae` with rewards and values of 0."""
-    zeros = torch.zeros(mask.shape, dtype=final.dtype, device=final.device)
-    return critic_advantages(objective, zeros, zeros, mask, terminated=ends, final_values=final)
+    zeros = torch.zeros_like(mask, dtype=cut["final_values"].dtype)
+    return critic_advantages(objective, zeros, zeros, mask, **cut)
 
 
 def update(

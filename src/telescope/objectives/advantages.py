@@ -7,13 +7,25 @@ computed on a whole rollout, before it is split into batches. Leaves out scoring
 # P prompts, G completions each, B = P·G completions of T tokens
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from telescope import arrays
-from telescope.estimators import conventions, discounted_return, gae, group_relative, leave_one_out, whiten
+from telescope.estimators import (
+    conventions,
+    discounted_return,
+    end_corrected,
+    gae,
+    group_relative,
+    leave_one_out,
+    length_adaptive,
+    next_values,
+    per_segment,
+    whiten,
+)
 from telescope.estimators.normalisation import moments
 from telescope.objectives.rows import Objective
 
@@ -147,14 +159,16 @@ def critic_advantages(
     *,
     terminated: Tensor | None,
     final_values: Tensor | None = None,
+    log_probs: Tensor | None = None,
 ) -> Credit:
-    """`gae` over each completion's live tokens, with the row's γ and λ, without whitening.
+    """`gae` over each completion's live tokens, with the row's γ and rule for λ, without whitening.
 
     Args:
         rewards, values, mask: [B, T]. values[t] is that of the state before token t. Masked tokens are left out (or are
             steps with reward and value 0, if `masked` is "decayed").
         terminated: [B], True where the completion ended by itself. All True treats a cut like an end.
         final_values: [B], of the state after the last token, needed where not terminated.
+        log_probs: [B, T], of the tokens when they were sampled. Only `lam_rule` "per_segment" needs them.
     """
     arrays.library("mask", mask)
     arrays.check_alike(rewards=rewards, values=values, mask=mask)
@@ -163,7 +177,8 @@ def critic_advantages(
     ends = conventions.from_response_mask(
         rewards, values, live, terminated=terminated, final_values=final_values, masked=objective.masked
     )
-    advantages, returns = gae(**ends, gamma=objective.gamma, lam=objective.lam)
+    lam = _lam(objective, ends, mask, log_probs)
+    advantages, returns = gae(**ends, gamma=objective.gamma, lam=lam, returns_lam=objective.returns_lam)
     return Credit(torch.where(live, advantages, 0.0), torch.where(live, returns, 0.0), live)
 
 
@@ -175,6 +190,27 @@ def whitened(objective: Objective, advantages: Tensor, mask: Tensor) -> Tensor:
     if objective.whiten == "none":
         return torch.where(mask, advantages, 0.0)
     return whiten(advantages, mask=mask, biased=objective.whiten == "population", eps=1e-8, eps_inside=True)
+
+
+def _lam(objective: Objective, rollout: dict[str, Any], mask: Tensor, log_probs: Tensor | None) -> float | Tensor:
+    """λ as one number, or [B, T] by the row's rule, for these arguments of `gae`."""
+    if objective.lam_rule == "constant":
+        return objective.lam
+    values = rollout["values"]
+    ends = {name: rollout[name] for name in ("terminated", "truncated", "mask", "axis")}
+    if objective.lam_rule == "end_corrected":
+        return end_corrected(values, **ends, lam=objective.lam)  # type: ignore[no-any-return]
+    if objective.lam_rule == "length_adaptive":
+        return length_adaptive(values, **ends, alpha=objective.lam_alpha)  # type: ignore[no-any-return]
+    if log_probs is None:
+        raise ValueError('log_probs is None, but lam_rule is "per_segment"; pass those of the sampled tokens')
+    arrays.check_alike(mask=mask, log_probs=log_probs)
+    certain = torch.zeros_like(values[:, 0])  # behind a completion's last token no segment begins
+    likely = torch.where(mask, log_probs, 0.0).to(values.dtype)
+    following = next_values(likely, certain, terminated=None, truncated=None, mask=mask, axis=1)
+    borders = mask & (following < math.log(objective.lam_border))
+    common = {"mask": rollout["mask"], "axis": 1}
+    return per_segment(values, segment_ends=borders, lam=objective.lam, **common)  # type: ignore[no-any-return]
 
 
 def _half_deviation(objective: Objective, scores: Tensor, live: Tensor) -> Tensor:

@@ -66,6 +66,14 @@ class Objective:
     """Discount factor γ per token."""
     lam: float = 1.0
     """GAE's λ."""
+    lam_rule: Literal["constant", "end_corrected", "length_adaptive", "per_segment"] = "constant"
+    """How the λ of a token follows from `lam`, from the completion's length, or from the tokens' probabilities."""
+    lam_alpha: float = 0.05
+    """α of `length_adaptive`, which then does not read `lam`."""
+    lam_border: float = 0.2
+    """A token with a probability below this begins a segment of `per_segment`."""
+    returns_lam: float | None = None
+    """Another λ for the critic's targets, without a rule. None: that of the advantages."""
     score_at: Literal["last", "after"] = "last"
     """The place that gets the score: the last live token, or the place after it, an extra step of the critic (TRL)."""
     masked: Literal["skipped", "decayed"] = "skipped"
@@ -123,6 +131,12 @@ class Objective:
         for name, (read, reason) in READ_WHERE.items():
             if not read(self) and getattr(self, name) != _DEFAULTS[name]:
                 raise ValueError(f"{name} is {getattr(self, name)}, which {self.name} does not read: {reason}")
+        if not self.lam_alpha > 0:
+            raise ValueError(f"lam_alpha is {self.lam_alpha}; expected a number above 0, a share of the length")
+        if not 0 < self.lam_border <= 1:
+            raise ValueError(f"lam_border is {self.lam_border}; expected a probability above 0")
+        if self.returns_lam is not None and not 0 <= self.returns_lam <= 1:
+            raise ValueError(f"returns_lam is {self.returns_lam}; expected a number in [0, 1]")
         for name in ("eps", "beta", "gamma", "lam"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number that is not negative")
@@ -148,6 +162,10 @@ READ_WHERE: dict[str, tuple[Callable[[Objective], bool], str]] = {
     "masked": _STEPS_ONLY,
     "score_at": _STEPS_ONLY,
     "lam": _CRITIC_ONLY,
+    "lam_rule": _CRITIC_ONLY,
+    "lam_alpha": _CRITIC_ONLY,
+    "lam_border": _CRITIC_ONLY,
+    "returns_lam": _CRITIC_ONLY,
     "value_clip": _CRITIC_ONLY,
     "singleton": (lambda row: row.baseline != "none", 'baseline "none" has no groups'),
     "kl_gradient": (lambda row: row.kl_place == "loss", "in the reward only the value of the KL counts"),
@@ -184,7 +202,7 @@ def describe(objective: Objective) -> str:
     """The effective objective in one line per part. A run prints it before it starts."""
     lines = [
         ("score", _score(objective)),
-        ("advantage", _CREDIT[objective.credit] + _WHITEN[objective.whiten]),
+        ("advantage", _CREDIT[objective.credit] + _decay(objective) + _WHITEN[objective.whiten]),
         ("loss", _surrogate(objective)),
         ("weight", _WEIGHT[objective.weight]),
         ("reference", _reference(objective)),
@@ -222,7 +240,13 @@ def _cautions(objective: Objective, updates: int) -> Iterator[str]:
 _CREDIT = {
     "sequence": "of a token: its completion's score",
     "returns": "of a token: Σ γ^k r[t+k] of rewards per token, γ = {gamma:g}",
-    "gae": "of a token: gae of rewards per token and a critic, γ = {gamma:g}, λ = {lam:g}",
+    "gae": "of a token: gae of rewards per token and a critic, γ = {gamma:g}, ",
+}
+_LAM = {
+    "constant": "λ = {lam:g}",
+    "end_corrected": "λ = {lam:g}, corrected towards the end",
+    "length_adaptive": "λ = 1 − 1 / ({lam_alpha:g} · length)",
+    "per_segment": "λ = {lam:g} before tokens of a probability below {lam_border:g}, 1 elsewhere",
 }
 _WHITEN = {
     "none": "",
@@ -243,6 +267,12 @@ _WEIGHT = {
 }
 _GRADIENT = {"own": "", "k2": ", gradient of k2", "score": ", times π/sg(π)", "ratio": ", times π/π_old"}
 _BASELINE = {"none": "r", "group": "r − mean of the group", "others": "r − mean of the others in the group"}
+
+
+def _decay(objective: Objective) -> str:
+    if not objective.critic:
+        return ""
+    return _LAM[objective.lam_rule] + ("" if objective.returns_lam is None else ", {returns_lam:g} for its targets")
 
 
 def _score(objective: Objective) -> str:

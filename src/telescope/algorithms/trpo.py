@@ -21,13 +21,19 @@ from telescope import checks
 from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.networks import Network
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
-from telescope.control.experience.credit import Batch, mean_weights, samples, whitened_rollout, with_advantages
+from telescope.control.experience.credit import (
+    Batch,
+    critic_statistics,
+    mean_weights,
+    samples,
+    whitened_rollout,
+    with_advantages,
+)
 from telescope.control.training import Session
 from telescope.control.value_fits import FITS, value_change
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
 from telescope.losses import conservative_surrogate, importance_ratio
-from telescope.metrics import explained_variance
 from telescope.optimisers import Adam, adam_init
 from telescope.second_order import conjugate_gradient, gauss_newton_product, line_search, step_to_the_edge
 from telescope.threads import own_settings
@@ -246,9 +252,8 @@ def policy_functions(config: TRPO, agent: ActorCritic) -> tuple[Callable[..., An
 
 def summary(config: TRPO, statistics: dict[str, Tensor], batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:
     """The iteration's metrics, name → [S]."""
-    values, returns, live = (x.cpu().numpy() for x in (batch.values, batch.returns, batch.live))
     return {
         **{name: x.cpu().numpy() for name, x in statistics.items()},
-        "explained_variance": explained_variance(values, returns, live, axis=1),
+        **critic_statistics(batch),
         "learning_rate": np.full(config.seeds, learning_rate),
     }

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from telescope.torch_func import mapped
+
 Array = Any  # numpy.ndarray, torch.Tensor or jax.Array; results are of the arguments' library
 
 _NUMPY = (np.ndarray, np.generic)  # the sum of an array without axes is the latter
@@ -87,41 +89,9 @@ def _hidden(array: Array) -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(array, torch.Tensor):
         return False
-    if array.is_meta or torch.compiler.is_compiling() or _mapped(array):
+    if array.is_meta or torch.compiler.is_compiling() or mapped(array):
         return True
     return bool(array.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def transforming() -> bool:
-    """Whether torch.func is active (vmap, grad, jacrev). Its tensors have no memory that NumPy could read.
-
-    Also True where torch's private interface has changed: what is right under torch.func is right without it, only
-    slower.
-    """
-    try:
-        return sys.modules["torch"]._C._functorch.peek_interpreter_stack() is not None
-    except AttributeError:
-        return True
-
-
-# torch.compiler.assume_constant_result sets this; here it is set without loading torch
-transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _mapped(array: Array) -> bool:
-    """Whether a tensor stands for a batch of tensors, under torch.func.vmap at any depth."""
-    try:
-        functorch = sys.modules["torch"]._C._functorch
-        while functorch.is_functorch_wrapped_tensor(array):
-            if functorch.is_batchedtensor(array):
-                return True
-            array = functorch.get_unwrapped(array)
-    except AttributeError:  # the private interface has changed: ask for a number, which such a tensor does not have
-        try:
-            bool(array.any())
-        except RuntimeError:
-            return True
-    return False
 
 
 def check_alike(**named: Array) -> ModuleType:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from telescope.algorithms.ppo import PPO, train
 from telescope.control.agents.actions import bounding, scale_note
-from telescope.control.training import try_out
+from telescope.control.execution import try_out
 from telescope.policy import Policy
 
 Box = gym.spaces.Box

@@ -17,7 +17,7 @@ from telescope.moved import MOVED
 SPLIT = [former for former, name in MOVED.items() if " " in name]
 SOURCE = Path(__file__).parents[2] / "src" / "telescope"
 
-CORE = {"arrays", "quiet", "recurrence", "estimators"}
+CORE = {"arrays", "torch_func", "quiet", "recurrence", "estimators"}
 MATH = CORE | {
     "checks",
     "failures",
@@ -35,13 +35,14 @@ MATH = CORE | {
 }
 DATA = {"control", "language", "runs"}
 MAY_IMPORT = {  # a new part of the package gets its line here and its box in the picture
-    "arrays": set(),
+    "arrays": {"torch_func"},
+    "torch_func": set(),
     "checks": set(),
     "renamed": set(),
     "processors": set(),
     "quiet": set(),
-    "recurrence": {"arrays", "processors"},
-    "estimators": {"arrays", "quiet", "recurrence"},
+    "recurrence": {"arrays", "processors", "torch_func"},
+    "estimators": {"arrays", "quiet", "recurrence", "torch_func"},
     "threads": set(),
     "trees": set(),
     "optimisers": set(),
@@ -69,7 +70,7 @@ MAY_IMPORT = {  # a new part of the package gets its line here and its box in th
     "__main__": {"cli"},
 }
 # What `import telescope` loads, and what it must therefore leave to the functions that need it.
-LIGHT = ("__init__.py", "arrays.py", "quiet.py", "recurrence/__init__.py", "estimators/")
+LIGHT = ("__init__.py", "arrays.py", "torch_func.py", "quiet.py", "recurrence/__init__.py", "estimators/")
 HEAVY = {"gymnasium", "jax", "numba", "torch", "triton"}
 
 

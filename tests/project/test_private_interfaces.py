@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import telescope
-from telescope import arrays
+from telescope import arrays, torch_func
 from telescope.algorithms import ppo
 from telescope.control.agents import compiling, lifting
 from telescope.recurrence import caching
@@ -26,7 +26,7 @@ from telescope.recurrence import caching
 SOURCE = Path(telescope.__file__).parent
 UNDOCUMENTED = ("numba.core.caching", "torch.fx.experimental")  # private, although their names have no underscore
 USED = {
-    "arrays.py": {"sys.modules['torch']._C._functorch", "transforming._dynamo_marked_constant"},
+    "torch_func.py": {"sys.modules['torch']._C._functorch", "transforming._dynamo_marked_constant"},
     "control/agents/compiling.py": {"torch._inductor.runtime.cache_dir_utils", "torch._inductor.utils"},
     "control/agents/lifting.py": {
         "torch._inductor",
@@ -201,15 +201,15 @@ def test_loops_are_compiled_in_each_process_where_numbas_cache_has_changed(
 
 
 def test_where_torch_does_not_say_what_it_transforms_the_slow_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not arrays.transforming()
+    assert not torch_func.transforming()
     with monkeypatch.context() as hidden:
         hidden.delattr(torch._C._functorch, "peek_interpreter_stack")
-        assert arrays.transforming()
+        assert torch_func.transforming()
     rng = torch.Generator().manual_seed(0)
     rewards, values, after = (torch.randn(7, 3, generator=rng) for _ in range(3))
     ends = {"terminated": rewards > 1, "truncated": rewards < -1}
     plain = telescope.gae(rewards, values, after, **ends, gamma=0.9, lam=0.8)
-    monkeypatch.setattr(arrays, "transforming", lambda: True)
+    monkeypatch.setattr(torch_func, "transforming", lambda: True)
     for slow, fast in zip(telescope.gae(rewards, values, after, **ends, gamma=0.9, lam=0.8), plain, strict=True):
         torch.testing.assert_close(slow, fast)
 

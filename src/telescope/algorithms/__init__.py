@@ -76,7 +76,7 @@ def _require_known(name: str, known: Sequence[str]) -> None:
 
 def family(name: str) -> ModuleType:
     """The module with `execution(config)` and `try_out(config)` for all algorithms of this kind."""
-    return importlib.import_module(f"telescope.{'language.execution' if name in LANGUAGE else 'control.training'}")
+    return importlib.import_module(f"telescope.{'language' if name in LANGUAGE else 'control'}.execution")
 
 
 def config_class(name: str) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 from telescope import checks
 from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.networks import Network
-from telescope.control.config import MUJOCO_FAMILY, EpisodeConfig
+from telescope.control.config import MUJOCO_FAMILY, EpisodeConfig, for_family
 from telescope.control.episodes import EpisodeSession
 from telescope.control.experience.credit import mean_weights, whitened_rollout
 from telescope.control.experience.episodes import mean_of_others, of_first_step, packed
@@ -106,8 +106,7 @@ PRESETS = {
 
 def preset(env: str) -> Reinforce:
     """The settings for an environment id: the preset of its family, or the defaults."""
-    family = env.rpartition("/")[2].rpartition("-v")[0] or env
-    return dataclasses.replace(PRESETS.get(family, Reinforce()), env=env)
+    return for_family(PRESETS, env, Reinforce())
 
 
 class Learner(NamedTuple):

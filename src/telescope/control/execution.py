@@ -13,7 +13,10 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from telescope.control.config import ControlConfig
+from telescope.checks import require_device
+from telescope.control.config import AgentConfig, ControlConfig
+from telescope.control.environments.population import Environments
+from telescope.control.starting import require_fit
 from telescope.processors import most_threads, processors
 
 UPDATES_THAT_PAY = 15_000
@@ -82,3 +85,14 @@ def missing_for_compiling(device: str) -> str:
     if device == "cpu" and not Path(sysconfig.get_paths()["include"], "Python.h").exists():
         return "Python's headers (Python.h) are missing, which torch.compile needs"
     return ""
+
+
+def try_out(config: AgentConfig, start: dict[str, Any] | None = None) -> None:
+    """Raise a ValueError if the device or environment does not exist, or its spaces do not fit (also to `start`)."""
+    require_device(config)
+    environments = Environments.of(config, seeds=[config.seed], num_envs=1)
+    environments.close()
+    config.bound(environments.action_space)
+    config.head(environments.action_space)
+    if start is not None:
+        require_fit(start, config, environments)

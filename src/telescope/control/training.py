@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from telescope.checks import fitting, import_path, require_device, same_kind
+from telescope.checks import fitting, import_path, same_kind
 from telescope.control.agents.actions import space_note
 from telescope.control.agents.actor import ActorCritic, Agents
 from telescope.control.agents.layout import create
@@ -32,7 +32,7 @@ from telescope.control.experience.encoding import encoder
 from telescope.control.experience.replay import Replay
 from telescope.control.experience.rollout import Rollout, Rollouts, Transition, no_episodes
 from telescope.control.experience.worlds import rollouts
-from telescope.control.starting import require_fit, require_same_shape, start_from
+from telescope.control.starting import require_same_shape, start_from
 from telescope.iteration import AgentIteration
 from telescope.randomness import TRAINING_ENVIRONMENTS
 from telescope.threads import settle
@@ -335,17 +335,6 @@ class Session:
         self._environments.close()
         if self._evaluation is not None:
             self._evaluation.close()
-
-
-def try_out(config: AgentConfig, start: dict[str, Any] | None = None) -> None:
-    """Raise a ValueError if the device or environment does not exist, or its spaces do not fit (also to `start`)."""
-    require_device(config)
-    environments = Environments.of(config, seeds=[config.seed], num_envs=1)
-    environments.close()
-    config.bound(environments.action_space)
-    config.head(environments.action_space)
-    if start is not None:
-        require_fit(start, config, environments)
 
 
 def mean_statistics(names: Sequence[str], rows: Sequence[Tensor]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from telescope import arrays
+from telescope import torch_func
 from telescope.arrays import Array
 from telescope.estimators.output import count_as_written
 from telescope.recurrence import cpu
@@ -105,7 +105,7 @@ def _on_tensors(torch: Any, floats: Three, flags: Three, decays: Three, axis: in
         if found is not None:
             return found  # type: ignore[no-any-return]
     known = values.is_cuda or (values.is_cpu and values.dtype in (torch.float32, torch.float64))
-    if not known or arrays.transforming():
+    if not known or torch_func.transforming():
         return None
     device, tensors = values.device, (*floats, *flags, *(out or ()))
     for array in tensors:

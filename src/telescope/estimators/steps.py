@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from telescope import arrays
+from telescope import arrays, torch_func
 from telescope.arrays import Array
 
 NUMBERS = (float, int, np.floating, np.integer)
@@ -118,7 +118,7 @@ def enter(
 
 def _followed(caller: ModuleType) -> bool:
     """Whether torch.compile or torch.func traces. They follow tensors, not NumPy views of them."""
-    return caller.__name__ == "torch" and (caller.compiler.is_compiling() or arrays.transforming())
+    return caller.__name__ == "torch" and (caller.compiler.is_compiling() or torch_func.transforming())
 
 
 def _check_dtypes(floats: dict[str, Array], like: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from telescope import arrays
+from telescope import torch_func
 from telescope.recurrence import cpu
 
 Floats = Sequence[Tensor]  # rewards, values, next_values; or the two results
@@ -29,7 +29,7 @@ def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor
     x, a = x.detach(), a.detach()
     if torch.compiler.is_compiling():
         return _compiled(x, a, forwards)
-    if arrays.transforming():
+    if torch_func.transforming():
         return _Recurrence.apply(x, a, forwards)  # type: ignore[no-any-return, no-untyped-call]
     return _compute(x, a, forwards)
 
@@ -43,7 +43,7 @@ def differentiable_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -
 
 def gae(floats: Floats, flags: Flags, discounts: Discounts, out: Floats) -> bool:
     """Advantages and returns in one pass, like `cpu.gae`, without gradient. False if the pair (x, a) is needed."""
-    if arrays.transforming():
+    if torch_func.transforming():
         return False
     if torch.compiler.is_compiling():
         if out[0].device.type not in FUSED:
@@ -188,7 +188,7 @@ def _shifted(array: Tensor, step: int) -> Tensor:
 
 def _compiled(x: Tensor, a: Tensor, forwards: bool) -> Tensor:
     """The operator for a compiled graph. Under torch.func only torch's own operators work there."""
-    if not arrays.transforming():
+    if not torch_func.transforming():
         return _operator(x, a, forwards)  # type: ignore[no-any-return]
     return _doubled(x.flip(0), a.flip(0)).flip(0) if forwards else _doubled(x, a)
 

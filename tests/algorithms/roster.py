@@ -11,7 +11,19 @@ from typing import Any, NamedTuple
 import pytest
 
 from narrow import narrow
-from telescope.algorithms import a2c, actor_critic, dqn, grpo, ppo, reinforce, reward_model, rlhf, sft, trpo
+from telescope.algorithms import (
+    a2c,
+    actor_critic,
+    dqn,
+    group_episodes,
+    grpo,
+    ppo,
+    reinforce,
+    reward_model,
+    rlhf,
+    sft,
+    trpo,
+)
 from telescope.control.config import OnPolicyConfig
 from telescope.language.models import causal as models
 from worlds import Masked, Recall
@@ -130,6 +142,28 @@ REGION = trpo.TRPO(
     max_kl=0.3,
     cg_iterations=4,
     damping=1e-2,
+)
+GROUPS = group_episodes.GroupEpisodes(
+    env="Pendulum-v1",
+    env_kwargs={"max_episode_steps": 9},
+    seeds=2,
+    seed=3,
+    total_steps=220,
+    num_envs=8,
+    group=4,
+    num_steps=99,
+    epochs=2,
+    minibatches=2,
+    eval_every=64,
+    eval_episodes=2,
+    eval_max_steps=8,
+    hidden=(8,),
+    normalise_observations=True,
+    normalise_rewards=True,
+    clip=0.01,
+    learning_rate=1e-2,
+    threads=1,
+    compile="off",
 )
 CART = dqn.DQN(
     env="CartPole-v1",
@@ -386,6 +420,21 @@ ROSTER = {
         9.0,
         other={k: v for k, v in TRPO_FIELDS.items() if k != "line_search_shrink"} | {"line_search_steps": 10},
         inert=UNSEEN | {"line_search_shrink": "of the line search"},
+    ),
+    "group_episodes": Row(
+        group_episodes,
+        GROUPS,
+        {"env": Masked, "env_kwargs": {}, "total_steps": 4800, "eval_every": 0, "learning_rate": 3e-2, "clip": 0.2}
+        | {"epochs": 4, "minibatches": 1},
+        "return_mean",
+        9.0,
+        other=CONTROL
+        | AGENT
+        | POLICY
+        | {"num_envs": 16, "total_steps": 100, "objective": "gspo", "group": 2, "epochs": 1, "minibatches": 1}
+        | {"clip": 0.5, "clip_high": 0.001, "beta": 1.0, "adam_eps": 0.1, "eval_every": 150},
+        inert=UNSEEN,
+        samplers=({}, {"env": "CartPole-v1", "autoreset": "next_step"}),
     ),
     "dqn": Row(
         dqn,

@@ -28,6 +28,7 @@ COMMANDS = {
     "ppo on HalfCheetah": ["ppo", "HalfCheetah-v5", "--seeds", "4", "--total-steps", "8192", "--minibatch-size", "512"],
     "grpo": ["grpo", "lm/addition", "--seed", "11", "--total-steps", "3", *WARM],
     "reinforce": ["reinforce", "CartPole-v1", "--seeds", "4", "--total-steps", "8192"],
+    "group_episodes": ["grpo", "CartPole-v1", "--seeds", "4", "--total-steps", "16384"],
     "dqn": ["dqn", "CartPole-v1", "--seeds", "4", "--total-steps", "4096", "--learning-starts", "256"],
     "rlhf": ["ppo", "lm/addition", "--seed", "11", "--total-steps", "3", *WARM],
     "sft": ["sft", "lm/addition", "--total-steps", "20", "--eval-prompts", "20"],

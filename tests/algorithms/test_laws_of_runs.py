@@ -50,6 +50,8 @@ def runs(tmp_path_factory):
                 up_and_down |= {"value_clip": 0.5} if getattr(ROSTER[name].small, "value_clip", None) else {}
                 more = {"seeds": 4, "total_steps": 6 * 32, "eval_every": 32, "action_bounds": "squash"}
                 small = ROSTER[name].small
+                if getattr(small, "group", 1) > 1:  # its iterations have more steps
+                    more |= {"total_steps": 6 * 72, "eval_every": 72, "learning_rate": 1.0}
                 more["eval_max_steps"] = small.env_kwargs["max_episode_steps"]
                 config = dataclasses.replace(
                     small, **{k: v for k, v in (up_and_down | more).items() if hasattr(small, k)}

@@ -17,6 +17,7 @@ CONFIGS = {
     "actor_critic": "OneStep",
     "reinforce": "Reinforce",
     "trpo": "TRPO",
+    "group_episodes": "GroupEpisodes",
     "dqn": "DQN",
     "grpo": "GRPO",
     "rlhf": "RLHF",
@@ -41,11 +42,13 @@ def meant(name: str, subject: str | None) -> tuple[str, dict[str, str]]:
     """The module for a name on the command line, and further arguments for its `preset`.
 
     `gspo` is a row of `grpo`. On a language task (`lm/…`, or a data file) `ppo` is `rlhf`, and `reinforce` another row
-    of `grpo`. This imports no module.
+    of `grpo`. On an environment `grpo` and its rows are `group_episodes`. This imports no module.
     """
     text = subject is not None and (subject.startswith("lm/") or subject.lower().endswith(FILES))
     if name == "reinforce" and not text:
         return name, {}
+    if (name == "grpo" or PRESETS.get(name) == "grpo") and subject is not None and not text:
+        return "group_episodes", {"name": name}
     if name in PRESETS:
         return PRESETS[name], {"name": name}
     if name == "ppo" and text:

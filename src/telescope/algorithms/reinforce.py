@@ -70,14 +70,13 @@ class Reinforce(EpisodeConfig):
             raise ValueError("baseline is 'mean', the mean over other episodes, but episodes is 1; raise episodes")
 
 
-# Few episodes per gradient step, and whitened weights, because their scale changes a hundredfold while a policy learns.
+# Whitened weights, because their scale changes a hundredfold while a policy learns. With four episodes per gradient
+# step and a learning rate of 5e-3, two of eight seeds lose what they have learned; with these none does.
 CARTPOLE = Reinforce(
     env="CartPole-v1",
     total_steps=500_000,
-    num_envs=4,
-    episodes=4,
     num_steps=500,
-    learning_rate=5e-3,
+    learning_rate=3e-3,
     normalise_returns=True,
 )
 ACROBOT = dataclasses.replace(CARTPOLE, env="Acrobot-v1", normalise_observations=True)

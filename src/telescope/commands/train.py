@@ -94,7 +94,8 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
     begun_from = value_of("start", flags)
     settings = _settings_of(begun_from, name, trusted="--trust" in flags)
     settings |= {} if file is None else read_toml(file)
-    algorithm, preset = meant(name, positional or value_of("task", flags) or settings.get("task"))
+    given = positional or value_of("task", flags) or value_of("env", flags)
+    algorithm, preset = meant(name, given or settings.get("task") or settings.get("env"))
     if algorithm in LANGUAGE:
         if sum(word.partition("=")[0] == "--reward" for word in flags) > 1:
             raise ValueError("--reward is given twice, but a run has one reward; add them in a function of your own")
@@ -131,9 +132,11 @@ def _settings_of(run: str | None, name: str, *, trusted: bool) -> dict[str, Any]
     folder = RunFolder.open(run)
     if folder.algorithm in LANGUAGE:
         raise ValueError(f"--start is for agents in environments; for a language model use --model {run}/model")
-    if folder.algorithm != meant(name, None)[0]:
+    algorithm, preset = meant(name, "an environment")
+    if folder.algorithm != algorithm:
         raise ValueError(f"--start {run} is a run of {folder.algorithm}; {name} cannot start from its agents")
-    return to_mapping(folder.config_to_use(config_class(folder.algorithm), trusted=trusted))
+    settings = to_mapping(folder.config_to_use(config_class(folder.algorithm), trusted=trusted))
+    return settings | ({"objective": preset["name"]} if "objective" in settings and preset else {})
 
 
 def _one_subject(what: str, positional: str | None, flag: str | None) -> str | None:

@@ -53,7 +53,8 @@ def in_words(execution: dict[str, Any], config: ControlConfig) -> str:
     if config.compile == "auto":
         missing = missing_for_compiling(config.device)
         steps = getattr(config, "updates", 0)
-        pays = f"{steps:,} gradient steps, and it pays from {UPDATES_THAT_PAY:,} on"
+        known = f"{steps:,} gradient steps, and" if steps else "the number of gradient steps depends on the episodes;"
+        pays = f"{known} it pays from {UPDATES_THAT_PAY:,} on"
         why += f": {missing if missing and steps >= UPDATES_THAT_PAY else pays}"
     threads = execution["threads"]
     return f"updates are {how} ({why}), {threads} thread{'s' * (threads > 1)}"

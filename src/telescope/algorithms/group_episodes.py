@@ -19,7 +19,7 @@ from torch import Tensor
 from telescope import checks
 from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.networks import Network
-from telescope.control.config import MUJOCO_FAMILY, EpisodeConfig
+from telescope.control.config import MUJOCO_FAMILY, EpisodeConfig, for_family
 from telescope.control.episodes import EpisodeSession
 from telescope.control.experience.credit import mean_weights
 from telescope.control.experience.episodes import padded_time
@@ -125,9 +125,8 @@ SEQUENCE_CLIP = 0.05
 
 def preset(env: str, name: str = "grpo") -> GroupEpisodes:
     """The settings for an environment id, and a row of the table."""
-    family = env.rpartition("/")[2].rpartition("-v")[0] or env
     clip = SEQUENCE_CLIP if ROWS[name].ratio in ("sequence", "sequence_token") else None
-    return dataclasses.replace(PRESETS.get(family, GroupEpisodes()), env=env, objective=name, clip=clip)
+    return dataclasses.replace(for_family(PRESETS, env, GroupEpisodes()), objective=name, clip=clip)
 
 
 def row(config: GroupEpisodes) -> Objective:

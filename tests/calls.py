@@ -43,6 +43,14 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "reinforce": (losses.reinforce, {"log_probs": normal(B, T), "advantages": normal(B, T)}),
     "bradley_terry": (losses.bradley_terry, {"chosen": normal(B, T), "rejected": normal(B, T), "margin": normal(B, T)}),
     "squared_value_loss": (losses.squared_value_loss, {"values": normal(B, T), "targets": normal(B, T)}),
+    "quantile_huber_loss": (
+        losses.quantile_huber_loss,
+        {"quantiles": normal(B, T), "targets": normal(B, T), "kappa": 0.5},
+    ),
+    "gradient_td_loss": (
+        losses.gradient_td_loss,
+        {"values": normal(B, T), "returns": normal(B, T), "corrections": normal(B, T)},
+    ),
     "clipped_value_loss": (
         losses.clipped_value_loss,
         {

@@ -164,6 +164,24 @@ def quantile_huber_loss(quantiles: Tensor, targets: Tensor, kappa: float = 1.0) 
     return (torch.where(targets < quantiles, 1 - levels, levels) * huber).mean((-2, -1))
 
 
+def gradient_td_loss(values: Tensor, returns: Tensor, corrections: Tensor) -> Tensor:
+    """½ δ² with the gradient of −sg(δ) v + sg(h) G + ½ (sg(δ) − h)², where δ = G − v; per element. sg stops gradients.
+
+    The update of TDRC(λ) without its penalty (Elelimy et al. 2025, arXiv 2507.09087; for λ = 0 Ghiassian et al. 2020):
+    v ascends δ ∇v − h ∇G, and h learns to predict δ. With h = 0 the gradient of v is that of `squared_value_loss` with
+    constant returns (semi-gradient TD); with h = δ it is that of ½ δ², in which the returns learn too.
+
+    Args:
+        values: v(s).
+        returns: G, λ-returns that carry the gradient of every value in them, as `gae(…, differentiable=True)` makes.
+        corrections: h(s), of other parameters than v.
+    """
+    values, returns, corrections = _alike(values=values, returns=returns, corrections=corrections)
+    errors = (returns - values).detach()
+    descent = corrections.detach() * returns - errors * values + 0.5 * (errors - corrections) ** 2
+    return value_of(0.5 * errors**2, descent)
+
+
 def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip: Tensor | float) -> Tensor:
     """½ max((V − R̂)², (V_old + clip(V − V_old, −ε, ε) − R̂)²): the larger of the plain and the clipped error.
 

@@ -296,6 +296,9 @@ PPO_FIELDS = (
         "value_clip": 0.5,
         "target_kl": 1e-9,
         "recompute_advantages": True,
+        "value_learning_rate": 1e-4,
+        "sequence_length": 4,
+        "correction_penalty": 0.1,
     }
 )
 REGRESSION = ("epochs", "minibatch_size", "max_grad_norm", "adam_eps", "value_coefficient")
@@ -349,6 +352,16 @@ ROSTER = {
         9.0,
         other=PPO_FIELDS | {"critic": "value", "lam_rule": "constant"},
         inert=UNSEEN | {"gru": "needs minibatches of whole sequences: the next row has them"},
+    ),
+    "ppo with a gradient critic": Row(
+        ppo,
+        dataclasses.replace(PENDULUM, value_clip=None, critic="gradient", sequence_length=8),
+        {"env": Masked, "env_kwargs": {}, "total_steps": 1600, "num_steps": 32, "clip": 0.2, "epochs": 4}
+        | {"minibatch_size": 64, "eval_every": 0},
+        "return_mean",
+        9.0,
+        other=PPO_FIELDS | {"critic": "value", "gru": 5},
+        inert=UNSEEN,
     ),
     "ppo with a memory": Row(
         ppo,

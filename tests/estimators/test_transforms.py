@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_invalid_calls import CALLS
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import telescope
 from problems import FUNCTIONS, parameters, told
@@ -94,6 +95,15 @@ def test_all_of_that_in_one_compiled_graph(name: str) -> None:
         torch._dynamo.reset()
         compiled = torch.compile(transformed, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(*each(arrays)), transformed(*each(arrays)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["gae", "eligibility_trace"])
+def test_all_of_that_in_one_recorded_graph(name: str) -> None:
+    """A graph that make_fx records computes anew: it sees no kernel that is not an operator."""
+    call, arrays = problem(name)
+    for transformed in torch.func.vmap(call), torch.func.vmap(torch.func.grad(loss(call))):
+        recorded = make_fx(transformed)(*(torch.zeros_like(array) for array in each(arrays)))
+        torch.testing.assert_close(recorded(*each(arrays)), transformed(*each(arrays)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", LISTED)

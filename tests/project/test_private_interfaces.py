@@ -37,6 +37,7 @@ USED = {
     "control/environments/subprocesses.py": {"gymnasium.vector.async_vector_env._async_worker"},
     "language/models/seeded.py": {"torch.utils._python_dispatch", "func._schema"},
     "recurrence/caching.py": {"numba.core.caching", "dispatcher._cache"},
+    "recurrence/torch.py": {"torch._C._get_dispatch_mode", "torch._C._TorchDispatchModeKey"},
     "recurrence/triton.py": {"torch._C._dynamo.guards._empty_strided_cuda"},
 }
 """For each file the private names that it uses. A new one needs a fallback, and a test of it below."""
@@ -212,6 +213,14 @@ def test_where_torch_does_not_say_what_it_transforms_the_slow_path_is_taken(monk
     monkeypatch.setattr(torch_func, "transforming", lambda: True)
     for slow, fast in zip(telescope.gae(rewards, values, after, **ends, gamma=0.9, lam=0.8), plain, strict=True):
         torch.testing.assert_close(slow, fast)
+
+
+def test_where_torch_does_not_say_what_it_records_operators_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient critic's update, which is recorded after some calls, has a recurrence in it."""
+    gradient = {"critic": "gradient", "sequence_length": 16, "compile": "off", "total_steps": 2560}
+    plain, _ = trained(**gradient)
+    monkeypatch.delattr(torch._C, "_get_dispatch_mode")
+    torch.testing.assert_close(trained(**gradient)[0], plain, rtol=1e-3, atol=1e-4)
 
 
 def test_checks_of_numbers_are_left_out_under_vmap_where_torch_does_not_say_what_it_maps(

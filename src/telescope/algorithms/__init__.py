@@ -30,6 +30,7 @@ LANGUAGE = {"grpo", "rlhf", "sft", "reward_model"}
 PRESETS = {
     "distributional_ppo": "ppo",
     "npg": "trpo",
+    "gradient_ppo": "ppo",
     **dict.fromkeys(("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce"), "grpo"),
 }
 """Presets with a name of their own on the command line → their module. Its `preset` takes the name as `name`."""

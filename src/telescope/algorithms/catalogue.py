@@ -27,6 +27,7 @@ class Entry(NamedTuple):
 
 ALL, TOKENS = "Discrete, MultiDiscrete, MultiBinary, Box", "tokens"
 QUANTILES, GROUPS, LANGUAGE, ROWS = "quantile_critics.md", "groups.md", "language.md", "objectives.md"
+GRADIENT = "gradient_ppo.md"
 RLHF, GSPO = "Ouyang et al. 2022, arXiv 2203.02155", "Zheng et al. 2025, arXiv 2507.18071"
 REINFORCE = "CartPole-v1, eight seeds, last 100 episodes of training: 499.9 after 500k steps"
 GRPO = "grpo on CartPole-v1, eight seeds, last 100 episodes of training: 498.9 after 200k steps"
@@ -46,6 +47,7 @@ CATALOGUE = tuple(
         ("a2c", "environment", "Mnih et al. 2016, arXiv 1602.01783", "on-policy", ALL, "a2c.md", ""),
         ("ppo", "environment", "Schulman et al. 2017, arXiv 1707.06347", "on-policy", ALL, "ppo.md", ""),
         ("distributional_ppo", "environment", "Shaik et al. 2025, arXiv 2507.17530", "on-policy", ALL, QUANTILES, ""),
+        ("gradient_ppo", "environment", "Elelimy et al. 2025, arXiv 2507.09087", "on-policy", ALL, GRADIENT, ""),
         ("dqn", "environment", "Mnih et al. 2015, Nature 518", "off-policy", "Discrete", "dqn.md", ""),
         ("sft", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),
         ("reward_model", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from telescope import checks
 from telescope.control.agents.actor import ActorCritic
-from telescope.control.agents.critics import critic_loss
+from telescope.control.agents.critics import critic_loss, penalty, step_sizes, with_gradient
 from telescope.control.agents.networks import Network
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
 from telescope.control.experience.credit import (
@@ -64,6 +64,12 @@ class PPO(OnPolicyConfig):
     """Stop a seed's updates in this iteration once a minibatch's KL estimate (k3) exceeds this value."""
     recompute_advantages: bool = False
     """Recompute values and advantages before each epoch (Andrychowicz et al. 2021, section 3.5)."""
+    value_learning_rate: float | None = None
+    """Learning rate of the critic's own parameters at the start of the run. none: learning_rate."""
+    sequence_length: int | None = None
+    """Steps of the sequences in a minibatch, with a gru or a gradient critic. none: num_steps."""
+    correction_penalty: float = 1.0
+    """Weight β of ½β|θ|² for the parameters θ of a gradient critic's correction."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,10 +84,31 @@ class PPO(OnPolicyConfig):
                 "normalise_advantages is True, but a rollout has one sample (num_steps 1 × num_envs 1), and the "
                 "whitened advantage of one sample is 0; collect more, or set normalise_advantages to False"
             )
-        if self.gru:
+        self._check_critic()
+
+    def _check_critic(self) -> None:
+        checks.positive(self, "value_learning_rate", "sequence_length")
+        checks.at_least_zero(self, "correction_penalty")
+        if self.critic != "value":
+            checks.unread(self, "value_clip", "leave it at none", f"critic is {self.critic!r}, whose loss has no clip")
+        if self.critic == "gradient":
+            checks.unread(self, "gru", "leave it at 0", "critic is 'gradient', which has no memory")
+        else:
+            checks.unread(self, "correction_penalty", "set critic to 'gradient'", f"critic is {self.critic!r}")
+        if self.learns_sequences:
             require_sequences(self)
-        if self.critic == "quantile":
-            checks.unread(self, "value_clip", "leave it at none", "critic is 'quantile', whose loss has no clip")
+        else:
+            checks.unread(self, "sequence_length", "set gru, or critic to 'gradient'", "minibatches have no sequences")
+
+    @property
+    def learns_sequences(self) -> bool:
+        """Whether minibatches consist of sequences, and not of single steps."""
+        return self.gru > 0 or self.critic == "gradient"
+
+    @property
+    def sequence_steps(self) -> int:
+        """Steps of a sequence, where minibatches consist of sequences (L in formulas)."""
+        return self.sequence_length or self.num_steps
 
     @property
     def minibatches(self) -> int:
@@ -181,13 +208,15 @@ PRESETS = {
 }
 
 
-VARIANTS: dict[str, dict[str, Any]] = {"ppo": {}, "distributional_ppo": {"critic": "quantile"}}
-"""What an algorithm with a name of its own changes in a preset."""
-
-
 def preset(env: str, name: str = "ppo") -> PPO:
     """The settings for an environment id: the preset of its family, or the defaults, as `name` changes them."""
-    return dataclasses.replace(for_family(PRESETS, env, PPO()), **VARIANTS[name])
+    config = for_family(PRESETS, env, PPO())
+    if name == "distributional_ppo":
+        return dataclasses.replace(config, critic="quantile")
+    if name == "gradient_ppo":  # sequences, minibatches and the critic's learning rate are those of the paper's code
+        sequences: dict[str, Any] = {"sequence_length": min(32, config.num_steps), "minibatch_size": 256}
+        return dataclasses.replace(config, critic="gradient", value_learning_rate=3e-3, **sequences)
+    return config
 
 
 class Learner(NamedTuple):
@@ -226,7 +255,7 @@ def train(
     """
     more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
     session = Session(config, resume, Learner, recurrent=True, **more)
-    shuffled = sequence_indices if session.agent.network.memory else minibatch_indices
+    shuffled = sequence_indices if config.learns_sequences or session.agent.network.memory else minibatch_indices
     update = session.lift(update_agent(config, session.agent), (0, 0, 0, None, None))
     for iteration in session.iterations():
         learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
@@ -255,10 +284,14 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
         ratio = importance_ratio(log_probs, batch.log_probs)  # [M]
         advantages = whitened_minibatch(batch) if config.normalise_advantages else batch.advantages
         weights = mean_weights(batch.live)  # [M]
+        if config.critic == "gradient":
+            batch = with_gradient(config, agent, vector, outputs, batch)
         policy = (weights * ppo_clip(ratio, advantages, clip)).sum()
         value = (weights * critic_loss(config, outputs, batch)).sum()
         bonus = (weights * entropy).sum()
         total = policy + config.value_coefficient * value - config.entropy_coefficient * bonus
+        if config.critic == "gradient":
+            total = total + config.value_coefficient * penalty(config, agent, vector)
         kl = (weights * kl_k3(log_probs, batch.log_probs)).sum()
         clipped = (weights * ((ratio - 1).abs() > clip)).sum()
         return total, torch.stack([policy, value, bonus, kl, clipped]).detach()
@@ -268,6 +301,8 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
     ) -> tuple[Learner, Tensor, Tensor]:
         gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch, clip)  # [P], [5]
         gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
+        if config.value_learning_rate is not None:  # [P]
+            learning_rate = step_sizes(agent.layout, learning_rate, config.value_learning_rate / config.learning_rate)
         new = Learner(*adam(*old, gradient, learning_rate, eps=config.adam_eps))
         if config.target_kl is not None:
             updating = updating & (statistics[3] <= config.target_kl)

@@ -251,8 +251,8 @@ class OnPolicyConfig(PolicyConfig):
     """Whiten advantages within each gradient step, per seed."""
     gru: int = 0
     """Units of a GRU that remembers the episode so far. 0: none. minibatch_size must be a multiple of num_steps."""
-    critic: Literal["value", "quantile"] = "value"
-    """What the critic predicts: the mean return, or quantiles of its distribution (docs/quantile_critics.md)."""
+    critic: Literal["value", "quantile", "gradient"] = "value"
+    """The critic: value predicts the mean return, quantile its distribution, gradient learns by gradient TD (ppo)."""
     quantiles: int = 32
     """Number of quantiles of a quantile critic."""
     quantile_huber: float = 1.0
@@ -274,6 +274,10 @@ class OnPolicyConfig(PolicyConfig):
         else:
             for name in ("quantiles", "quantile_huber", "quantile_weights"):
                 unread(self, name, "set critic to 'quantile'", f"critic is {self.critic!r}")
+        if self.critic == "gradient" and not hasattr(self, "correction_penalty"):
+            raise ValueError(
+                f"critic is 'gradient', which {type(self).__name__} cannot train; use ppo, or another critic"
+            )
 
     @property
     def minibatch_size(self) -> int:
@@ -289,11 +293,18 @@ class OnPolicyConfig(PolicyConfig):
     @property
     def critic_outputs(self) -> int:
         """Numbers that the critic returns for each state; 0: V(s) itself, without an axis."""
-        return self.quantiles if self.critic == "quantile" else 0
+        return {"value": 0, "quantile": self.quantiles, "gradient": 2}[self.critic]
 
     def state_values(self, outputs: Tensor) -> Tensor:
-        """Return V(s) [N] for the critic's outputs: the mean of its quantiles."""
-        return outputs.mean(-1) if self.critic == "quantile" else outputs
+        """Return V(s) [N] for the critic's outputs: the mean of its quantiles, or the value beside its correction."""
+        if self.critic == "quantile":
+            return outputs.mean(-1)
+        return outputs[..., 0] if self.critic == "gradient" else outputs
+
+    @property
+    def sequence_steps(self) -> int:
+        """Steps of a sequence, where minibatches consist of sequences: all steps of a rollout."""
+        return self.num_steps
 
 
 @dataclasses.dataclass(frozen=True)

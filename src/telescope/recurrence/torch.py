@@ -27,7 +27,7 @@ FUSED = ("cpu", "cuda") if find_spec("triton") else ("cpu",)
 def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor:
     """y[t] = x[t] + a[t] · y[t±1], on the device of x, without gradient."""
     x, a = x.detach(), a.detach()
-    if torch.compiler.is_compiling():
+    if _recorded():
         return _compiled(x, a, forwards)
     if torch_func.transforming():
         return _Recurrence.apply(x, a, forwards)  # type: ignore[no-any-return, no-untyped-call]
@@ -36,9 +36,22 @@ def linear_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor
 
 def differentiable_recurrence(x: Tensor, a: Tensor, *, forwards: bool = False) -> Tensor:
     """The recurrence with its exact gradient with respect to x and a, to any order, also under torch.func."""
-    if torch.compiler.is_compiling():
+    if _recorded():
         return _compiled(x, a, forwards)
     return _Recurrence.apply(x, a, forwards)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _recorded() -> bool:
+    """Whether torch.compile or make_fx records calls for later. They see no kernel that is not an operator.
+
+    Also True under torch.func where torch's private interface has changed: operators are right there too, only slower.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    try:
+        return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    except AttributeError:
+        return arrays.transforming()
 
 
 def gae(floats: Floats, flags: Flags, discounts: Discounts, out: Floats) -> bool:

@@ -171,7 +171,9 @@ def default_network(
     actions = distribution(action_space)
     read = memory or observation_size
     widths = (read, *config.hidden, actions.outputs)
-    weights = (1 if config.shared_network else 2) * sum(a * b for a, b in itertools.pairwise(widths))
+    correction = getattr(config, "critic", None) == "gradient"
+    trunks = (1 if config.shared_network else 2) + correction
+    weights = trunks * sum(a * b for a, b in itertools.pairwise(widths))
     weights += 3 * memory * (observation_size + memory)
     # weights, their gradient, and Adam's two moments
     fits_memory(4 * config.seeds * weights, f"hidden is {config.hidden}, so the networks of {config.seeds} seeds need")
@@ -183,5 +185,6 @@ def default_network(
         log_std=config.log_std if actions.continuous else None,
         shared=config.shared_network,
         critic_outputs=critic_outputs or config.critic_outputs,
+        correction=correction,
     )
     return with_memory(network, observation_size, memory) if memory else network

@@ -31,8 +31,8 @@ class Network(NamedTuple):
     init: Callable[[np.random.Generator], Parameters]
     """`init(rng)` → the parameters of one agent, by name."""
     apply: Callable[[Parameters, Tensor], tuple[Tensor, Tensor]]
-    """`apply(parameters, observations [N, D])` → policy outputs [N, K] and the critic's outputs: state values [N], or
-    quantiles [N, Q] for a quantile critic."""
+    """`apply(parameters, observations [N, D])` → policy outputs [N, K] and the critic's outputs: state values [N];
+    quantiles [N, Q] for a quantile critic; values and corrections [N, 2] for a gradient critic."""
     policy: Callable[[Parameters, Tensor], Tensor] | None = None
     """A cheaper function for the policy outputs alone, because acting needs no values."""
     broadcasts: bool = False
@@ -60,27 +60,35 @@ def mlp(
     log_std: float | None = None,
     shared: bool = False,
     critic_outputs: int = 0,
+    correction: bool = False,
 ) -> Network:
     """Perceptrons for actor and critic: orthogonal weights (gain √2 inside, 0.01 policy, 1 value), zero biases.
 
     With `log_std` the policy outputs are [mean, log σ]; log σ does not depend on the state and starts at `log_std`, and
     `outputs` must be even. `shared=True` gives both heads one trunk. The critic returns values [N], or [N, Q] with Q =
-    `critic_outputs` > 0.
+    `critic_outputs` > 0. With `correction` the second of two outputs comes from a perceptron of its own, and begins
+    near 0 (gain 0.01).
     """
     act = ACTIVATIONS[activation]
     heads = outputs if log_std is None else outputs // 2
     trunks = ("shared", "shared") if shared else ("policy", "value")
 
+    def body(parameters: Parameters, trunk: str, rng: np.random.Generator) -> None:
+        for layer, (rows, columns) in enumerate(zip((observation_size, *hidden), hidden, strict=False)):
+            linear(parameters, f"{trunk}.{layer}", rows, columns, 2**0.5, rng)
+
     def init(rng: np.random.Generator) -> Parameters:
         parameters: Parameters = {}
         for trunk in dict.fromkeys(trunks):
-            for layer, (rows, columns) in enumerate(zip((observation_size, *hidden), hidden, strict=False)):
-                linear(parameters, f"{trunk}.{layer}", rows, columns, 2**0.5, rng)
+            body(parameters, trunk, rng)
         width = hidden[-1] if hidden else observation_size
         linear(parameters, "policy.out", width, heads, 0.01, rng)
-        linear(parameters, "value.out", width, critic_outputs or 1, 1.0, rng)
+        linear(parameters, "value.out", width, 1 if correction else critic_outputs or 1, 1.0, rng)
         if log_std is not None:
             parameters["policy.log_std"] = torch.full((heads,), log_std)
+        if correction:  # last, so that all else begins as without it
+            body(parameters, "correction", rng)
+            linear(parameters, "correction.out", width, 1, 0.01, rng)
         return parameters
 
     def features(parameters: Parameters, trunk: str, x: Array) -> Array:
@@ -102,6 +110,9 @@ def mlp(
         x = features(parameters, trunks[0], observations)
         y = x if shared else features(parameters, trunks[1], observations)
         values = affine(parameters, "value.out", y)
+        if correction:
+            h = affine(parameters, "correction.out", features(parameters, "correction", observations))
+            values = arrays.library("values", values).concatenate([values, h], -1)
         return policy_head(parameters, x), values if critic_outputs else values[..., 0]
 
     return Network(init, apply, policy, broadcasts=True)

@@ -18,9 +18,25 @@ from telescope.control.config import AgentConfig, OnPolicyConfig
 from telescope.control.experience.lambdas import chosen_lam
 from telescope.control.experience.quantiles import quantile_credit
 from telescope.control.experience.rollout import Rollout
-from telescope.control.experience.samples import episode_begins, final_values, live_mask, per_seed, time_major
+from telescope.control.experience.samples import (
+    episode_begins,
+    final_values,
+    live_mask,
+    per_seed,
+    successors,
+    time_major,
+)
 from telescope.estimators import gae, next_values, whiten
 from telescope.metrics import explained_variance
+
+
+class Steps(NamedTuple):
+    """What the environments answered, for a critic that computes its returns anew in each minibatch."""
+
+    rewards: Tensor  # [S, N]
+    terminated: Tensor  # [S, N] bool
+    truncated: Tensor  # [S, N] bool
+    successors: Tensor  # [S, N, D] the observation that each step led to
 
 
 class Batch(NamedTuple):
@@ -40,6 +56,7 @@ class Batch(NamedTuple):
     outputs: Tensor | None = None  # [S, N, Q] of a quantile critic, whose mean `values` are
     targets: Tensor | None = None  # [S, N, Q] of its quantiles, whose mean `returns` are in expectation
     lam: Tensor | None = None  # [S, N] λ of each sample, if a rule chooses it
+    steps: Steps | None = None  # of a gradient critic
 
 
 def samples(session: Any, rollout: Rollout) -> Batch:
@@ -53,12 +70,15 @@ def samples(session: Any, rollout: Rollout) -> Batch:
     log_probs, outputs = session.evaluate(observations, actions, masks, memory)
     empty = torch.zeros_like(log_probs)  # [S, N]
     batch = Batch(observations, actions, log_probs, empty, empty, empty, live, masks, memory, begins)
+    if getattr(session.config, "critic", None) == "gradient":
+        answers = (rollout.rewards, rollout.terminated, rollout.truncated, successors(rollout))
+        batch = batch._replace(steps=Steps(*map(per_seed, answers)))
     return session.to_device(judged(session.config, batch, outputs))  # type: ignore[no-any-return]
 
 
 def judged(config: AgentConfig, batch: Batch, outputs: Tensor) -> Batch:
     """The same samples with these outputs of the critic."""
-    kept = {"outputs": outputs} if config.critic_outputs else {}
+    kept: dict[str, Any] = {"outputs": outputs} if config.critic_outputs else {}
     return batch._replace(values=config.state_values(outputs), **kept)
 
 
@@ -77,13 +97,13 @@ def with_advantages(config: OnPolicyConfig, session: Any, rollout: Rollout, batc
     }
     last = session.value(rollout.last_observations, rollout.last_memory).cpu()  # [S, B]
     finals = final_values(rollout, session.value)  # [T, S, B]
-    successors = next_values(values, last, final_values=finals, **ends)
+    reached = next_values(values, last, final_values=finals, **ends)
     if batch.lam is None:
-        lam = chosen_lam(config, rollout.rewards, values, successors, ends)
+        lam = chosen_lam(config, rollout.rewards, values, reached, ends)
     else:  # of the critic that acted, as before the first epoch
         lam = time_major(batch.lam.cpu(), config.num_envs)
     decays: dict[str, Any] = {"lam": lam, "returns_lam": config.returns_lam}
-    advantages, returns = gae(rollout.rewards, values, successors, gamma=config.gamma, **decays, **ends)
+    advantages, returns = gae(rollout.rewards, values, reached, gamma=config.gamma, **decays, **ends)
     found = {"advantages": per_seed(advantages), "returns": per_seed(returns)}
     if isinstance(lam, Tensor):
         found["lam"] = per_seed(lam)
@@ -122,12 +142,12 @@ def whitened_minibatch(batch: Batch) -> Tensor:
 def remembered(config: OnPolicyConfig, agent: ActorCritic, vector: Tensor, batch: Batch) -> Tensor:
     """The inputs of one agent's heads for its samples: the observations [M, D], or the new memory [M, H].
 
-    A minibatch of a policy with a memory has M / T whole sequences, time first. Each is unrolled again from its first
-    memory, so that gradients flow through all of its steps.
+    A minibatch of a policy with a memory has M / L sequences of L steps, time first. Each is unrolled again from its
+    first memory, so that gradients flow through all of its steps.
     """
     if batch.memory is None or batch.begins is None:
         return batch.observations
     observations, memory, begins = (
-        x.unflatten(0, (config.num_steps, -1)) for x in (batch.observations, batch.memory, batch.begins)
-    )  # [T, M / T, …]
+        x.unflatten(0, (config.sequence_steps, -1)) for x in (batch.observations, batch.memory, batch.begins)
+    )  # [L, M / L, …]
     return agent.unroll(vector, observations, memory[0], begins).flatten(0, 1)

@@ -1,7 +1,8 @@
 """Minibatches of a rollout: which samples, in which order, for each epoch and seed.
 
 Samples are [S, N, …] with time first: step t of environment b has index t·B + b. `config` has num_steps (T), num_envs
-(B), minibatch_size (M), minibatches per epoch, and epochs. Leaves out the use of a minibatch (the algorithm).
+(B), minibatch_size (M), sequence_steps (L), minibatches per epoch, and epochs. Leaves out the use of a minibatch (the
+algorithm).
 """
 
 # T time, S seeds, B environments per seed, N = T·B samples per seed, M minibatch
@@ -27,13 +28,15 @@ def minibatch_indices(config: Any, iteration: int) -> Iterator[Tensor]:
 
 
 def sequence_indices(config: Any, iteration: int) -> Iterator[Tensor]:
-    """The same with whole sequences: the B environments are shuffled, and a minibatch has M / T of them, time first."""
+    """The same with sequences of L steps of an environment: a minibatch has M / L of them, time first."""
     require_sequences(config)
-    steps = config.num_envs * np.arange(config.num_steps)[:, None]  # [T, 1]
-    shape = config.minibatches, config.minibatch_size // config.num_steps
-    for shuffled in _shuffles(config, iteration, config.num_envs, shape):
-        columns = shuffled[:, :, None]  # [S, N/M, 1, M / T]
-        rows = np.where(columns < 0, -1, steps + columns)  # [S, N/M, T, M / T]
+    length, envs = config.sequence_steps, config.num_envs
+    steps = envs * np.arange(length)[:, None]  # [L, 1]
+    shape = config.minibatches, config.minibatch_size // length
+    for shuffled in _shuffles(config, iteration, config.batch_size // length, shape):
+        sequences = shuffled[:, :, None]  # [S, N/M, 1, M / L] in the order of time, then of environments
+        first = sequences // envs * length * envs + sequences % envs
+        rows = np.where(sequences < 0, -1, steps + first)  # [S, N/M, L, M / L]
         yield torch.tensor(rows).flatten(2)
 
 
@@ -60,11 +63,15 @@ def _shuffles(config: Any, iterations: Any, count: int, shape: tuple[int, int]) 
 
 
 def require_sequences(config: Any) -> None:
-    """Raise a ValueError unless minibatches consist of whole sequences, which a policy with a memory needs."""
-    if config.minibatch_size % config.num_steps:
+    """Raise a ValueError unless minibatches consist of whole sequences, which cut rollouts into equal parts."""
+    length, name = config.sequence_steps, "num_steps" if config.sequence_length is None else "sequence_length"
+    if config.num_steps % length:
+        raise ValueError(f"sequence_length is {length}; expected a divisor of num_steps {config.num_steps}")
+    if config.minibatch_size % length:
+        what = "a gradient critic" if config.critic == "gradient" else "a policy with a memory (gru)"
         raise ValueError(
-            f"minibatch_size is {config.minibatch_size}, but a policy with a memory (gru) learns from whole sequences "
-            f"of num_steps {config.num_steps}; expected a multiple of it, such as {config.num_steps}"
+            f"minibatch_size is {config.minibatch_size}, but {what} learns from whole sequences "
+            f"of {name} {length}; expected a multiple of it, such as {length}"
         )
 
 

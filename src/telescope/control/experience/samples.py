@@ -37,6 +37,14 @@ def final_values(rollout: Rollout, value: Value) -> Tensor | None:
     return result
 
 
+def successors(rollout: Rollout) -> Tensor:
+    """The observation [T, S, B, …] that each step led to. Not to be read where the step terminated its episode."""
+    reached = torch.cat([rollout.observations[1:], rollout.last_observations[None]])
+    places, observations, _ = rollout.finals
+    reached[tuple(torch.from_numpy(i) for i in places)] = torch.from_numpy(observations).to(reached.dtype)
+    return reached
+
+
 def live_mask(rollout: Rollout) -> Tensor | None:
     """The rollout's mask, or None if every row is a real transition."""
     return None if bool(rollout.mask.all()) else rollout.mask

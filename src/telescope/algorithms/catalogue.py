@@ -30,6 +30,10 @@ QUANTILES, GROUPS, LANGUAGE, ROWS = "quantile_critics.md", "groups.md", "languag
 GRADIENT = "gradient_ppo.md"
 RLHF, GSPO = "Ouyang et al. 2022, arXiv 2203.02155", "Zheng et al. 2025, arXiv 2507.18071"
 REINFORCE = "CartPole-v1, eight seeds, last 100 episodes of training: 499.9 after 500k steps"
+A2C = "CartPole-v1, eight seeds, 500,000 steps: each ends with 500 in all of 100 evaluation episodes"
+PPO = "All 128 seeds end with 500 in every one of their 100 evaluation episodes"
+DQN = "episodes of four seeds lasted 80 to 150 steps after 46,080 steps of training"
+SUMS = "end at 96 to 99.7 % of the held-out sums of lm/addition"
 GRPO = "grpo on CartPole-v1, eight seeds, last 100 episodes of training: 498.9 after 200k steps"
 
 CATALOGUE = tuple(
@@ -44,18 +48,28 @@ CATALOGUE = tuple(
         ("rloo", "environment", "Ahmadian et al. 2024, arXiv 2402.14740", "on-policy", ALL, GROUPS, ""),
         ("cispo", "environment", "MiniMax 2025, arXiv 2506.13585", "on-policy", ALL, GROUPS, ""),
         ("actor_critic", "environment", "Sutton & Barto 2018, section 13.5", "on-policy", ALL, "actor_critic.md", ""),
-        ("a2c", "environment", "Mnih et al. 2016, arXiv 1602.01783", "on-policy", ALL, "a2c.md", ""),
-        ("ppo", "environment", "Schulman et al. 2017, arXiv 1707.06347", "on-policy", ALL, "ppo.md", ""),
+        ("a2c", "environment", "Mnih et al. 2016, arXiv 1602.01783", "on-policy", ALL, "a2c.md", A2C),
+        ("trpo", "environment", "Schulman et al. 2015, arXiv 1502.05477", "on-policy", ALL, "trpo.md", ""),
+        (
+            "npg",
+            "environment",
+            "Kakade 2001; Rajeswaran et al. 2017, arXiv 1703.02660",
+            "on-policy",
+            ALL,
+            "trpo.md",
+            "",
+        ),
+        ("ppo", "environment", "Schulman et al. 2017, arXiv 1707.06347", "on-policy", ALL, "ppo.md", PPO),
         ("distributional_ppo", "environment", "Shaik et al. 2025, arXiv 2507.17530", "on-policy", ALL, QUANTILES, ""),
         ("gradient_ppo", "environment", "Elelimy et al. 2025, arXiv 2507.09087", "on-policy", ALL, GRADIENT, ""),
-        ("dqn", "environment", "Mnih et al. 2015, Nature 518", "off-policy", "Discrete", "dqn.md", ""),
+        ("dqn", "environment", "Mnih et al. 2015, Nature 518", "off-policy", "Discrete", "dqn.md", DQN),
         ("sft", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),
         ("reward_model", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),
-        ("ppo", "language task", RLHF, "on-policy", TOKENS, LANGUAGE, ""),
-        ("grpo", "language task", "Shao et al. 2024, arXiv 2402.03300", "on-policy", TOKENS, LANGUAGE, ""),
+        ("ppo", "language task", RLHF, "on-policy", TOKENS, LANGUAGE, SUMS),
+        ("grpo", "language task", "Shao et al. 2024, arXiv 2402.03300", "on-policy", TOKENS, LANGUAGE, SUMS),
         ("dr_grpo", "language task", "Liu et al. 2025, arXiv 2503.20783", "on-policy", TOKENS, ROWS, ""),
         ("dapo", "language task", "Yu et al. 2025, arXiv 2503.14476", "on-policy", TOKENS, ROWS, ""),
-        ("gspo", "language task", GSPO, "on-policy", TOKENS, LANGUAGE, ""),
+        ("gspo", "language task", GSPO, "on-policy", TOKENS, LANGUAGE, SUMS),
         ("gspo_token", "language task", GSPO, "on-policy", TOKENS, ROWS, ""),
         ("rloo", "language task", "Ahmadian et al. 2024, arXiv 2402.14740", "on-policy", TOKENS, ROWS, ""),
         ("cispo", "language task", "MiniMax 2025, arXiv 2506.13585", "on-policy", TOKENS, ROWS, ""),

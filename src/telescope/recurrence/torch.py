@@ -51,7 +51,7 @@ def _recorded() -> bool:
     try:
         return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
     except AttributeError:
-        return arrays.transforming()
+        return torch_func.transforming()
 
 
 def gae(floats: Floats, flags: Flags, discounts: Discounts, out: Floats) -> bool:

@@ -142,7 +142,7 @@ def test_a_rollout_is_what_a_plain_loop_over_episodes_gives(autoreset, truncated
                     )
                     found = batch.advantages[s].unflatten(0, (8, 3))[:, b]
                     torch.testing.assert_close(found[live], wanted[live], rtol=1e-4, atol=1e-5)
-            session.iteration += 1
+            session.clock.iteration += 1
     finally:
         session.close()
 

@@ -65,3 +65,11 @@ def plain(result: Any) -> list[np.ndarray]:
     """A result, or each of several, as float64."""
     results = result if isinstance(result, tuple) else (result,)
     return [np.asarray(one.double() if isinstance(one, torch.Tensor) else one, dtype=np.float64) for one in results]
+
+
+def float64_in_jax() -> Any:
+    """JAX computes in float64 in this block. Before JAX 0.8 the function had another place."""
+    import jax
+    import jax.experimental
+
+    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()

@@ -17,6 +17,7 @@ import torch
 
 import oracle
 import telescope
+from problems import float64_in_jax
 from telescope.estimators import conventions
 from telescope.recurrence import jax as recurrence
 from telescope.recurrence import naive
@@ -88,7 +89,7 @@ def test_its_gradient_is_that_of_the_definition(argument: int, form: str) -> Non
     def jax_loss(*arguments: Any) -> Any:
         return (jnp.asarray(weights) * recurrence.linear_recurrence(*arguments)).sum()
 
-    with jax.enable_x64(True):
+    with float64_in_jax():
         arrays = [jnp.asarray(array) for array in pair]
         reverse = jax.jit(jax.grad(jax_loss, argument))(*arrays)
         forward = jax.jit(jax.jacfwd(jax_loss, argument))(*arrays)
@@ -132,7 +133,7 @@ def test_gae_is_the_definition(shape: tuple[int, ...], dtype: Any) -> None:
 
 def test_float64_is_honoured() -> None:
     steps = oracle.rollout((70, 3))
-    with jax.enable_x64(True):
+    with float64_in_jax():
         advantages, _ = telescope.gae(**given(steps, jnp.float64), gamma=GAMMA, lam=LAM)
         assert advantages.dtype == jnp.float64
     np.testing.assert_allclose(advantages, oracle.advantages(steps, GAMMA, LAM), rtol=1e-12, atol=1e-12)
@@ -249,7 +250,7 @@ def test_the_gradient_is_that_of_the_sum() -> None:
     def jax_loss(numbers: dict[str, Any]) -> Any:
         return (weights * telescope.gae(**numbers, **flags, differentiable=True).advantages).sum()
 
-    with jax.enable_x64(True):
+    with float64_in_jax():
         flags = {name: jnp.asarray(flag) for name, flag in flags.items()}
         gradient = jax.jit(jax.grad(jax_loss))(jax.tree.map(jnp.asarray, numbers))
     for name, number in numbers.items():

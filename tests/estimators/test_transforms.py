@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import telescope
-from problems import FUNCTIONS, parameters, told
+from problems import FUNCTIONS, float64_in_jax, parameters, told
 
 DIFFERENTIABLE = [name for name in FUNCTIONS if "differentiable" in parameters(name)]
 LISTED = ["gae", "vtrace", "retrace", "lambda_return", "n_step_return", "eligibility_trace"]
@@ -112,7 +112,7 @@ def test_jax_differentiates_as_torch_does(name: str) -> None:
     import jax.numpy as jnp
 
     expected = slopes(*problem(name))
-    with jax.enable_x64(True):
+    with float64_in_jax():
         call, arrays = problem(name, "jax")
         every = tuple(range(len(arrays)))
         gradient = jax.jit(jax.grad(loss(call), every))(*arrays)

@@ -3,6 +3,8 @@
 XLA compiles both forms for its device. Leaves out argument checks.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -18,7 +20,7 @@ def linear_recurrence(x: Array, a: Array) -> Array:
     It works under jit, vmap and grad, forwards and backwards (twice, where a is not 0). Only length and platform choose
     the form: a step of a scan costs nanoseconds on a CPU, but a kernel launch on an accelerator.
     """
-    return (_scan if len(x) < TREE_STEPS else _by_platform)(x, a)
+    return _form(x)(x, a)
 
 
 @linear_recurrence.defjvp
@@ -28,7 +30,12 @@ def _tangent(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tup
     y = linear_recurrence(x, a)
     later = jnp.concatenate([y[1:], jnp.zeros_like(y[:1])])
     later = jnp.where((a == 0) & ~jnp.isfinite(later), 0, later)  # NaN beyond a cut has no slope
-    return y, linear_recurrence(dx + da * later, a)
+    # by jvp, which tells older versions of JAX that the scan is linear in its first argument
+    return y, jax.jvp(lambda x: _form(x)(x, a), (jnp.zeros_like(x),), (dx + da * later,))[1]
+
+
+def _form(x: Array) -> Any:
+    return _scan if len(x) < TREE_STEPS else _by_platform
 
 
 @jax.jit

@@ -206,7 +206,7 @@ def _lam(objective: Objective, rollout: dict[str, Any], mask: Tensor, log_probs:
         raise ValueError('log_probs is None, but lam_rule is "per_segment"; pass those of the sampled tokens')
     arrays.check_alike(mask=mask, log_probs=log_probs)
     certain = torch.zeros_like(values[:, 0])  # behind a completion's last token no segment begins
-    likely = torch.where(mask, log_probs, 0.0).to(values.dtype)
+    likely = log_probs.to(values.dtype)
     following = next_values(likely, certain, terminated=None, truncated=None, mask=mask, axis=1)
     borders = mask & (following < math.log(objective.lam_border))
     common = {"mask": rollout["mask"], "axis": 1}

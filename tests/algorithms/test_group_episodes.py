@@ -162,8 +162,10 @@ def test_a_kl_pulls_towards_the_policy_that_the_run_began_with():
     config, session, _, batch, _ = made(beta=1.0, max_grad_norm=1e9)
     batch = batch._replace(advantages=torch.zeros_like(batch.advantages))
     at_start, _, _ = gradient_of(config, session, batch)
-    away = moved(session)
-    gradient, _, _ = gradient_of(config, session, batch, away)
+    away, one = moved(session), first(batch)
+    found = session.agent.evaluate(away, one.observations.flatten(0, 1), one.actions.flatten(0, 1), None)[0]
+    acted = batch._replace(log_probs=found.detach().unflatten(0, one.live.shape)[None])  # this policy acted, too
+    gradient, _, _ = gradient_of(config, session, acted, away)
     assert at_start.norm() < 1e-5
     assert float(gradient @ (away - session.parameters[0])) > 0
 

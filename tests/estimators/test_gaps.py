@@ -139,7 +139,7 @@ def test_every_seed_purpose_and_iteration_has_random_numbers_of_its_own():
 
 def test_actions_and_minibatches_are_drawn_anew_in_every_iteration():
     run = session(num_steps=64, minibatch_size=192, env="CartPole-v1")
-    noise = [run.rollouts._noise(iteration) for iteration in (0, 1, 0)]
+    noise = [run.rollouts.noise(iteration) for iteration in (0, 1, 0)]
     assert np.array_equal(noise[0], noise[2])
     assert not np.array_equal(noise[0], noise[1])
     run.close()

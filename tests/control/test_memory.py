@@ -108,7 +108,7 @@ def test_a_rollout_is_what_a_plain_loop_over_episodes_gives(autoreset, truncated
         agent = session.agent
         carried = torch.zeros(2, 3, 4)
         noise = torch.randn(session.parameters.shape, generator=torch.Generator().manual_seed(0))
-        session.learner = ppo.Learner.begin(session.parameters + 0.3 * noise)  # biases, too: nothing seen is not nothing
+        session.learner = ppo.Learner.begin(session.parameters + 0.3 * noise)  # and biases
         for _ in session.iterations():
             rollout = session.collect()
             batch = ppo.with_advantages(config, session, rollout, ppo.samples(session, rollout))

@@ -49,6 +49,22 @@ def adam(
     return parameters - step_size * first / scale, Adam(first, second, first_decay, second_decay)
 
 
+class Learner(NamedTuple):
+    """What an algorithm with one optimiser learns: all parameters of an agent as one vector, and Adam's state."""
+
+    parameters: Tensor  # [P] of one agent; [S, P] of the population
+    adam: Adam
+
+    @classmethod
+    def begin(cls, parameters: Tensor) -> Learner:
+        return cls(parameters, adam_init(parameters))
+
+    @property
+    def acting(self) -> Tensor:
+        """The parameters that act."""
+        return self.parameters
+
+
 class RMSprop(NamedTuple):
     """The running mean of squared gradients, [P]; that of a population has S in front."""
 

@@ -27,7 +27,7 @@ from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
 from telescope.losses import reinforce, squared_value_loss
-from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
+from telescope.optimisers import Learner, adam, clip_by_norm
 from telescope.threads import own_settings
 from telescope.trees import where
 
@@ -85,21 +85,6 @@ PRESETS = {
 def preset(env: str) -> OneStep:
     """The settings for an environment id: the preset of its family, or the defaults."""
     return for_family(PRESETS, env, OneStep())
-
-
-class Learner(NamedTuple):
-    """What learning changes: all parameters of actor and critic as one vector, and Adam's state."""
-
-    parameters: Tensor  # [P] of one agent; [S, P] of the population
-    adam: Adam
-
-    @classmethod
-    def begin(cls, parameters: Tensor) -> Learner:
-        return cls(parameters, adam_init(parameters))
-
-    @property
-    def acting(self) -> Tensor:
-        return self.parameters
 
 
 class Batch(NamedTuple):

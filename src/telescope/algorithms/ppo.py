@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
 from telescope.losses import importance_ratio, kl_k3, ppo_clip
-from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
+from telescope.optimisers import Learner, adam, clip_by_norm
 from telescope.renamed import takes_former_names
 from telescope.threads import own_settings
 from telescope.trees import where
@@ -217,21 +217,6 @@ def preset(env: str, name: str = "ppo") -> PPO:
         sequences: dict[str, Any] = {"sequence_length": min(32, config.num_steps), "minibatch_size": 256}
         return dataclasses.replace(config, critic="gradient", value_learning_rate=3e-3, **sequences)
     return config
-
-
-class Learner(NamedTuple):
-    """What learning changes: all parameters of actor and critic as one vector, and Adam's state."""
-
-    parameters: Tensor  # [P] of one agent; [S, P] of the population
-    adam: Adam
-
-    @classmethod
-    def begin(cls, parameters: Tensor) -> Learner:
-        return cls(parameters, adam_init(parameters))
-
-    @property
-    def acting(self) -> Tensor:
-        return self.parameters
 
 
 STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gradient_norm", "updated")

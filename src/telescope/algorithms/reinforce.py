@@ -31,7 +31,7 @@ from telescope.estimators import discounted_return
 from telescope.iteration import AgentIteration
 from telescope.losses import reinforce, squared_value_loss
 from telescope.metrics import explained_variance
-from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
+from telescope.optimisers import Learner, adam, clip_by_norm
 from telescope.threads import own_settings
 from telescope.trees import where
 
@@ -106,21 +106,6 @@ PRESETS = {
 def preset(env: str) -> Reinforce:
     """The settings for an environment id: the preset of its family, or the defaults."""
     return for_family(PRESETS, env, Reinforce())
-
-
-class Learner(NamedTuple):
-    """What learning changes: all parameters of policy and value function as one vector, and Adam's state."""
-
-    parameters: Tensor  # [P] of one agent; [S, P] of the population
-    adam: Adam
-
-    @classmethod
-    def begin(cls, parameters: Tensor) -> Learner:
-        return cls(parameters, adam_init(parameters))
-
-    @property
-    def acting(self) -> Tensor:
-        return self.parameters
 
 
 class Batch(NamedTuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from telescope.control.value_fits import FITS, value_change
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
 from telescope.losses import conservative_surrogate, importance_ratio
-from telescope.optimisers import Adam, adam_init
+from telescope.optimisers import Learner
 from telescope.second_order import conjugate_gradient, gauss_newton_product, line_search, step_to_the_edge
 from telescope.threads import own_settings
 
@@ -143,21 +143,6 @@ def preset(env: str, name: str = "trpo") -> TRPO:
     """The settings for an environment id. `npg` takes the natural gradient's whole step, without a line search."""
     found: TRPO = for_family(PRESETS, env, TRPO())
     return dataclasses.replace(found, line_search_steps=0) if name == "npg" else found
-
-
-class Learner(NamedTuple):
-    """What learning changes: all parameters of actor and critic as one vector, and the value regression's Adam."""
-
-    parameters: Tensor  # [P] of one agent; [S, P] of the population
-    adam: Adam
-
-    @classmethod
-    def begin(cls, parameters: Tensor) -> Learner:
-        return cls(parameters, adam_init(parameters))
-
-    @property
-    def acting(self) -> Tensor:
-        return self.parameters
 
 
 @over_processes

@@ -13,8 +13,8 @@ def linear_recurrence(x: np.ndarray, a: np.ndarray) -> np.ndarray:
     episode must not leak in. GAE is x = δ, a = γλ; the discounted return is x = r, a = γ.
     """
     y = np.zeros_like(x)
-    later = np.zeros_like(x[:1].sum(axis=0))
+    zero = later = np.zeros_like(x[:1].sum(axis=0))
     for t in reversed(range(len(x))):
-        later = x[t] + a[t] * np.where(a[t] == 0, 0, later)
+        later = x[t] + a[t] * np.where(a[t] == 0, zero, later)
         y[t] = later
     return y

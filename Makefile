@@ -11,7 +11,7 @@ EXTRAS := control envpool language lora jax dev
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-latest test-oldest check format wheel docs mutants bench bench-train bench-language results clean
+.PHONY: help demo test test-slow test-latest test-oldest check format wheel docs mutants bench bench-train bench-ladder bench-language results clean
 
 help:  ## what the verbs do
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -75,6 +75,10 @@ bench: $(COMPLETE)  ## GAE against its rivals on this machine: docs/benchmarks
 
 bench-train: $(COMPLETE)  ## PPO against its rivals on this machine, for hours (ARGS=--quick tries it out): docs/benchmarks
 	$(BIN)/python -m benchmarks.train $(ARGS)
+
+bench-ladder: $(COMPLETE)  ## A2C and TRPO against Stable-Baselines3 and sb3-contrib, for ten minutes: docs/benchmarks
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt sb3-contrib
+	$(BIN)/python -m benchmarks.ladder $(ARGS)
 
 bench-language: $(COMPLETE)  ## GRPO against TRL on this machine, for half an hour (ARGS=--quick tries it out): docs/benchmarks
 	$(BIN)/python -m benchmarks.language $(ARGS)

@@ -9,7 +9,6 @@ bootstrap interval).
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,8 +21,6 @@ import telescope
 from telescope.metrics import summarise
 from telescope.runs import RunFolder, read_metrics
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "results.md"
 EPISODES = 100
 """Episodes per seed of the final evaluation."""
 EVALUATIONS = 20
@@ -139,17 +136,11 @@ def table(place: Path) -> str:
     return "\n".join([HEAD, *(line(row, measured(place / row.name)) for row in done)])
 
 
-def written(page: str, made: str) -> str:
-    """The page with its table between the two marks replaced."""
-    return re.sub(r"(?s)(<!-- table -->\n).*?(\n<!-- end -->)", lambda marks: marks[1] + made + marks[2], page)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="only rows whose name has one of these: ALGORITHM-ENVIRONMENT")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="where the run folders are")
     parser.add_argument("--list", action="store_true", help="only print the commands")
-    parser.add_argument("--write", action="store_true", help="write the table into docs/results.md")
     chosen = parser.parse_args()
     wanted = [row for row in rows() if not chosen.words or any(word in row.name for word in chosen.words)]
     if chosen.list:
@@ -158,10 +149,7 @@ def main() -> None:
     for row in wanted:
         train(row, chosen.runs / row.name)
         print(line(row, measured(chosen.runs / row.name)), flush=True)
-    made = table(chosen.runs)
-    print(made)
-    if chosen.write:
-        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
+    print(table(chosen.runs))
 
 
 if __name__ == "__main__":

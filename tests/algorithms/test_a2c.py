@@ -5,7 +5,6 @@ Leaves out what holds of every trainer: `test_laws.py`.
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 
@@ -92,4 +91,3 @@ def test_a_rollout_of_one_sample_cannot_be_whitened():
 @pytest.mark.parametrize("env", ["CartPole-v1", "Hopper-v5", "Unknown-v0"])
 def test_presets_are_of_their_environment(env):
     assert preset(env).env == env
-    assert np.isfinite(preset(env).learning_rate)

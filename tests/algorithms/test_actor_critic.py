@@ -5,7 +5,6 @@ Leaves out what holds of every trainer: `test_laws.py`.
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 
@@ -22,7 +21,6 @@ def a_step(config):
     """A session and its first step of experience."""
     session = Session(config, None, Learner)
     noise = next(session.rollouts.noise(iteration) for iteration in session.iterations())
-    session._started = 0.0
     return session, step_of(session, noise[0], 0)
 
 
@@ -137,4 +135,3 @@ def test_action_values_need_actions_that_can_be_counted():
 @pytest.mark.parametrize("env", ["CartPole-v1", "Hopper-v5", "Unknown-v0"])
 def test_presets_are_of_their_environment(env):
     assert preset(env).env == env
-    assert np.isfinite(preset(env).learning_rate)

@@ -246,6 +246,20 @@ ON_POLICY = {
 }
 """Fields of `OnPolicyConfig`, besides."""
 
+OFF_POLICY = {
+    "anneal_learning_rate": True,
+    "activation": "tanh",
+    "adam_eps": 0.1,
+    "replay_capacity": 8,
+    "learning_starts": 16,
+    "random_start": True,
+    "minibatch_size": 4,
+    "updates_per_step": 0.5,
+    "train_every": 4,
+    "n_step": 3,
+}
+"""Fields of `OffPolicyConfig`, besides those of `AGENT`."""
+
 TEXT = {"threads": 1, "eval_prompts": 8, "lr_warmup": 0, "eval_every": 1, "total_steps": 2, "max_tokens": 4}
 DRAWN = {"prompts": 4, "group": 4, "minibatches": 2, "epochs": 2, "warm_start": 0.0}
 SAMPLERS = (
@@ -458,21 +472,15 @@ ROSTER = {
         9.0,
         other=CONTROL
         | AGENT
+        | OFF_POLICY
         | {
             "env": "Acrobot-v1",
             "env_kwargs": {"max_episode_steps": 5},
-            "anneal_learning_rate": True,
-            "activation": "tanh",
-            "replay_capacity": 8,
-            "learning_starts": 16,
-            "minibatch_size": 4,
-            "updates_per_step": 0.5,
             "target_every": 3,
             "double": True,
             "exploration_start": 0.5,
             "exploration_end": 0.9,
             "exploration_fraction": 0.9,
-            "adam_eps": 0.1,
         },
         inert=UNSEEN,
     ),

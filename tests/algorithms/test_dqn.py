@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import telescope
-from telescope.algorithms.dqn import DQN, Batch, Learner, samples, train, update_agent
+from telescope.algorithms.dqn import DQN, Learner, train, update_agent
 from telescope.control.agents.distributions import epsilon_greedy
 from telescope.control.agents.lifting import lift
+from telescope.control.experience.draws import Draws
 from telescope.control.experience.replay import Replay
 from telescope.control.experience.rollout import Transition
 from telescope.control.training import Session
@@ -60,7 +61,9 @@ def test_the_replay_holds_the_latest_steps_and_draws_them_by_seed():
     replay = Replay(14, seeds=2, num_envs=3)  # 4 whole steps
     for step in range(6):
         replay.add(transition(step))
-    drawn = replay.sample([np.random.default_rng(s) for s in range(2)], 500)
+    drawn = Transition(
+        *(None if x is None else x[0] for x in replay.draw(np.random.default_rng(1).random((1, 2, 500))))
+    )
     for s in range(2):
         found = {1000 * step + 100 * s + 10 * b for step in (2, 3, 4, 5) for b in range(3)}
         assert set(drawn.actions[s]) == found
@@ -77,7 +80,7 @@ def test_a_restored_replay_goes_on_as_the_one_that_was_saved(steps):
     theirs.restore(ours.state())
     for replay in (ours, theirs):
         replay.add(transition(steps))
-    a, b = (replay.sample([np.random.default_rng(1)] * 2, 50) for replay in (ours, theirs))
+    a, b = (replay.draw(np.random.default_rng(1).random((1, 2, 50))) for replay in (ours, theirs))
     np.testing.assert_array_equal(a.actions, b.actions)
     with pytest.raises(ValueError, match="one step of 3 environments adds 3"):
         Replay(2, 2, 3)
@@ -90,7 +93,8 @@ def one_update(config, **changes):
     session._episodes = telescope.control.experience.rollout.no_episodes(1)
     for t in range(20):
         session.play(noise[t].astype(np.float32), t)
-    batch = samples(config, session, 0)._replace(**changes)
+    (_, batch), *_ = Draws(session).after(19)
+    batch = batch._replace(**changes)
     parameters = session.learner.parameters
     moved = parameters + 0.1 * torch.randn(parameters.shape, generator=torch.Generator().manual_seed(1))
     learner = session.learner._replace(target=moved)
@@ -166,7 +170,3 @@ def test_the_gradient_steps_are_counted_by_steps_alone():
 def test_what_it_cannot_do_is_refused(env, message):
     with pytest.raises((ValueError, TypeError), match=message):
         next(train(dataclasses.replace(SMALL, env=env)))
-
-
-def test_batch_and_transition_name_the_same_things():
-    assert set(Batch._fields) - {"live"} <= set(Transition._fields)

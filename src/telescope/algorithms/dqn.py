@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -20,39 +20,26 @@ from telescope import checks, td_error
 from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.distributions import FORBIDDEN, Distribution, epsilon_greedy, of_action
 from telescope.control.agents.networks import Network, q_network
-from telescope.control.config import AgentConfig
 from telescope.control.experience.credit import mean_weights
+from telescope.control.experience.draws import Batch, Draws
+from telescope.control.off_policy import OffPolicyConfig
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
 from telescope.losses import huber_loss
 from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
-from telescope.randomness import ACTIONS, REPLAY, generator
+from telescope.randomness import ACTIONS, generator
 from telescope.threads import own_settings
 
 
 @dataclasses.dataclass(frozen=True)
-class DQN(AgentConfig):
+class DQN(OffPolicyConfig):
     """Deep Q-learning for discrete actions, with a replay buffer and a target network."""
 
-    num_steps: int = 256
-    """Steps of each environment per iteration. Each iteration writes one row of metrics per seed."""
     learning_rate: float = 1e-3
     """Learning rate of Adam."""
-    anneal_learning_rate: bool = False
-    """Decay the learning rate linearly to 0 over the run."""
     max_grad_norm: float = 10.0
     """Clip each seed's gradient to this global norm."""
-    activation: Literal["tanh", "relu"] = "relu"
-    """Activation function of the hidden layers."""
-    replay_capacity: int = 100_000
-    """Size of the replay buffer, in steps per seed. The oldest steps are overwritten."""
-    learning_starts: int = 1_000
-    """Steps per seed to collect before the first gradient step."""
-    minibatch_size: int = 64
-    """Samples per gradient step and seed, drawn from the replay buffer."""
-    updates_per_step: float = 0.25
-    """Gradient steps per environment step and seed."""
     target_every: int = 250
     """Copy the Q-network into the target network after every this many gradient steps."""
     double: bool = False
@@ -63,31 +50,16 @@ class DQN(AgentConfig):
     """ε after its decay, and for stochastic evaluation."""
     exploration_fraction: float = 0.2
     """Share of the run over which ε decays linearly."""
-    adam_eps: float = 1e-8
-    """Adam's ε."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.positive(self, "replay_capacity", "minibatch_size", "updates_per_step", "target_every", "adam_eps")
-        checks.at_least_zero(self, "learning_starts")
+        checks.positive(self, "target_every")
         checks.in_unit_interval(self, "exploration_start", "exploration_end", "exploration_fraction")
-        if self.replay_capacity < self.num_envs:
-            raise ValueError(
-                f"replay_capacity is {self.replay_capacity}, but each step of a seed's environments adds num_envs "
-                f"{self.num_envs} samples; raise replay_capacity"
-            )
-
-    @property
-    def updates(self) -> int:
-        """Gradient steps in the whole run."""
-        return self.updates_until(self.iterations * self.batch_size)
-
-    def updates_until(self, step: int) -> int:
-        """Gradient steps that are due by this environment step."""
-        return int(max(0, step - self.learning_starts) * self.updates_per_step)
 
     def exploration(self, step: int) -> float:
         """ε at this environment step."""
+        if self.random_start and step < self.learning_starts:
+            return 1.0
         decayed = min(1.0, step / max(1.0, self.exploration_fraction * self.total_steps))
         return self.exploration_start + decayed * (self.exploration_end - self.exploration_start)
 
@@ -135,18 +107,6 @@ class Learner(NamedTuple):
         return self.parameters
 
 
-class Batch(NamedTuple):
-    """Steps drawn from the replay buffer, of one agent; those of the population have S in front."""
-
-    observations: Tensor  # [M, D] normalised
-    actions: Tensor  # [M]
-    rewards: Tensor  # [M]
-    terminated: Tensor  # [M] bool
-    live: Tensor  # [M] bool, False on the row that a NEXT_STEP autoreset inserts
-    next_observations: Tensor  # [M, D] of the state that the step led to
-    next_masks: Tensor | None  # [M, A] bool, actions allowed there
-
-
 STATISTICS = ("loss", "q_mean", "gradient_norm")
 
 
@@ -171,12 +131,11 @@ def train(
     for iteration in session.iterations():
         learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
         step_size = torch.tensor(learning_rate, device=config.device)
-        noise, statistics = exploring(config, session, iteration), []
+        noise, draws, statistics = exploring(config, session, iteration), Draws(session), []
         for t in range(config.num_steps):
             session.play(noise[t], t)
-            step = session.step + t * config.num_envs
-            for number in range(config.updates_until(step), config.updates_until(step + config.num_envs)):
-                session.learner, row = update(session.learner, samples(config, session, number), step_size)
+            for number, batch in draws.after(t):
+                session.learner, row = update(session.learner, batch, step_size)
                 statistics.append(row)
                 if (number + 1) % config.target_every == 0:
                     session.learner = session.learner._replace(target=session.learner.parameters.clone())
@@ -193,24 +152,6 @@ def exploring(config: DQN, session: Session, iteration: int) -> np.ndarray:
     return noise
 
 
-def samples(config: DQN, session: Session, number: int) -> Batch:
-    """The minibatch [S, M, …] of the gradient step with this number, normalised with the current statistics."""
-    assert session.replay is not None
-    generators = [generator(seed, REPLAY, number) for seed in config.seed_values]
-    drawn, seen = session.replay.sample(generators, config.minibatch_size), session.rollouts.normaliser
-    return session.to_device(  # type: ignore[no-any-return]
-        Batch(
-            observations=torch.from_numpy(seen(drawn.observations)),
-            actions=torch.from_numpy(drawn.actions),
-            rewards=torch.from_numpy(drawn.rewards.astype(np.float32)),
-            terminated=torch.from_numpy(drawn.terminated),
-            live=torch.from_numpy(drawn.mask),
-            next_observations=torch.from_numpy(seen(drawn.next_observations)),
-            next_masks=None if drawn.next_masks is None else torch.from_numpy(drawn.next_masks),
-        )
-    )
-
-
 def update_agent(config: DQN, agent: ActorCritic) -> Callable[..., tuple[Learner, Tensor]]:
     """Return one gradient step of one agent on one minibatch, as a pure function."""
 
@@ -224,7 +165,8 @@ def update_agent(config: DQN, agent: ActorCritic) -> Callable[..., tuple[Learner
             choosing = allowed(q_values(old.parameters, batch.next_observations), batch.next_masks)
         ahead = of_action(judging, choosing.argmax(-1))  # [M]
         # δ with value 0 is the target r + γ (1 − terminated) Q' [M]
-        return td_error(batch.rewards, torch.zeros_like(ahead), ahead, terminated=batch.terminated, gamma=config.gamma)
+        discounts: dict[str, Any] = {"terminated": batch.terminated, "gamma": batch.discounts}
+        return td_error(batch.rewards, torch.zeros_like(ahead), ahead, **discounts)
 
     def loss(vector: Tensor, batch: Batch, wanted: Tensor) -> tuple[Tensor, Tensor]:
         values = of_action(q_values(vector, batch.observations), batch.actions)  # [M]

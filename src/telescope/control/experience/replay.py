@@ -1,13 +1,12 @@
 """Replay buffer: one ring buffer with the latest steps of each seed.
 
 It stores steps encoded, but neither normalised nor scaled, with true successors and both flags. The caller passes the
-random generators to draw with. Leaves out priorities, n-step returns and shared frames.
+random numbers to draw with. Leaves out priorities, n-step returns and shared frames.
 """
 
 # S seeds, B environments per seed, C capacity, M samples
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,12 +47,11 @@ class Replay:
         fits_memory(numbers, f"a replay of {self.capacity} steps for {self.seeds} seeds needs")
         return {name: np.zeros((self.seeds, self.capacity, *x.shape[2:]), x.dtype) for name, x in parts.items()}
 
-    def sample(self, generators: Sequence[np.random.Generator], count: int) -> Transition:
-        """Draw `count` steps of each seed [S, M, …], with replacement, by the seed's own generator."""
-        rows = np.stack([rng.integers(len(self), size=count) for rng in generators])  # [S, M]
-        drawn: dict[str, Any] = {
-            name: array[np.arange(self.seeds)[:, None], rows] for name, array in self._arrays.items()
-        }
+    def draw(self, uniform: np.ndarray) -> Transition:
+        """The steps [K, S, M, …] that numbers [K, S, M] in [0, 1) choose, each with the same probability."""
+        rows = (uniform * len(self)).astype(np.int64)
+        seeds = np.arange(self.seeds)[:, None]
+        drawn: dict[str, Any] = {name: array[seeds, rows] for name, array in self._arrays.items()}
         return Transition(**{"next_masks": None, **drawn})
 
     def state(self) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Transition(NamedTuple):
     mask: np.ndarray  # [S, B] bool, False on the row a NEXT_STEP autoreset inserts
     next_observations: np.ndarray  # [S, B, D] the state that the step led to, never the reset state
     next_masks: np.ndarray | None  # [S, B, A] bool, actions allowed there; all True where the episode ended
+    masks: np.ndarray | None = None  # [S, B, A] bool, actions allowed before the step
 
 
 class Finals(NamedTuple):
@@ -138,6 +139,7 @@ class Rollouts:
     def play(self, act: Act, noise: np.ndarray, row: int, episodes: Episodes) -> Transition:
         """Step every environment once, as step `row` of the run. Adds episodes that end to `episodes`."""
         started, observations = time.perf_counter(), self._encoded.copy()  # environments may write into their buffers
+        before = None if self._action_masks is None else self._action_masks.copy()
         actions, self.memory = act(self._observations, self.memory, noise, self._action_masks)
         acted = time.perf_counter()
         step = self.environments.step(self.bound(actions))
@@ -149,7 +151,7 @@ class Rollouts:
         self._advance(step, ended, FinalsList(), episodes, 0)
         masks = None if step.action_masks is None else step.action_masks | ended[..., None]
         flags = step.terminated, step.truncated, step.mask
-        return Transition(observations, actions, step.rewards, *flags, reached, masks)
+        return Transition(observations, actions, step.rewards, *flags, reached, masks, before)
 
     def collect(self, act: Act, iteration: int) -> tuple[Rollout, Episodes]:
         """Run the policy for `num_steps`. A reward or observation that is not finite raises a FloatingPointError."""

@@ -2,12 +2,13 @@
 
 Accumulating and replacing traces are the recurrence of `temporal.py` in the other direction. Dutch traces and
 true-online TD(λ) multiply the trace by a matrix, so they have their own loop. Leaves out the features: state features,
-one-hot states, ∇v or ∇log π.
+one-hot states, ∇v or ∇log π. One step of each, for acting while learning, is in `eligibility.py`.
 """
 
 from telescope import arrays
 from telescope.arrays import Array
-from telescope.estimators.pairs import behind, bootstrap, forwards, trace, weighted
+from telescope.estimators.eligibility import trace_step, true_online_step
+from telescope.estimators.pairs import behind, bootstrap, forwards, trace
 from telescope.estimators.steps import NUMBERS, Steps, enter
 from telescope.quiet import quiet
 
@@ -128,7 +129,7 @@ def _dutch_traces(steps: Steps, x: Array, a: Array, alpha: float) -> Array:
     """The traces e[t] of all steps. a[t] decays e[t−1]."""
     e, traces = steps.xp.zeros_like(x[:1].sum(0)), []
     for t in range(len(x)):
-        e = _dutch(weighted(steps, a[t], e), x[t], alpha)
+        e = trace_step(e, x[t], a[t], kind="dutch", step_size=alpha)
         traces.append(e)
     return steps.xp.stack(traces) if traces else x
 
@@ -138,26 +139,16 @@ def _learned(steps: Steps, w: Array, alpha: float) -> Array:
     x, successors, rewards = (steps.live(array) for array in steps.floats.values())
     discount, a = bootstrap(steps), trace(steps, steps.discounts["lam"])
     e = decay = steps.xp.zeros_like(w)
-    v_old = _dot(w, e)
+    v_old = steps.xp.zeros_like(w[..., :1])
     for t in range(len(x)):
-        v, v_next = _dot(w, x[t]), _dot(w, steps.where(discount[t] == 0, 0.0, successors[t]))
-        delta = rewards[t] + discount[t] * v_next - v
-        e = _dutch(weighted(steps, decay, e), x[t], alpha)
-        learned = w + alpha * (delta + v - v_old) * e - alpha * (v - v_old) * x[t]
+        state = (x[t], successors[t], rewards[t])
+        step = true_online_step(w, e, v_old, *state, discount=discount[t], decay=decay, step_size=alpha)
+        learned, v_next = step.weights, step.old_value
         if steps.mask is not None:
             learned, v_next = (steps.where(steps.mask[t], *pair) for pair in ((learned, w), (v_next, v_old)))
-        w, v_old = learned, v_next  # no reset: at the start of an episode e = φ, and v_old cancels
+        w, e, v_old = learned, step.trace, v_next  # no reset: at the start of an episode e = φ, and v_old cancels
         decay = a[t]
     return w
-
-
-def _dutch(decayed: Array, features: Array, alpha: float) -> Array:
-    """e + (1 − α eᵀφ) φ for the decayed trace e."""
-    return decayed + (1 - alpha * _dot(decayed, features)) * features
-
-
-def _dot(one: Array, other: Array) -> Array:
-    return (one * other).sum(-1)[..., None]
 
 
 def _enter(

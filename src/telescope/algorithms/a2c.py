@@ -160,7 +160,7 @@ def train(
     for _ in session.iterations():
         learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
         rollout = session.collect()  # [T, S, B, …]
-        batch = with_advantages(config, session, rollout, samples(session, rollout))  # [S, N, …]
+        batch = with_advantages(config, session, rollout, samples(session, rollout, ratios=False))  # [S, N, …]
         session.learner, row = update(session.learner, batch, torch.tensor(learning_rate, device=config.device))
         yield session.finish(summary(config, row, batch, learning_rate))
 

@@ -76,7 +76,10 @@ class ActorCritic(NamedTuple):
 
     def value(self, vector: Tensor, seen: Tensor) -> Tensor:
         """The critic's outputs: V(s) [N], or its quantiles [N, Q]."""
-        return self.network.apply(self.layout.unflatten(vector), seen)[1]
+        parameters = self.layout.unflatten(vector)
+        if self.network.value is not None:
+            return self.network.value(parameters, seen)
+        return self.network.apply(parameters, seen)[1]
 
     def policy(self, parameters: dict[str, Array], seen: Array) -> Array:
         """The policy outputs [N, K]."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from telescope.control.agents.compiling import from_cache_or_anew, undisturbed
+from telescope.control.agents.simplifying import simplified
 
 PATIENCE = 64
 """Calls of one shape before a graph is recorded. Recording takes as long as many calls."""
@@ -106,15 +107,15 @@ class Lifted:
             return None
 
     def _fastest(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Program:
-        """The graph compiled, if that is wanted and possible."""
+        """The graph compiled, if that is wanted and possible; otherwise in fewer operations."""
         if not self.compiled:
-            return graph
+            return simplified(graph, inputs)
         try:
             with undisturbed():
                 return from_cache_or_anew(lambda: _compiled(graph, inputs))
         except Exception as error:
             self._note("compile", error, "rounds differently")
-            return graph
+            return simplified(graph, inputs)
 
     def _ready(self, program: Program, inputs: list[Tensor]) -> Program:
         return _Captured(program, inputs) if self._captures(inputs) else _without_gradient(program)

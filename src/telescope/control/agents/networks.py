@@ -35,18 +35,20 @@ class Network(NamedTuple):
     quantiles [N, Q] for a quantile critic; values and corrections [N, 2] for a gradient critic."""
     policy: Callable[[Parameters, Tensor], Tensor] | None = None
     """A cheaper function for the policy outputs alone, because acting needs no values."""
+    value: Callable[[Parameters, Tensor], Tensor] | None = None
+    """A cheaper function for the critic's outputs alone, because advantages need no policy."""
     broadcasts: bool = False
-    """Whether `apply` and `policy` also take all agents at once, and NumPy arrays: parameters with a seed axis in front
-    (vectors as [S, 1, n], so that they broadcast) and observations [S, N, D]. A policy call then takes a few
+    """Whether `apply`, `policy` and `value` also take all agents at once, and NumPy arrays: parameters with a seed axis
+    in front (vectors as [S, 1, n], so that they broadcast) and observations [S, N, D]. A policy call then takes a few
     microseconds of NumPy."""
     remember: Callable[[Parameters, Tensor, Tensor], Tensor] | None = None
     """`remember(parameters, observations [N, D], memory [N, H])` → the new memory [N, H], for a policy with a memory of
-    its episode. `apply` and `policy` then read the memory instead of the observations."""
+    its episode. `apply`, `policy` and `value` then read the memory instead of the observations."""
     memory: int = 0
     """The size of the memory (H in formulas). It is 0 at the beginning of an episode."""
     shaped: bool = False
-    """Whether `apply`, `policy` and `remember` take observations [N, *shape] with the Box's shape, and uint8 as uint8,
-    instead of flat [N, D]. For convolutions."""
+    """Whether `apply`, `policy`, `value` and `remember` take observations [N, *shape] with the Box's shape, and uint8
+    as uint8, instead of flat [N, D]. For convolutions."""
     module: nn.Module | None = None
     """The name of the module that `from_module` built, for error messages."""
 
@@ -106,16 +108,22 @@ def mlp(
     def policy(parameters: Parameters, observations: Array) -> Array:
         return policy_head(parameters, features(parameters, trunks[0], observations))
 
-    def apply(parameters: Parameters, observations: Array) -> tuple[Array, Array]:
-        x = features(parameters, trunks[0], observations)
-        y = x if shared else features(parameters, trunks[1], observations)
-        values = affine(parameters, "value.out", y)
+    def value_head(parameters: Parameters, x: Array, observations: Array) -> Array:
+        values = affine(parameters, "value.out", x)
         if correction:
             h = affine(parameters, "correction.out", features(parameters, "correction", observations))
             values = arrays.library("values", values).concatenate([values, h], -1)
-        return policy_head(parameters, x), values if critic_outputs else values[..., 0]
+        return values if critic_outputs else values[..., 0]
 
-    return Network(init, apply, policy, broadcasts=True)
+    def value(parameters: Parameters, observations: Array) -> Array:
+        return value_head(parameters, features(parameters, trunks[1], observations), observations)
+
+    def apply(parameters: Parameters, observations: Array) -> tuple[Array, Array]:
+        x = features(parameters, trunks[0], observations)
+        y = x if shared else features(parameters, trunks[1], observations)
+        return policy_head(parameters, x), value_head(parameters, y, observations)
+
+    return Network(init, apply, policy, value, broadcasts=True)
 
 
 def q_network(observation_size: int, actions: int, *, hidden: tuple[int, ...], activation: str) -> Network:

@@ -59,16 +59,22 @@ class Batch(NamedTuple):
     steps: Steps | None = None  # of a gradient critic
 
 
-def samples(session: Any, rollout: Rollout) -> Batch:
-    """A rollout as samples, with log-probabilities and values by the agents that acted, but without advantages."""
+def samples(session: Any, rollout: Rollout, *, ratios: bool = True) -> Batch:
+    """A rollout as samples, with log-probabilities and values by the agents that acted, but without advantages.
+
+    `ratios` False leaves the log-probabilities at 0, for a loss that never divides by the old policy.
+    """
     # [T, S, B, …] → [S, N, …]
     observations, actions, live = map(per_seed, (rollout.observations, rollout.actions, rollout.mask))
     masks = None if rollout.action_masks is None else per_seed(rollout.action_masks)
     memory, begins = None, None
     if rollout.memory is not None:
         memory, begins = per_seed(rollout.memory), per_seed(episode_begins(rollout))
-    log_probs, outputs = session.evaluate(observations, actions, masks, memory)
-    empty = torch.zeros_like(log_probs)  # [S, N]
+    empty = torch.zeros(live.shape, device=session.config.device)  # [S, N]
+    if ratios:
+        log_probs, outputs = session.evaluate(observations, actions, masks, memory)
+    else:
+        log_probs, outputs = empty, session.critic(observations, memory)
     batch = Batch(observations, actions, log_probs, empty, empty, empty, live, masks, memory, begins)
     if getattr(session.config, "critic", None) == "gradient":
         answers = (rollout.rewards, rollout.terminated, rollout.truncated, successors(rollout))

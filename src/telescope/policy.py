@@ -21,7 +21,7 @@ from telescope.control.agents.actor import ActorCritic, Agents
 from telescope.control.agents.layout import create
 from telescope.control.agents.networks import Network
 from telescope.control.agents.trial import require_network
-from telescope.control.config import AgentConfig
+from telescope.control.config import LearnerConfig
 from telescope.control.environments.checks import mask_fit, observation_fit, real_array
 from telescope.control.environments.population import Environments
 from telescope.control.evaluate import Evaluation, cut_note, evaluate, evaluation_environments
@@ -34,7 +34,7 @@ from telescope.runs.folder import RunFolder
 class Policy:
     """The agents of a run, one per seed, from a checkpoint."""
 
-    def __init__(self, config: AgentConfig, state: dict[str, Any], *, network: Network | None = None) -> None:
+    def __init__(self, config: LearnerConfig, state: dict[str, Any], *, network: Network | None = None) -> None:
         self.config, self.seeds = config, config.seed_values
         environments = Environments.of(config, seeds=self.seeds[:1], num_envs=1)
         self.observation_space, self.action_space = environments.observation_space, environments.action_space
@@ -42,7 +42,7 @@ class Policy:
         self._bound = config.bound(self.action_space)
         if network is not None:
             require_network(network)
-        network = network or config.network(encoder(self.observation_space).size, self.action_space)
+        network = network or config.network_for(self.observation_space, self.action_space)
         self._encoder = encoder(self.observation_space, shaped=network.shaped)
         layout = create(network, self.seeds[:1])[1]
         self.agent = ActorCritic(network, config.head(self.action_space), layout)

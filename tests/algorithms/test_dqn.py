@@ -16,6 +16,7 @@ from telescope.control.agents.lifting import lift
 from telescope.control.experience.draws import Draws
 from telescope.control.experience.replay import Replay
 from telescope.control.experience.rollout import Transition
+from telescope.control.exploration import exploring
 from telescope.control.training import Session
 from worlds import Chain, Forever, Masked
 
@@ -145,6 +146,20 @@ def test_exploring_is_uniform_over_what_is_allowed_and_greedy_otherwise():
         assert int(head.mode(outputs)[0]) == 0
 
 
+def test_epsilon_is_that_of_the_schedule():
+    """Of 20,000 steps of four environments, the share that acts at random is ε, which falls from 0.9 to 0.3."""
+    config = dataclasses.replace(
+        SMALL, total_steps=20_000, num_steps=5000, exploration_start=0.9, exploration_end=0.3, exploration_fraction=0.5
+    )
+    session = Session(config, None, Learner)
+    next(session.iterations())
+    random = (exploring(config, session)[..., 0] < 0).mean(axis=(1, 2))  # [T]
+    assert random[:200].mean() == pytest.approx(0.9, abs=0.04)
+    assert random[1150:1350].mean() == pytest.approx(0.6, abs=0.06)
+    assert random[2600:].mean() == pytest.approx(0.3, abs=0.02)
+    session.close()
+
+
 def test_a_seed_alone_is_that_of_the_population():
     config = dataclasses.replace(
         SMALL, env="CartPole-v1", total_steps=800, seeds=3, seed=5, normalise_observations=True
@@ -166,7 +181,7 @@ def test_the_gradient_steps_are_counted_by_steps_alone():
     assert done[-1] == config.updates == int((1000 - 40) * 0.3)
 
 
-@pytest.mark.parametrize(("env", "message"), [("Pendulum-v1", "dqn expects Discrete"), (lambda: 1, "env")])
+@pytest.mark.parametrize(("env", "message"), [("Pendulum-v1", "DQN expects Discrete"), (lambda: 1, "env")])
 def test_what_it_cannot_do_is_refused(env, message):
     with pytest.raises((ValueError, TypeError), match=message):
         next(train(dataclasses.replace(SMALL, env=env)))

@@ -18,22 +18,22 @@ from torch import Tensor
 
 from telescope import checks, td_error
 from telescope.control.agents.actor import ActorCritic
-from telescope.control.agents.distributions import FORBIDDEN, Distribution, epsilon_greedy, of_action
+from telescope.control.agents.distributions import FORBIDDEN, of_action
 from telescope.control.agents.networks import Network, q_network
 from telescope.control.experience.credit import mean_weights
 from telescope.control.experience.draws import Batch, Draws
+from telescope.control.exploration import ExploringConfig, exploring
 from telescope.control.off_policy import OffPolicyConfig
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
 from telescope.losses import huber_loss
 from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
-from telescope.randomness import ACTIONS, generator
 from telescope.threads import own_settings
 
 
 @dataclasses.dataclass(frozen=True)
-class DQN(OffPolicyConfig):
+class DQN(OffPolicyConfig, ExploringConfig):
     """Deep Q-learning for discrete actions, with a replay buffer and a target network."""
 
     learning_rate: float = 1e-3
@@ -44,30 +44,16 @@ class DQN(OffPolicyConfig):
     """Copy the Q-network into the target network after every this many gradient steps."""
     double: bool = False
     """Double DQN: the Q-network chooses the next action, the target network evaluates it (van Hasselt et al. 2016)."""
-    exploration_start: float = 1.0
-    """ε, the probability of a random action, at the start of the run."""
-    exploration_end: float = 0.05
-    """ε after its decay, and for stochastic evaluation."""
-    exploration_fraction: float = 0.2
-    """Share of the run over which ε decays linearly."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive(self, "target_every")
-        checks.in_unit_interval(self, "exploration_start", "exploration_end", "exploration_fraction")
 
     def exploration(self, step: int) -> float:
         """ε at this environment step."""
         if self.random_start and step < self.learning_starts:
             return 1.0
-        decayed = min(1.0, step / max(1.0, self.exploration_fraction * self.total_steps))
-        return self.exploration_start + decayed * (self.exploration_end - self.exploration_start)
-
-    def head(self, action_space: gym.Space) -> Distribution:
-        """ε-greedy in a Discrete space."""
-        if not isinstance(action_space, gym.spaces.Discrete):
-            raise ValueError(f"action_space is {action_space}; dqn expects Discrete (try ppo)")
-        return epsilon_greedy(int(action_space.n), self.exploration_end)
+        return super().exploration(step)
 
     def network(self, observation_size: int, action_space: gym.Space) -> Network:
         """A perceptron that returns Q-values of all actions."""
@@ -128,10 +114,10 @@ def train(
     more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
     session = Session(config, resume, Learner, replay=config.replay_capacity, **more)
     update = session.lift(update_agent(config, session.agent), (0, 0, None))
-    for iteration in session.iterations():
+    for _ in session.iterations():
         learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
         step_size = torch.tensor(learning_rate, device=config.device)
-        noise, draws, statistics = exploring(config, session, iteration), Draws(session), []
+        noise, draws, statistics = exploring(config, session), Draws(session), []
         for t in range(config.num_steps):
             session.play(noise[t], t)
             for number, batch in draws.after(t):
@@ -140,16 +126,6 @@ def train(
                 if (number + 1) % config.target_every == 0:
                     session.learner = session.learner._replace(target=session.learner.parameters.clone())
         yield session.finish(summary(config, statistics, session.step, learning_rate))
-
-
-def exploring(config: DQN, session: Session, iteration: int) -> np.ndarray:
-    """Noise for an iteration's actions [T, S, B, 1 + A]. The first number is below 0 with probability ε."""
-    draw, shape = session.agent.distribution.noise, (config.num_steps, config.num_envs)
-    noise = np.stack([draw(generator(seed, ACTIONS, iteration), shape) for seed in config.seed_values], axis=1)
-    steps = session.step + config.num_envs * np.arange(config.num_steps)  # [T]
-    more = [config.exploration(int(step)) - config.exploration_end for step in steps]  # ε beyond that of the head
-    noise[..., 0] -= np.array(more, np.float32)[:, None, None]
-    return noise
 
 
 def update_agent(config: DQN, agent: ActorCritic) -> Callable[..., tuple[Learner, Tensor]]:

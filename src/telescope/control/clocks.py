@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from telescope.control.config import AgentConfig
+from telescope.control.config import LearnerConfig
 from telescope.control.experience.rollout import Episodes
 
 
 class Clock:
     """One clock for all seeds: every iteration has `config.batch_size` steps of each."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: LearnerConfig) -> None:
         self.config = config
         self.iteration = 0
         """Iterations of the run."""

@@ -106,8 +106,8 @@ class ControlConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class AgentConfig(ControlConfig):
-    """The settings that all algorithms with networks share."""
+class LearnerConfig(ControlConfig):
+    """The settings that all algorithms with agents share, be these networks or tables."""
 
     may_share: ClassVar[bool] = True
     """Whether policy and value may have parameters in common. Not where they learn one after the other."""
@@ -119,12 +119,6 @@ class AgentConfig(ControlConfig):
     """Learning rate of Adam."""
     anneal_learning_rate: bool = True
     """Decay the learning rate linearly to 0 over the run."""
-    max_grad_norm: float = 0.5
-    """Clip each seed's gradient to this global norm."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers. Initial weights are orthogonal, biases zero."""
-    activation: Literal["tanh", "relu"] = "tanh"
-    """Activation function of the hidden layers."""
     normalise_observations: bool = False
     """Normalise observations with a running mean and standard deviation, per seed."""
     clip_observations: float = 10.0
@@ -132,8 +126,7 @@ class AgentConfig(ControlConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "num_steps", "learning_rate", "max_grad_norm", "clip_observations")
-        positive_all(self, "hidden")
+        positive(self, "num_steps", "learning_rate", "clip_observations")
         in_unit_interval(self, "gamma")
         self._require_an_iteration()
 
@@ -162,6 +155,12 @@ class AgentConfig(ControlConfig):
         """Return the network that these settings describe, for this action space."""
         raise NotImplementedError
 
+    def network_for(self, observation_space: Any, action_space: Any) -> Network:
+        """Return the network for these spaces. Most need only the number of entries of an observation."""
+        from telescope.control.experience.encoding import encoder
+
+        return self.network(encoder(observation_space).size, action_space)
+
     def bound(self, action_space: Any) -> Bound:
         """Return the function that maps the head's actions to the environment's."""
         from telescope.control.agents.actions import bounding
@@ -182,6 +181,23 @@ class AgentConfig(ControlConfig):
         from telescope.control.experience.normalisation import RewardScaler
 
         return RewardScaler(self.seeds, self.num_envs, gamma=self.gamma, enabled=False, clip=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig(LearnerConfig):
+    """The settings that all algorithms with networks and an optimiser share."""
+
+    max_grad_norm: float = 0.5
+    """Clip each seed's gradient to this global norm."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers. Initial weights are orthogonal, biases zero."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Activation function of the hidden layers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "max_grad_norm")
+        positive_all(self, "hidden")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from telescope.control.agents.actions import Bound
 from telescope.control.agents.actor import Act, Agents
-from telescope.control.config import AgentConfig
+from telescope.control.config import LearnerConfig
 from telescope.control.environments.checks import require_finite
 from telescope.control.environments.factory import find_source
 from telescope.control.environments.population import Environments, choose_vectorization, environment_seed
@@ -75,7 +75,7 @@ class OwnEpisodes(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
-def evaluation_environments(config: AgentConfig, *, episodes: int, max_steps: int) -> Environments:
+def evaluation_environments(config: LearnerConfig, *, episodes: int, max_steps: int) -> Environments:
     """Environments for `episodes` episodes of at most `max_steps` steps. Each seed gets one per available core."""
     make = functools.partial(Environments.of, config, stream=EVALUATION_ENVIRONMENTS, autoreset="same_step")
     source = config.env if config.backend == "envpool" else find_source(config.env)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from telescope.checks import require_device
-from telescope.control.config import AgentConfig, ControlConfig
+from telescope.control.config import ControlConfig, LearnerConfig
 from telescope.control.environments.population import Environments
 from telescope.control.starting import require_fit
 from telescope.processors import most_threads, processors
@@ -88,7 +88,7 @@ def missing_for_compiling(device: str) -> str:
     return ""
 
 
-def try_out(config: AgentConfig, start: dict[str, Any] | None = None) -> None:
+def try_out(config: LearnerConfig, start: dict[str, Any] | None = None) -> None:
     """Raise a ValueError if the device or environment does not exist, or its spaces do not fit (also to `start`)."""
     require_device(config)
     environments = Environments.of(config, seeds=[config.seed], num_envs=1)

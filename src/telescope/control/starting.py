@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from telescope.control.agents.layout import create
-from telescope.control.config import AgentConfig
+from telescope.control.config import LearnerConfig
 from telescope.control.environments.population import Environments
 from telescope.control.experience.encoding import encoder
 
@@ -71,10 +71,10 @@ def require_same_shape(start: Start, parameters: Tensor, observation_shape: tupl
         )
 
 
-def require_fit(state: dict[str, Any], config: AgentConfig, environments: Environments) -> None:
+def require_fit(state: dict[str, Any], config: LearnerConfig, environments: Environments) -> None:
     """The same check before training begins, for the network that the config describes."""
     shape = encoder(environments.observation_space).shape
-    network = config.network(math.prod(shape), environments.action_space)
+    network = config.network_for(environments.observation_space, environments.action_space)
     require_same_shape(start_from(state, 1), create(network, [config.seed])[0], shape)
 
 

@@ -23,12 +23,11 @@ from telescope.control.agents.lifting import lift
 from telescope.control.agents.networks import Network
 from telescope.control.agents.trial import require_network, try_network, without_effect
 from telescope.control.clocks import Clock
-from telescope.control.config import AgentConfig
+from telescope.control.config import LearnerConfig
 from telescope.control.environments.population import Environments
 from telescope.control.environments.rehearsal import rehearse, spare
 from telescope.control.evaluate import cut_note, evaluate, evaluation_environments
 from telescope.control.execution import execution, in_words
-from telescope.control.experience.encoding import encoder
 from telescope.control.experience.replay import Replay
 from telescope.control.experience.rollout import Rollout, Rollouts, Transition, no_episodes
 from telescope.control.experience.worlds import rollouts
@@ -53,7 +52,7 @@ class Session:
 
     def __init__(
         self,
-        config: AgentConfig,
+        config: LearnerConfig,
         resume: dict[str, Any] | None,
         kind: Any,
         *,
@@ -97,7 +96,7 @@ class Session:
             self.notes.append(note)
         if own is not None:
             require_network(own, recurrent=recurrent)
-        network = own or config.network(encoder(environments.observation_space).size, environments.action_space)
+        network = own or config.network_for(environments.observation_space, environments.action_space)
         self.rollouts = rollouts(config, environments, network, self.kind_of_rollouts)
         parameters, layout = create(network, config.seed_values, config.device)
         self.learner = self._first_learner(parameters)

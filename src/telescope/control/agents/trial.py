@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from telescope.control.agents.actor import ActorCritic, Agents
 from telescope.control.agents.networks import Network
-from telescope.control.config import AgentConfig
+from telescope.control.config import LearnerConfig
 from telescope.control.experience.encoding import Encoder
 
 REPLACED = ("hidden", "activation", "shared_network", "gru", "log_std")
@@ -39,14 +39,14 @@ def require_network(network: Any, *, recurrent: bool = True) -> None:
     raise ValueError(f"network is {name}; expected {fix}, see telescope.control.agents.networks")
 
 
-def without_effect(config: AgentConfig) -> str:
+def without_effect(config: LearnerConfig) -> str:
     """A sentence about changed settings that a user's own network replaces; empty if there are none."""
     fields = type(config).__dataclass_fields__
     changed = [name for name in REPLACED if name in fields and getattr(config, name) != fields[name].default]
     return f"{', '.join(changed)} have no effect: network= replaces the built-in networks" if changed else ""
 
 
-def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder, config: AgentConfig) -> None:
+def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder, config: LearnerConfig) -> None:
     """Run `agent` on three observations, alone and for all seeds. Raises a ValueError if anything does not fit.
 
     The critic must return values [N], or [N, Q] with Q = `config.critic_outputs` > 0. Policy and value may have

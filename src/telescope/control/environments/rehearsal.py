@@ -17,7 +17,7 @@ import numpy as np
 
 from telescope.control.agents.actions import bounding
 from telescope.control.agents.distributions import distribution
-from telescope.control.config import AgentConfig
+from telescope.control.config import LearnerConfig
 from telescope.control.environments.population import Environments, Reset
 from telescope.randomness import TRAINING_ENVIRONMENTS
 
@@ -51,7 +51,7 @@ def rehearse(environments: Environments, make_spare: Callable[[], Environments])
     return notes
 
 
-def spare(config: AgentConfig) -> Environments:
+def spare(config: LearnerConfig) -> Environments:
     """One more environment of the run's first seed, in this process."""
     vectorization = "sync" if config.vectorization == "async" else config.vectorization
     first = {"seeds": config.seed_values[:1], "num_envs": 1, "vectorization": vectorization}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from telescope.control.agents.networks import Network
-from telescope.control.config import AgentConfig
+from telescope.control.config import LearnerConfig
 from telescope.control.environments.population import Environments
 from telescope.control.experience.encoding import encoder
 from telescope.control.experience.normalisation import ObservationNormaliser
@@ -11,7 +11,7 @@ from telescope.control.experience.rollout import Rollouts
 
 
 def rollouts(
-    config: AgentConfig, environments: Environments, network: Network, kind: type[Rollouts] = Rollouts
+    config: LearnerConfig, environments: Environments, network: Network, kind: type[Rollouts] = Rollouts
 ) -> Rollouts:
     """The `Rollouts` that collect experience for agents with this network."""
     encoding = encoder(environments.observation_space, shaped=network.shaped)
@@ -29,7 +29,7 @@ def rollouts(
     )
 
 
-def normaliser(config: AgentConfig, shape: tuple[int, ...]) -> ObservationNormaliser:
+def normaliser(config: LearnerConfig, shape: tuple[int, ...]) -> ObservationNormaliser:
     """A new observation normaliser, as the config describes it."""
     return ObservationNormaliser(
         config.seeds, shape, enabled=config.normalise_observations, clip=config.clip_observations

@@ -17,7 +17,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 from telescope.checks import fitting
-from telescope.control.config import AgentConfig
+from telescope.control.config import LearnerConfig
 from telescope.control.execution import execution
 from telescope.control.starting import rows_of, start_from
 from telescope.control.workers.transport import Workers
@@ -53,7 +53,7 @@ class _SpreadRun:
     had finished before a resume is not started.
     """
 
-    def __init__(self, train: Train, config: AgentConfig, resume: dict[str, Any] | None, more: dict[str, Any]):
+    def __init__(self, train: Train, config: LearnerConfig, resume: dict[str, Any] | None, more: dict[str, Any]):
         self.config, self.step = config, resume["step"] if resume else 0
         self.execution = resume["execution"] if resume else execution(config)
         parts = shares(config, self.execution["threads"])
@@ -137,7 +137,7 @@ class _SpreadRun:
         }
 
 
-def _iterations(train: Train, config: AgentConfig, state: Any, more: dict[str, Any], spec: EnvSpec | None) -> Any:
+def _iterations(train: Train, config: LearnerConfig, state: Any, more: dict[str, Any], spec: EnvSpec | None) -> Any:
     """In a worker: train one share."""
     if spec is not None:
         gym.registry.setdefault(spec.id, spec)
@@ -149,7 +149,7 @@ def _report(metrics: AgentIteration) -> dict[str, Any]:
     return {name: getattr(metrics, name) for name in ("rows", "step", "finished", "notes", "warnings")}
 
 
-def _start_of(more: dict[str, Any], config: AgentConfig, share: AgentConfig) -> dict[str, Any]:
+def _start_of(more: dict[str, Any], config: LearnerConfig, share: LearnerConfig) -> dict[str, Any]:
     """The share's part of the agents that a run starts from, if it starts from any."""
     if more.get("start") is None:
         return {}
@@ -175,7 +175,7 @@ def joined(policies: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def registered(config: AgentConfig) -> EnvSpec | None:
+def registered(config: LearnerConfig) -> EnvSpec | None:
     """The registered spec of the environment's id, for workers that did not run the registration."""
     return gym.registry.get(config.env.rpartition(":")[2]) if isinstance(config.env, str) else None
 

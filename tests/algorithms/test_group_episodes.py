@@ -225,10 +225,28 @@ def test_a_run_goes_by_the_name_of_its_objective(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("clips", "expected"),
+    [
+        ((None, None), (0.2, 0.28)),
+        ((0.1, None), (0.1, 0.1)),
+        ((None, 0.3), (0.2, 0.3)),
+        ((0.1, 0.3), (0.1, 0.3)),
+    ],
+)
+def test_clip_ranges_replace_those_of_the_row(clips, expected):
+    assert row(GroupEpisodes(objective="dapo", clip=clips[0], clip_high=clips[1])).clip == expected
+
+
+def test_a_row_may_be_that_of_another_framework():
+    assert row(GroupEpisodes(objective="open_instruct/grpo")).kl_bounds == (40.0, float("inf"))
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"objective": "ppo"}, "objective is 'ppo', which needs a critic"),
         ({"objective": "wrong"}, "objective is 'wrong'; expected"),
+        ({"objective": "rloo", "clip_high": 0.1}, "clip_high is 0.1, but rloo has no ratio to clip"),
         ({"objective": "rloo", "clip": 0.1}, "clip is 0.1, but rloo has no ratio to clip"),
         ({"num_envs": 12}, "num_envs is 12, but a minibatch has whole groups"),
         ({"group": 1, "num_envs": 8}, "group is 1, but grpo compares episodes"),

@@ -158,7 +158,7 @@ def train(
     session = Session(config, resume, Beginning(config), recurrent=True, **more)
     update = session.lift(update_agent(config, session.agent), (0, 0, None))
     for _ in session.iterations():
-        learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
+        learning_rate = session.scheduled(config.learning_rate, config.anneal_learning_rate)
         rollout = session.collect()  # [T, S, B, …]
         batch = with_advantages(config, session, rollout, samples(session, rollout, ratios=False))  # [S, N, …]
         session.learner, row = update(session.learner, batch, torch.tensor(learning_rate, device=config.device))

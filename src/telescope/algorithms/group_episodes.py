@@ -32,6 +32,7 @@ from telescope.estimators import discounted_return
 from telescope.iteration import AgentIteration
 from telescope.losses import kl_k3
 from telescope.objectives.advantages import penalised_scores, sample_advantages, token_advantages
+from telescope.objectives.frameworks import named, with_clip
 from telescope.objectives.loss import kl_penalty, policy_loss, token_weights
 from telescope.objectives.rows import ROWS, Objective, cautions, describe
 from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
@@ -50,7 +51,7 @@ class GroupEpisodes(EpisodeConfig):
     vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "sync"
     """How to step the environments: sync or async. An environment's own vector version cannot repeat a start state."""
     objective: str = "grpo"
-    """Objective: a row of docs/objectives.md without a critic: grpo, dr_grpo, dapo, gspo, rloo, cispo, …"""
+    """Objective: a row of docs/objectives.md without a critic (grpo, dapo, rloo, …), or a framework's: trl/grpo, …"""
     group: int = 8
     """Episodes that begin from the same start state. Their environments are reset with one seed."""
     epochs: int = 4
@@ -70,14 +71,9 @@ class GroupEpisodes(EpisodeConfig):
         super().__post_init__()
         checks.positive(self, "group", "epochs", "minibatches", "adam_eps")
         checks.at_least_zero(self, "clip", "clip_high", "beta")
-        objective = named(self)
+        objective = row(self)
         if objective.critic:
             raise ValueError(f"objective is {self.objective!r}, which needs a critic: telescope train ppo")
-        if objective.surrogate == "reinforce" and (self.clip, self.clip_high) != (None, None):
-            name = "clip" if self.clip_high is None else "clip_high"
-            raise ValueError(
-                f"{name} is {getattr(self, name)}, but {self.objective} has no ratio to clip; leave it out"
-            )
         if self.value_coefficient not in (0.0, EpisodeConfig.value_coefficient):
             raise ValueError(f"value_coefficient is {self.value_coefficient}, but groups need no critic; leave it out")
         if self.vectorization not in ("sync", "async"):
@@ -96,11 +92,11 @@ class GroupEpisodes(EpisodeConfig):
             )
 
 
-def named(config: GroupEpisodes) -> Objective:
-    """The row that the config names, unchanged."""
-    if config.objective not in ROWS:
-        raise ValueError(f"objective is {config.objective!r}; expected {', '.join(ROWS)}")
-    return ROWS[config.objective]
+def row(config: GroupEpisodes) -> Objective:
+    """The effective objective: the named row, with the columns that the config replaces."""
+    objective = with_clip(named(config.objective), config.clip, config.clip_high)
+    gamma = objective.gamma if objective.credit == "sequence" else config.gamma
+    return dataclasses.replace(objective, beta=config.beta, gamma=gamma)
 
 
 CARTPOLE = GroupEpisodes(
@@ -127,18 +123,6 @@ def preset(env: str, name: str = "grpo") -> GroupEpisodes:
     """The settings for an environment id, and a row of the table."""
     clip = SEQUENCE_CLIP if ROWS[name].ratio in ("sequence", "sequence_token") else None
     return dataclasses.replace(for_family(PRESETS, env, GroupEpisodes()), objective=name, clip=clip)
-
-
-def row(config: GroupEpisodes) -> Objective:
-    """The effective objective: the named row, with the columns that the config replaces."""
-    objective = named(config)
-    low, high = objective.clip if config.clip is None else (config.clip, config.clip)
-    changes: dict[str, Any] = {"beta": config.beta}
-    if objective.surrogate != "reinforce":
-        changes["clip"] = (low, high if config.clip_high is None else config.clip_high)
-    if objective.credit != "sequence":
-        changes["gamma"] = config.gamma
-    return dataclasses.replace(objective, **changes)
 
 
 class Learner(NamedTuple):

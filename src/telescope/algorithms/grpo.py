@@ -24,9 +24,9 @@ from telescope.language.experience.rollout import ROLLOUT_STATISTICS, Rollout, R
 from telescope.language.run import Iteration
 from telescope.losses import kl_k3
 from telescope.objectives.advantages import penalised_scores, sample_advantages, token_advantages
-from telescope.objectives.frameworks import AS_IN
+from telescope.objectives.frameworks import named, with_clip
 from telescope.objectives.loss import kl_penalty, largest, mismatch, policy_loss, token_weights
-from telescope.objectives.rows import ROWS, Objective, cautions, describe
+from telescope.objectives.rows import Objective, cautions, describe
 from telescope.renamed import takes_former_names
 from telescope.threads import own_settings
 
@@ -50,10 +50,6 @@ class GRPO(RolloutConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_zero(self, "resample", "clip", "clip_high", "beta")
-        if named(self).surrogate == "reinforce" and (self.clip, self.clip_high) != (None, None):
-            name = "clip" if self.clip_high is None else "clip_high"
-            value = getattr(self, name)
-            raise ValueError(f"{name} is {value}, but {self.objective} has no ratio to clip; leave it out")
         if row(self).critic:
             raise ValueError(f"objective is {self.objective!r}, which needs a critic: telescope train ppo {self.task}")
         self.require_company(row(self).whiten)
@@ -72,26 +68,11 @@ def preset(task: str, name: str = "grpo", model: str | None = None) -> GRPO:
     return GRPO.on(task, model, objective=name, resample=ROUNDS.get(name, 0))
 
 
-def named(config: GRPO) -> Objective:
-    """The row that the config names, unchanged."""
-    framework, _, name = config.objective.rpartition("/")
-    table = AS_IN.get(framework, {}) if framework else ROWS
-    if name not in table:
-        known = ", ".join(f"{framework}/{one}" if framework else one for one in table)
-        frameworks = "" if framework in AS_IN else f"FRAMEWORK/ROW, where FRAMEWORK is one of {', '.join(AS_IN)}"
-        raise ValueError(
-            f"objective is {config.objective!r}; expected {' or '.join(filter(None, (known, frameworks)))}"
-        )
-    return table[name]
-
-
 def row(config: GRPO) -> Objective:
     """The effective objective: the named row, with the columns that the config replaces."""
-    objective = named(config)
-    low, high = objective.clip if config.clip is None else (config.clip, config.clip)
-    clip = (low, high if config.clip_high is None else config.clip_high)
+    objective = with_clip(named(config.objective), config.clip, config.clip_high)
     beta = objective.beta if config.beta is None else config.beta
-    return with_correction(dataclasses.replace(objective, clip=clip, beta=beta), config)
+    return with_correction(dataclasses.replace(objective, beta=beta), config)
 
 
 STATISTICS = (

@@ -243,8 +243,8 @@ def train(
     shuffled = sequence_indices if config.learns_sequences or session.agent.network.memory else minibatch_indices
     update = session.lift(update_agent(config, session.agent), (0, 0, 0, None, None))
     for iteration in session.iterations():
-        learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
-        clip = config.clip * (session.remaining if config.anneal_clip else 1.0)
+        learning_rate = session.scheduled(config.learning_rate, config.anneal_learning_rate)
+        clip = session.scheduled(config.clip, config.anneal_clip)
         schedule = torch.tensor([learning_rate, clip], device=config.device).unbind()
         updating = torch.ones(config.seeds, dtype=torch.bool, device=config.device)  # [S] False after an early stop
         rollout, statistics = session.collect(), []

@@ -164,7 +164,7 @@ def train(
     improve, fit = policy_step(config, session), FITS[config.value_fit](config, session)
     measure_values = session.lift(partial(value_change, config, session.agent), (0, 0))
     for iteration in session.iterations():
-        learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
+        learning_rate = session.scheduled(config.learning_rate, config.anneal_learning_rate)
         rollout = session.collect()  # [T, S, B, …]
         batch = with_advantages(config, session, rollout, samples(session, rollout))  # [S, N, …]
         if config.normalise_advantages:

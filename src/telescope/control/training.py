@@ -164,6 +164,10 @@ class Session:
         finally:
             self.close()
 
+    def scheduled(self, value: float, decays: bool) -> float:
+        """`value` in this iteration. If it decays, it falls linearly to 0 over the run."""
+        return value * (self.remaining if decays else 1.0)
+
     def collect(self) -> Rollout:
         """Collect the next rollout with the current policies."""
         with self._acting():

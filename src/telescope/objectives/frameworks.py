@@ -110,3 +110,34 @@ AS_IN: dict[str, dict[str, Objective]] = {
     },
 }
 """Rows by framework and name."""
+
+
+def named(name: str) -> Objective:
+    """The row of this name: that of the table ("dapo"), or a framework's version of it ("trl/dapo").
+
+    Raises:
+        ValueError: no row has this name.
+    """
+    framework, _, row = name.rpartition("/")
+    table = AS_IN.get(framework, {}) if framework else ROWS
+    if row not in table:
+        known = ", ".join(f"{framework}/{one}" if framework else one for one in table)
+        frameworks = "" if framework in AS_IN else f"FRAMEWORK/ROW, where FRAMEWORK is one of {', '.join(AS_IN)}"
+        raise ValueError(f"objective is {name!r}; expected {' or '.join(filter(None, (known, frameworks)))}")
+    return table[row]
+
+
+def with_clip(objective: Objective, clip: float | None, clip_high: float | None) -> Objective:
+    """The row with other clip ranges: `clip` on both sides, `clip_high` above. None keeps the row's own.
+
+    Raises:
+        ValueError: the row has no ratio to clip.
+    """
+    if clip is None and clip_high is None:
+        return objective
+    if objective.surrogate == "reinforce":
+        setting = "clip" if clip_high is None else "clip_high"
+        value = clip if clip_high is None else clip_high
+        raise ValueError(f"{setting} is {value}, but {objective.name} has no ratio to clip; leave it out")
+    low, high = objective.clip if clip is None else (clip, clip)
+    return replace(objective, clip=(low, high if clip_high is None else clip_high))

@@ -73,11 +73,11 @@ mutants: $(COMPLETE)  ## break the source in hundreds of small ways; each must f
 bench: $(COMPLETE)  ## GAE against its rivals on this machine: docs/benchmarks
 	$(BIN)/python -m benchmarks.estimators $(ARGS)
 
-bench-train: $(COMPLETE)  ## PPO against its rivals on this machine, for hours (ARGS=--quick tries it out): docs/benchmarks
+bench-train: $(COMPLETE)  ## PPO against its rivals, then bench-ladder, for hours (ARGS=--quick tries it out): docs/benchmarks
 	$(BIN)/python -m benchmarks.train $(ARGS)
+	$(BIN)/python -m benchmarks.ladder $(filter --quick,$(ARGS))
 
-bench-ladder: $(COMPLETE)  ## A2C and TRPO against Stable-Baselines3 and sb3-contrib, for ten minutes: docs/benchmarks
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt sb3-contrib
+bench-ladder: $(COMPLETE)  ## the other algorithms on environments against theirs, for ten minutes: docs/benchmarks
 	$(BIN)/python -m benchmarks.ladder $(ARGS)
 
 bench-language: $(COMPLETE)  ## GRPO against TRL on this machine, for half an hour (ARGS=--quick tries it out): docs/benchmarks

@@ -98,16 +98,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("words", nargs="*", help="only tasks whose algorithm or environment has one of these")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one short round: try the script out")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.one:
         who, task = chosen.one[0], Task(*json.loads(chosen.one[1]))
         print(theirs(task) if who == "theirs" else ours(task, int(who)))
         return
+    if chosen.quick:
+        chosen.repeats = 1
     print("| | theirs | one seed | × | eight seeds | × |\n| --- | ---: | ---: | ---: | ---: | ---: |")
     for task in TASKS:
         if chosen.words and not any(word in f"{task.algorithm} {task.env}" for word in chosen.words):
             continue
+        if chosen.quick:
+            task = task._replace(warm=1, timed=2)
         rounds = [[measured(who, task) for who in ("theirs", "1", "8")] for _ in range(chosen.repeats)]
         rival, one, eight = (statistics.median(column) for column in zip(*rounds, strict=True))
         name = f"{task.algorithm} {task.env}, {task.num_envs} × {task.num_steps}, {LIBRARIES[task.algorithm]}"

@@ -81,7 +81,7 @@ def test_only_a_mutant_that_fails_the_tests_is_killed(project: Path, capsys: pyt
 
 
 def test_training_means_the_files_of_the_training_half() -> None:
-    rest = {"estimators", "recurrence", "runs", "__init__.py", "arrays.py", "checks.py", "cli.py", "failures.py"}
+    rest = {"estimators", "lab", "recurrence", "runs", "__init__.py", "arrays.py", "checks.py", "cli.py", "failures.py"}
     rest |= {"metrics.py", "moved.py", "processors.py", "quiet.py", "streams.py", "threads.py", "torch_func.py"}
     for mutant in TABLE:
         assert mutants.is_meant(mutant, "training") == (Path(mutant.file).parts[0] not in rest), mutant.file

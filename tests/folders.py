@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 
 from telescope.cli import main
+from telescope.control.experience.replay import Replay
 from telescope.runs.formats import checkpoint
 
 FAST = ("--num-envs", "2", "--num-steps", "16", "--minibatch-size", "32", "--epochs", "1")
@@ -27,6 +28,9 @@ KINDS = {
               "--checkpoint-seconds", "0"),
     "processes": ("ppo", "CartPole-v1", *FAST, "--seeds", "2", "--processes", "2", "--total-steps", "96",
                   "--checkpoint-seconds", "0"),
+    "dqn": ("dqn", "CartPole-v1", "--num-envs", "2", "--num-steps", "16", "--seeds", "2", "--total-steps", "192",
+            "--learning-starts", "8", "--minibatch-size", "8", "--replay-capacity", "50", "--n-step", "2",
+            "--checkpoint-seconds", "0"),
     "sft": ("sft", "lm/addition", "--total-steps", "3", *ANSWERS),
     "grpo": ("grpo", "lm/addition", "--total-steps", "3", "--prompts", "4", "--group", "2", "--warm-start-steps", "2",
              *ANSWERS),
@@ -118,7 +122,17 @@ def leaves(value, place=""):
 
 
 def state(folder, algorithm):
-    return dict(leaves(checkpoint.load(folder / "checkpoint.safetensors", kind=f"{algorithm} checkpoint")))
+    """What a checkpoint says, and the replay buffer beside it, whatever chunks it is in."""
+    whole = checkpoint.load(folder / "checkpoint.safetensors", kind=f"{algorithm} checkpoint")
+    if "replay" in whole:
+        saved = whole["replay"]
+        paths = [folder / "replay" / f"{name}.safetensors" for name in saved["chunks"]]
+        chunks = [checkpoint.load(path, kind="replay") for path in paths]
+        seeds, _, envs = chunks[0]["mask"].shape
+        replay = Replay((saved["time"] - saved["first"]) * envs, seeds, envs)
+        replay.restore(saved | {"chunks": chunks})
+        whole["replay"] = replay.state()
+    return dict(leaves(whole))
 
 
 def files(folder):

@@ -14,8 +14,11 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+MEMORY_LIMITS = [Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
+"""A container's limit of memory in bytes, or `max`; in two versions of the interface."""
 ABSENT = "absent"
 """In place of the digest of a file that is not there."""
 
@@ -175,9 +178,18 @@ def whole_number(name: str, value: Any) -> int:
 
 def fits_memory(numbers: int, subject: str) -> None:
     """Raise a ValueError if `numbers` float32 numbers exceed this machine's memory. `subject` begins the sentence."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = memory()
     if 4 * numbers > there:
         raise ValueError(f"{subject} {4 * numbers / 1e9:,.0f} GB of memory, but this machine has {there / 1e9:,.0f} GB")
+
+
+def memory() -> int:
+    """The bytes of memory of this machine, at most its container's limit."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+            found = min(found, int(limit.read_text()))
+    return found
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

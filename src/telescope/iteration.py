@@ -26,6 +26,25 @@ class AgentRun(Run, Protocol):
     def policy(self) -> dict[str, Any]:
         """The part of the state that acting needs."""
 
+    def light_state(self) -> dict[str, Any]:
+        """The state without the steps in replay buffers."""
+
+    def chunk(self, share: int, start: int) -> dict[str, Any] | None:
+        """The next steps of a share's replay buffer from row `start` on; None if there are no more."""
+
+
+class ChunkStore(Protocol):
+    """Where steps of replay buffers are kept in chunks."""
+
+    def stop(self, share: int) -> int:
+        """The row after those of this share that are here."""
+
+    def add(self, share: int, chunk: dict[str, Any]) -> None:
+        """Keep a chunk."""
+
+    def names(self, share: int, first: int) -> list[str]:
+        """The names of this share's chunks with rows from `first` on."""
+
 
 class Iteration:
     """Metrics of the iteration just finished, and everything needed to continue from here."""
@@ -81,3 +100,23 @@ class AgentIteration(Iteration):
         """The part of the state that acting needs."""
         self._require_current()
         return self._run.policy()
+
+    @property
+    def light_state(self) -> dict[str, Any]:
+        """The state without the steps in replay buffers."""
+        self._require_current()
+        return self._run.light_state()
+
+    def chunk(self, share: int, start: int) -> dict[str, Any] | None:
+        """The next steps of a share's replay buffer from row `start` on; None if there are no more."""
+        return self._run.chunk(share, start)
+
+    def state_beside(self, store: ChunkStore) -> dict[str, Any]:
+        """The state, with names in place of the steps in replay buffers, which go to `store` unless they are there."""
+        state = self.light_state
+        for share, part in enumerate(state.get("shares", [state])):
+            if "replay" in part:
+                while (chunk := self.chunk(share, store.stop(share))) is not None:
+                    store.add(share, chunk)
+                part["replay"]["chunks"] = store.names(share, part["replay"]["first"])
+        return state

@@ -139,7 +139,7 @@ def run(
                 stop, due = parallel.agree(received, writer.is_due(metrics, checkpoint_seconds))
                 if due:
                     writer.checkpoint(metrics)
-                if stop:
+                if stop or (metrics.finished and not writer.language):  # a loop of agents would copy its last state
                     break
         except BaseException as error:
             if writer.tables or resumed is None:
@@ -169,12 +169,15 @@ class Writer:
         display: Display,
         resumed: Callable[[], None] | None,
     ) -> None:
+        from telescope.runs.chunks import Store
+
         self.folder, self.config, self.display, self.resumed = folder, config, display, resumed
         self.language = folder.algorithm in LANGUAGE
         self.resume_step: int | None = None if state is None else state["step"]
         self.clocks = None if state is None else clocks_of(state)
         self.best: dict[str, Any] | None = None if state is None else state.get("best")
         self.tables: dict[str, Any] = {}
+        self.chunks = Store(folder, state)
         self.saved = time.monotonic()
         display.note(f"training {folder.method} on {subject_of(config)}, {_named(folder.seeds)}: {folder.path}")
 
@@ -233,7 +236,9 @@ class Writer:
             if metrics.has_adapter:
                 self.folder.save_adapter(metrics.save_adapter)
         marks = {name: table.mark for name, table in self.tables.items()}
-        self.folder.save_checkpoint({**metrics.state, "best": self.best}, marks)
+        state = metrics.state if self.language else metrics.state_beside(self.chunks)
+        self.folder.save_checkpoint({**state, "best": self.best}, marks)
+        self.chunks.prune()
         self.saved = time.monotonic()
 
     def close(self) -> None:

@@ -251,6 +251,7 @@ OFF_POLICY = {
     "activation": "tanh",
     "adam_eps": 0.1,
     "replay_capacity": 8,
+    "save_replay": False,
     "learning_starts": 16,
     "random_start": True,
     "minibatch_size": 4,

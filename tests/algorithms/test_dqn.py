@@ -14,8 +14,6 @@ from telescope.algorithms.dqn import DQN, Learner, train, update_agent
 from telescope.control.agents.distributions import epsilon_greedy
 from telescope.control.agents.lifting import lift
 from telescope.control.experience.draws import Draws
-from telescope.control.experience.replay import Replay
-from telescope.control.experience.rollout import Transition
 from telescope.control.exploration import exploring
 from telescope.control.training import Session
 from worlds import Chain, Forever, Masked
@@ -51,45 +49,9 @@ def test_it_finds_the_way_past_a_lure(tmp_path):
     np.testing.assert_allclose(values, [0.9**3, 0.9**2, 0.9, 1.0], atol=0.1)
 
 
-def transition(step, seeds=2, envs=3):
-    place = 100 * np.arange(seeds)[:, None] + 10 * np.arange(envs) + 1000 * step  # [S, B]
-    flags = place % 20 == 0
-    observed = place[..., None].astype(np.float32)
-    return Transition(observed, place, place.astype(float), flags, ~flags, flags, observed + 1, None)
-
-
-def test_the_replay_holds_the_latest_steps_and_draws_them_by_seed():
-    replay = Replay(14, seeds=2, num_envs=3)  # 4 whole steps
-    for step in range(6):
-        replay.add(transition(step))
-    drawn = Transition(
-        *(None if x is None else x[0] for x in replay.draw(np.random.default_rng(1).random((1, 2, 500))))
-    )
-    for s in range(2):
-        found = {1000 * step + 100 * s + 10 * b for step in (2, 3, 4, 5) for b in range(3)}
-        assert set(drawn.actions[s]) == found
-    np.testing.assert_array_equal(drawn.next_observations, drawn.observations + 1)
-    np.testing.assert_array_equal(drawn.terminated, drawn.actions % 20 == 0)
-    np.testing.assert_array_equal(drawn.rewards, drawn.actions)
-
-
-@pytest.mark.parametrize("steps", [2, 9])
-def test_a_restored_replay_goes_on_as_the_one_that_was_saved(steps):
-    ours, theirs = Replay(12, 2, 3), Replay(12, 2, 3)
-    for step in range(steps):
-        ours.add(transition(step))
-    theirs.restore(ours.state())
-    for replay in (ours, theirs):
-        replay.add(transition(steps))
-    a, b = (replay.draw(np.random.default_rng(1).random((1, 2, 50))) for replay in (ours, theirs))
-    np.testing.assert_array_equal(a.actions, b.actions)
-    with pytest.raises(ValueError, match="one step of 3 environments adds 3"):
-        Replay(2, 2, 3)
-
-
 def one_update(config, **changes):
     """Statistics and learner after one update on a batch, and that batch's Q-values by the plain formulas."""
-    session = Session(config, None, Learner, replay=config.replay_capacity)
+    session = Session(config, None, Learner)
     noise = np.random.default_rng(0).random((20, 1, config.num_envs, 4), dtype=np.float32) - [[[[0.7, 0, 0, 0]]]]
     session._episodes = telescope.control.experience.rollout.no_episodes(1)
     for t in range(20):
@@ -169,9 +131,8 @@ def test_a_seed_alone_is_that_of_the_population():
         *_, alone = train(dataclasses.replace(config, seeds=1, seed=seed))
         difference = together.policy["parameters"][s] - alone.policy["parameters"][0]
         assert difference.abs().max() <= 1e-5
-        np.testing.assert_array_equal(
-            together.state["replay"]["kept"]["actions"][s], alone.state["replay"]["kept"]["actions"][0]
-        )
+        ours, theirs = (one.state["replay"]["chunks"][0]["actions"] for one in (together, alone))
+        np.testing.assert_array_equal(ours[s], theirs[0])
 
 
 def test_the_gradient_steps_are_counted_by_steps_alone():

@@ -19,7 +19,7 @@ def test_a_few_damaged_folders(fuzz):
 
 @pytest.mark.slow
 def test_two_thousand_damaged_folders(tmp_path_factory):
-    fuzz = Fuzz(tmp_path_factory.mktemp("fuzz"), ["ppo", "sft", "grpo"])
+    fuzz = Fuzz(tmp_path_factory.mktemp("fuzz"), ["ppo", "dqn", "sft", "grpo"])
     wrong = []
     for seed in range(1000, 3000):
         if found := fuzz.case(seed):

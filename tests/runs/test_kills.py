@@ -53,8 +53,10 @@ class Run:
         return "" if self.result(folder) == self.wanted else f"{self.kind} seed {seed} {told}: another result"
 
 
-def test_a_few_kills(tmp_path):
-    run = Run(tmp_path, "ppo")
+@pytest.mark.parametrize("kind", ["ppo", "dqn"])
+def test_a_few_kills(tmp_path, kind):
+    """Also while a replay buffer wraps."""
+    run = Run(tmp_path, kind)
     assert [found for seed in range(3) if (found := run.killed(seed, kills=1))] == []
 
 

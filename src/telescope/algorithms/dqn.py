@@ -112,7 +112,7 @@ def train(
     `telescope.control.agents.networks`. `start` and `allow_inexact` are those of `ppo.train`.
     """
     more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
-    session = Session(config, resume, Learner, replay=config.replay_capacity, **more)
+    session = Session(config, resume, Learner, **more)
     update = session.lift(update_agent(config, session.agent), (0, 0, None))
     for _ in session.iterations():
         learning_rate = session.scheduled(config.learning_rate, config.anneal_learning_rate)
@@ -125,7 +125,7 @@ def train(
                 statistics.append(row)
                 if (number + 1) % config.target_every == 0:
                     session.learner = session.learner._replace(target=session.learner.parameters.clone())
-        yield session.finish(summary(config, statistics, session.step, learning_rate))
+        yield session.finish(summary(config, statistics, session.step, learning_rate) | {"updates": draws.updates})
 
 
 def update_agent(config: DQN, agent: ActorCritic) -> Callable[..., tuple[Learner, Tensor]]:
@@ -168,6 +168,5 @@ def allowed(q: Tensor, masks: Tensor | None) -> Tensor:
 def summary(config: DQN, statistics: list[Tensor], step: int, learning_rate: float) -> dict[str, np.ndarray | None]:
     """The iteration's metrics, name → [S]. None for metrics of gradient steps before the first one."""
     means: dict[str, Any] = mean_statistics(STATISTICS, statistics) if statistics else dict.fromkeys(STATISTICS)
-    updates = config.updates_until(step + config.batch_size)  # gradient steps so far
-    constants = {"exploration": config.exploration(step), "updates": updates, "learning_rate": learning_rate}
+    constants = {"exploration": config.exploration(step), "learning_rate": learning_rate}
     return {**means, **{name: np.full(config.seeds, float(value)) for name, value in constants.items()}}

@@ -16,6 +16,8 @@ from typing import Any
 from telescope.checks import require_device
 from telescope.control.config import ControlConfig, LearnerConfig
 from telescope.control.environments.population import Environments
+from telescope.control.experience.draws import require_memory
+from telescope.control.off_policy import OffPolicyConfig
 from telescope.control.starting import require_fit
 from telescope.processors import most_threads, processors
 
@@ -95,5 +97,7 @@ def try_out(config: LearnerConfig, start: dict[str, Any] | None = None) -> None:
     environments.close()
     config.bound(environments.action_space)
     config.head(environments.action_space)
+    if isinstance(config, OffPolicyConfig):
+        require_memory(config, environments)
     if start is not None:
         require_fit(start, config, environments)

@@ -26,6 +26,8 @@ class OffPolicyConfig(AgentConfig):
     """Adam's ε."""
     replay_capacity: int = 100_000
     """Size of the replay buffer, in steps per seed. The oldest steps are overwritten."""
+    save_replay: bool = True
+    """Save the replay buffer with the run. Without it a resumed run first collects learning_starts steps again."""
     learning_starts: int = 1_000
     """Steps per seed to collect before the first gradient step."""
     random_start: bool = False
@@ -44,8 +46,6 @@ class OffPolicyConfig(AgentConfig):
         checks.positive(self, "replay_capacity", "minibatch_size", "updates_per_step", "train_every", "n_step")
         checks.positive(self, "adam_eps")
         checks.at_least_zero(self, "learning_starts")
-        if self.n_step != 1:
-            raise ValueError(f"n_step is {self.n_step}; expected 1 for now")
         if self.replay_capacity < self.num_envs:
             raise ValueError(
                 f"replay_capacity is {self.replay_capacity}, but each step of a seed's environments adds num_envs "

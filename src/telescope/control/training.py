@@ -28,7 +28,7 @@ from telescope.control.environments.population import Environments
 from telescope.control.environments.rehearsal import rehearse, spare
 from telescope.control.evaluate import cut_note, evaluate, evaluation_environments
 from telescope.control.execution import execution, in_words
-from telescope.control.experience.replay import Replay
+from telescope.control.experience.draws import replay_of
 from telescope.control.experience.rollout import Rollout, Rollouts, Transition, no_episodes
 from telescope.control.experience.worlds import rollouts
 from telescope.control.starting import require_same_shape, start_from
@@ -44,8 +44,8 @@ class Session:
     `kind` is the algorithm's Learner class, a NamedTuple of tensors. `kind.begin(parameters)` makes the first learner
     from the parameters [S, P] of new agents; `learner.acting` returns the parameters that act. The loop replaces
     `learner` after each update. `recurrent` says that the loop can learn from sequences, so that a network may have a
-    memory. `replay` is the size of a replay buffer in steps per seed; `play` then stores each step in it, and the state
-    includes it. Every iteration has the same number of steps; `EpisodeSession` collects whole episodes instead.
+    memory. With an `OffPolicyConfig`, `play` stores each step in a replay buffer. Every iteration has the same number
+    of steps; `EpisodeSession` collects whole episodes instead.
     """
 
     kind_of_rollouts, kind_of_clock = Rollouts, Clock
@@ -58,7 +58,6 @@ class Session:
         *,
         network: Network | None = None,
         recurrent: bool = False,
-        replay: int = 0,
         start: Any = None,
         allow_inexact: bool = False,
     ) -> None:
@@ -75,7 +74,6 @@ class Session:
         self.notes = [in_words(self.execution, config)]
         settle(self.execution["threads"], config.device)
         self._episodes = no_episodes(config.seeds)
-        self.replay = Replay(replay, config.seeds, config.num_envs) if replay else None
         self._evaluation: Environments | None = None
         self._last_state: dict[str, Any] | None = None
         self._environments = self._open_environments()
@@ -98,6 +96,7 @@ class Session:
             require_network(own, recurrent=recurrent)
         network = own or config.network_for(environments.observation_space, environments.action_space)
         self.rollouts = rollouts(config, environments, network, self.kind_of_rollouts)
+        self.replay = replay_of(config, environments, self.rollouts.encoder)
         parameters, layout = create(network, config.seed_values, config.device)
         self.learner = self._first_learner(parameters)
         self.agent = ActorCritic(network, self.rollouts.distribution, layout)
@@ -133,9 +132,8 @@ class Session:
 
     def lift(self, update: Callable[..., Any], in_dims: tuple[int | None, ...], *, staged: bool = False) -> Any:
         """Turn an update of one agent into one of all agents, in the execution mode of this run; see `lifting.lift`."""
-        compiled, cuda_graph = self.execution["compiled"], self.execution["cuda_graph"]
-        notes = self.notes
-        return lift(update, in_dims, compiled=compiled, cuda_graph=cuda_graph, notes=notes, staged=staged)
+        mode: dict[str, Any] = {name: self.execution[name] for name in ("compiled", "cuda_graph")}
+        return lift(update, in_dims, **mode, notes=self.notes, staged=staged)
 
     @property
     def parameters(self) -> Tensor:
@@ -160,7 +158,7 @@ class Session:
                 self.rollouts.time = {"env": 0.0, "policy": 0.0}
                 self.remaining = self.clock.remaining
                 yield self.iteration
-            self._last_state = self.state()  # readable after the environments are closed
+            self._last_state = self.light_state()  # readable after the environments are closed
         finally:
             self.close()
 
@@ -177,8 +175,8 @@ class Session:
     def play(self, noise: np.ndarray, t: int) -> Transition:
         """Play step t of this iteration with the current policies and noise [S, B, …], and store it in the replay."""
         with self._acting():
-            act, row = self.agents.actor(self.parameters), self.iteration * self.config.num_steps + t
-            transition = self.rollouts.play(act, noise, row, self._episodes)
+            row = self.iteration * self.config.num_steps + t
+            transition = self.rollouts.play(self.agents.actor(self.parameters), noise, row, self._episodes)
             if self.replay is not None:
                 self.replay.add(transition)
         return transition
@@ -285,8 +283,13 @@ class Session:
 
     def state(self) -> dict[str, Any]:
         """See `Iteration.state`."""
+        state = self.light_state()
+        return state if self.replay is None else {**state, "replay": self.replay.state()}
+
+    def light_state(self) -> dict[str, Any]:
+        """The state without the steps in the replay buffer."""
         if self._last_state is not None:
-            return self._last_state
+            return dict(self._last_state)
         return {
             **self.clock.state(),
             "elapsed": self._elapsed,
@@ -295,13 +298,16 @@ class Session:
             "policy": self.policy(),
             "learner": to_dict(self.learner, without=self.parameters),
             "rollouts": self.rollouts.state(),
-            **({} if self.replay is None else {"replay": self.replay.state()}),
+            **({} if self.replay is None else {"replay": self.replay.saved()}),
         }
+
+    def chunk(self, share: int, start: int) -> dict[str, Any] | None:
+        """The next steps of the replay buffer from row `start` on; None if there are no more."""
+        return None if self.replay is None else self.replay.chunk(start)
 
     def policy(self) -> dict[str, Any]:
         """What acting needs: the parameters and the normalisation of observations."""
-        parameters = self.parameters.cpu().clone()
-        return {"parameters": parameters, "normaliser": self.rollouts.normaliser.state()}
+        return {"parameters": self.parameters.cpu().clone(), "normaliser": self.rollouts.normaliser.state()}
 
     def _restore(self, state: dict[str, Any], allow_inexact: bool) -> None:
         if state["seeds"] != self.config.seed_values:
@@ -330,7 +336,7 @@ class Session:
         self.rollouts.normaliser.restore(state["policy"]["normaliser"])
         self.rollouts.restore(state["rollouts"], allow_inexact=allow_inexact)
         if self.replay is not None:
-            self.replay.restore(state["replay"])
+            self.notes += self.replay.restore(state["replay"])
         if (environments := self._environments).began_anew:
             self.notes.append(environments.resume_note or "the environments could not be restored; new episodes begin")
 

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from telescope.runs.chunks import with_chunks
 from telescope.runs.files import RunError, explained, held, join, remove, remove_leftovers, replace_folder, shown
 from telescope.runs.formats import checkpoint
 from telescope.runs.formats.config import from_mapping, to_mapping, write_config, write_mapping
 from telescope.runs.formats.log import METRICS
 from telescope.runs.identity import record, seal, verify
-from telescope.runs.layout import CHECKPOINT, Layout
+from telescope.runs.layout import CHECKPOINT, REPLAY, Layout
 from telescope.runs.lock import LOCK, locked
 
 Status = Literal["running", "finished", "stopped"]
@@ -264,7 +265,7 @@ class RunFolder(Layout):
         if about.get("config") != record.fingerprint(self._record["config"]):
             raise RunError(f"{self.path / CHECKPOINT} was written with another configuration than {record.NAME} has")
         self.marks = about.get("tables", {})
-        return state
+        return with_chunks(state, self.path / REPLAY, self.id)
 
     def save_best(self, state: dict[str, Any] | None) -> None:
         """Replace the best state. None removes it."""

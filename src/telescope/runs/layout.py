@@ -9,6 +9,7 @@ from typing import Any
 from telescope.runs.formats.log import METRICS, TENSORBOARD
 
 CHECKPOINT = "checkpoint.safetensors"
+REPLAY = "replay"
 
 
 def _at(name: str, what: str) -> Any:
@@ -27,6 +28,7 @@ class Layout(ABC):
     config_path = _at("config.toml", "The settings, for readers; run.json has them too.")
     checkpoint_path = _at(CHECKPOINT, "The state to resume from.")
     best_path = _at("best.safetensors", "Each seed's agent with the best evaluation.")
+    replay_path = _at(REPLAY, "The steps of replay buffers, beside the checkpoint.")
     metrics_path = _at(METRICS, "One row per iteration and seed.")
     curves_path = _at("curves.png", "The learning curve.")
     tensorboard_path = _at(TENSORBOARD, "The folder of TensorBoard event files.")

@@ -7,33 +7,51 @@ other without an environment step between them are gathered and normalised toget
 # S seeds, M minibatch, U gradient steps of an iteration, K of them that follow each other, D observation size
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from telescope.checks import fits_memory
+from telescope.control.config import LearnerConfig
+from telescope.control.environments.population import Environments
+from telescope.control.experience.encoding import Encoder, encoder
+from telescope.control.experience.replay import Batch, Replay
+from telescope.control.off_policy import OffPolicyConfig
 from telescope.randomness import REPLAY, generator
 from telescope.trees import mapped
 
+OTHER_BYTES = 16
+"""Of a step in the buffer, besides its observation and action: reward, flags, and where its successor lies."""
 TOGETHER = 32
 """Gradient steps whose minibatches are gathered at once, at most."""
 
 
-class Batch(NamedTuple):
-    """Samples drawn from the replay buffer, of one agent; those of the population have S in front."""
+def replay_of(config: LearnerConfig, environments: Environments, encoding: Encoder) -> Replay | None:
+    """The empty replay buffer of an off-policy algorithm. A ValueError if it exceeds this machine's memory."""
+    if not isinstance(config, OffPolicyConfig):
+        return None
+    require_memory(config, environments, encoding)
+    return Replay(config.replay_capacity, config.seeds, config.num_envs, in_states=config.save_replay)
 
-    observations: Tensor  # [M, D] normalised
-    masks: Tensor | None  # [M, A] bool, actions allowed there
-    actions: Tensor  # [M, …]
-    rewards: Tensor  # [M] Σ γ^i r of the sample's k steps; k is n_step, or less if its episode or the buffer ends
-    discounts: Tensor  # [M] γ^k, the discount of the value that follows them
-    terminated: Tensor  # [M] bool, True where no value follows
-    live: Tensor  # [M] bool, False on the row that a NEXT_STEP autoreset inserts
-    next_observations: Tensor  # [M, D] of the state that the last of the k steps led to
-    next_masks: Tensor | None  # [M, A] bool, actions allowed there
+
+def require_memory(config: OffPolicyConfig, environments: Environments, encoding: Encoder | None = None) -> None:
+    """Raise a ValueError if the replay buffer exceeds this machine's memory. `encoding`: that of the network."""
+    space = environments.observation_space
+    encoding = encoding or encoder(space, shaped=space.dtype == np.uint8)  # the least that any network needs
+    seen = encoding.encode(np.zeros((1, 1, *(space.shape or ())), space.dtype))
+    head = config.head(environments.action_space)
+    action = math.prod(head.action_shape) * head.action_dtype.itemsize
+    width = seen.itemsize if config.normalise_observations or seen.dtype == np.uint8 else 4
+    total = config.seeds * config.replay_capacity * (encoding.size * width + action + OTHER_BYTES)
+    fits_memory(
+        total // 4,
+        f"replay_capacity is {config.replay_capacity:,}, and a replay buffer of that many steps for each of "
+        f"{config.seeds} seeds needs",
+    )
 
 
 class Draws:
@@ -47,10 +65,20 @@ class Draws:
         rngs = [generator(seed, REPLAY, session.iteration) for seed in config.seed_values]
         self.uniform = np.stack([rng.random(count) for rng in rngs], axis=1)  # [U, S, M]
 
+    @property
+    def updates(self) -> np.ndarray:
+        """The gradient steps of each seed until the end of the iteration [S]."""
+        count = self.first + len(self.uniform) - self.session.replay.skipped
+        return np.full(self.config.seeds, float(count))
+
     def after(self, t: int) -> Iterator[tuple[int, Batch]]:
         """The gradient steps that are due after step t of the iteration: number and minibatch [S, M, …] of each."""
         step = self.step + t * self.config.num_envs
         due = range(self.config.updates_until(step), self.config.updates_until(step + self.config.num_envs))
+        replay = self.session.replay
+        if replay.time * self.config.num_envs <= self.config.learning_starts:  # after a resume with an empty buffer
+            replay.skipped += len(due)
+            return
         for start in due[::TOGETHER]:
             numbers = due[start - due.start :][:TOGETHER]
             together = self._gathered(self.uniform[start - self.first :][: len(numbers)])  # [K, S, M, …]
@@ -58,20 +86,15 @@ class Draws:
                 yield number, mapped(operator.itemgetter(k), together)
 
     def _gathered(self, uniform: np.ndarray) -> Batch:
-        drawn, seen = self.session.replay.draw(uniform), self.session.rollouts.normaliser
-        discounts = np.full(drawn.rewards.shape, self.config.gamma, np.float32)
-        parts: tuple[Any, ...] = (
-            seen(drawn.observations),
-            drawn.masks,
-            drawn.actions,
-            drawn.rewards.astype(np.float32),
-            discounts,
-            drawn.terminated,
-            drawn.mask,
-            seen(drawn.next_observations),
-            drawn.next_masks,
+        drawn = self.session.replay.draw(uniform, n=self.config.n_step, gamma=self.config.gamma)
+        seen = self.session.rollouts.normaliser
+        drawn = drawn._replace(
+            observations=seen(drawn.observations),
+            next_observations=seen(drawn.next_observations),
+            rewards=drawn.rewards.astype(np.float32),
+            discounts=drawn.discounts.astype(np.float32),
         )
-        return self.session.to_device(Batch(*map(_aligned, parts)))  # type: ignore[no-any-return]
+        return self.session.to_device(Batch(*map(_aligned, drawn)))  # type: ignore[no-any-return]
 
 
 def _aligned(x: np.ndarray | None) -> Any:

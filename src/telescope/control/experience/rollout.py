@@ -138,7 +138,7 @@ class Rollouts:
 
     def play(self, act: Act, noise: np.ndarray, row: int, episodes: Episodes) -> Transition:
         """Step every environment once, as step `row` of the run. Adds episodes that end to `episodes`."""
-        started, observations = time.perf_counter(), self._encoded.copy()  # environments may write into their buffers
+        started, observations = time.perf_counter(), self._stored(self._encoded)
         before = None if self._action_masks is None else self._action_masks.copy()
         actions, self.memory = act(self._observations, self.memory, noise, self._action_masks)
         acted = time.perf_counter()
@@ -147,11 +147,15 @@ class Rollouts:
         self.time["env"] += time.perf_counter() - acted
         require_finite(step, self.seeds, f"at step {(row + 1) * self.shape[1]} (time step {row} of each environment)")
         ended = step.terminated | step.truncated
-        reached = self.encoder.encode(step.next_observations).copy()  # [S, B, D]
+        reached = self._stored(self.encoder.encode(step.next_observations))  # [S, B, D]
         self._advance(step, ended, FinalsList(), episodes, 0)
         masks = None if step.action_masks is None else step.action_masks | ended[..., None]
         flags = step.terminated, step.truncated, step.mask
         return Transition(observations, actions, step.rewards, *flags, reached, masks, before)
+
+    def _stored(self, encoded: np.ndarray) -> np.ndarray:
+        """A copy, because environments may write into their buffers: exact if it will be normalised, else as seen."""
+        return (encoded if self.normaliser.enabled else self.normaliser(encoded)).copy()
 
     def collect(self, act: Act, iteration: int) -> tuple[Rollout, Episodes]:
         """Run the policy for `num_steps`. A reward or observation that is not finite raises a FloatingPointError."""

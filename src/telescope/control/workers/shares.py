@@ -92,7 +92,7 @@ class _SpreadRun:
 
     def _ask(self, attribute: str) -> list[Any]:
         """An attribute of each share, also of those that had finished before this run."""
-        found = {i: state if attribute == "state" else state[attribute] for i, state in self.ended.items()}
+        found = {i: state["policy"] if attribute == "policy" else state for i, state in self.ended.items()}
         found |= dict(zip(self.places, self.workers.ask(attribute), strict=True))
         return [found[i] for i in range(len(self.steps))]
 
@@ -123,7 +123,17 @@ class _SpreadRun:
 
     def state(self) -> dict[str, Any]:
         """The state of the whole run: the policy is joined, everything else is kept per share."""
-        states = self.last or self._ask("state")
+        return self._state(self.last or self._ask("state"))
+
+    def light_state(self) -> dict[str, Any]:
+        """The state without the steps in replay buffers, while the workers are there."""
+        return self._state(self._ask("light_state"))
+
+    def chunk(self, share: int, start: int) -> dict[str, Any] | None:
+        """The next steps of a share's replay buffer from row `start` on; None if there are no more."""
+        return None if share in self.ended else self.workers.call(self.places.index(share), "chunk", 0, start)
+
+    def _state(self, states: list[Any]) -> dict[str, Any]:
         clocks = {name: np.concatenate([state[name] for state in states]) for name in ("clocks",) if name in states[0]}
         return {
             "iteration": max(state["iteration"] for state in states),

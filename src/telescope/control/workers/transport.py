@@ -56,8 +56,13 @@ class Workers:
 
     def ask(self, attribute: str) -> list[Any]:
         """An attribute of each worker's current item, which may be its last."""
-        self._tell(attribute)
+        self._tell((attribute,))
         return self.reports()
+
+    def call(self, which: int, method: str, *arguments: Any) -> Any:
+        """The result of a method of one worker's current item."""
+        self._tell((method, *arguments), [which])
+        return self.reports([which])[0]
 
     def close(self) -> None:
         """End the processes, even while they make an item."""
@@ -72,7 +77,7 @@ class Workers:
     def _all(self, which: Sequence[int] | None) -> Sequence[int]:
         return range(len(self.processes)) if which is None else which
 
-    def _tell(self, word: str, which: Sequence[int] | None = None) -> None:
+    def _tell(self, word: Any, which: Sequence[int] | None = None) -> None:
         for i in self._all(which):
             with contextlib.suppress(BrokenPipeError):  # `reports` will say why it is gone
                 self.connections[i].send(word)
@@ -92,14 +97,16 @@ class Workers:
 
 
 def _work(job: bytes, connection: Connection) -> None:
-    """In a worker: iterate, report each item, and send its attributes on request until the next `go`."""
+    """In a worker: iterate, report each item, and send attributes and results on request until the next `go`."""
     deaf()
     try:
         iterate, arguments, report = pickle.loads(job)
         for item in iterate(*arguments):
             connection.send_bytes(pickle.dumps(report(item)))
             while (wanted := connection.recv()) != GO:
-                connection.send_bytes(pickle.dumps(getattr(item, wanted)))
+                name, *arguments = wanted
+                found = getattr(item, name)
+                connection.send_bytes(pickle.dumps(found(*arguments) if arguments else found))
     except Exception as error:
         with contextlib.suppress(OSError):  # the parent may be gone
             connection.send_bytes(pickle.dumps(sendable(error)))

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from telescope import discounted_return
 from telescope.checks import same_kind
 from telescope.control.experience.frames import Frames
 from telescope.control.experience.rollout import Transition
+from telescope.estimators.temporal import discounted_return
 
 STEP = ("actions", "rewards", "terminated", "truncated", "mask")
 """What a step has besides the frames before and after it."""

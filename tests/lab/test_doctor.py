@@ -1,0 +1,237 @@
+"""The doctor names a planted mistake and its first row, and finds nothing in right rollouts."""
+
+import numpy as np
+import pytest
+from rollouts import advantages, rollout, world
+
+from telescope.lab.doctor import examine
+
+RIGHT, EACH = 150, 60
+"""Rollouts per test. The slow tests take 1,000 and 200."""
+
+
+def first(where):
+    return tuple(int(i) for i in np.argwhere(where)[0])
+
+
+def names(found):
+    return [finding.name for finding in found.findings]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_nothing_is_found_in_right_rollouts(padded):
+    for seed in range(RIGHT):
+        rng = np.random.default_rng(seed)
+        w = world(rng, padded=padded)
+        found = examine(rollout(w, advantages(w), rng))
+        assert not found.findings, (seed, found)
+
+
+def following(w):
+    return np.vstack([w.values[1:], np.zeros_like(w.values[:1])])
+
+
+def plant_truncation_as_termination(w, rng):
+    a = advantages(w, at_truncation=lambda t, b, later: 0.0)
+    return rollout(w, a, rng), w.truncated
+
+
+def plant_trace_over_reset(w, rng):
+    a = advantages(w, at_truncation=lambda t, b, later: w.gamma * (w.final[t, b] + w.lam * later))
+    return rollout(w, a, rng, next_values=w.final), w.truncated & (
+        np.arange(len(w.values))[:, None] < len(w.values) - 1
+    )
+
+
+def plant_trace_over_termination(w, rng):
+    a = advantages(w, at_termination=lambda t, b, later: w.gamma * w.lam * later)
+    return rollout(w, a, rng), w.terminated & (np.arange(len(w.values))[:, None] < len(w.values) - 1)
+
+
+def plant_reset_state_value(w, rng):
+    ahead = following(w)
+    inner = w.truncated & (np.arange(len(w.values))[:, None] < len(w.values) - 1)
+    w.final = np.where(inner, ahead, w.final)
+    return rollout(w, advantages(w), rng), inner
+
+
+def plant_double_bootstrap(w, rng):
+    a = advantages(w, at_truncation=lambda t, b, later: 2 * w.gamma * w.final[t, b])
+    return rollout(w, a, rng, next_values=w.final), w.truncated
+
+
+def plant_double_bootstrap_at_the_end(w, rng):
+    a = advantages(w, at_end=lambda t, b, later: 2 * w.gamma * w.final[t, b])
+    last = np.zeros_like(w.truncated)
+    last[-1] = ~(w.terminated | w.truncated)[-1]
+    return rollout(w, a, rng, next_values=w.final), last
+
+
+def plant_end_as_termination(w, rng):
+    a = advantages(w, at_end=lambda t, b, later: 0.0)
+    last = np.zeros_like(w.truncated)
+    last[-1] = ~(w.terminated | w.truncated)[-1]
+    return rollout(w, a, rng), last
+
+
+def plant_shifted_flags(w, rng, step=1):
+    a = advantages(w)
+    moved = {}
+    for name in ("terminated", "truncated"):
+        x = getattr(w, name)
+        moved[name] = np.roll(x, step, 0)
+        moved[name][0 if step > 0 else -1] = False
+    r = rollout(w, a, rng, **({"next_values": w.final} if step < 0 else {}))  # the first flag falls out
+    shape = r.rewards.shape
+    changed = {name: x.reshape(shape) for name, x in moved.items()}
+    return r._replace(**changed), (moved["terminated"] != w.terminated) | (moved["truncated"] != w.truncated)
+
+
+def plant_early_flags(w, rng):
+    return plant_shifted_flags(w, rng, -1)
+
+
+def plant_swapped_flags(w, rng):
+    r = rollout(w, advantages(w), rng)
+    return r._replace(terminated=r.truncated, truncated=r.terminated), w.terminated | w.truncated
+
+
+def plant_other_discounts(w, rng):
+    said = w.gamma, w.lam
+    w.gamma, w.lam = float(rng.uniform(0.5, 0.75)), float(rng.uniform(0.0, 0.25))
+    r = rollout(w, advantages(w), rng)._replace(gamma=said[0], lam=said[1])
+    return r, None
+
+
+def plant_permuted_advantages(w, rng):
+    a = advantages(w)
+    order = rng.permutation(a.size)
+    b = a.ravel()[order].reshape(a.shape)
+    return rollout(w, b, rng, given=True, returns=None, next_values=w.final), ~np.isclose(a, b, rtol=1e-5)
+
+
+def plant_permuted_rewards(w, rng):
+    a, r = advantages(w), w.rewards
+    w.rewards = rng.permutation(r.ravel()).reshape(r.shape)
+    return rollout(w, a, rng, given=True, next_values=w.final), None
+
+
+def plant_not_gae(w, rng):
+    a = advantages(w)
+    return rollout(w, a + rng.normal(size=a.shape) * a.std(), rng, returns=None), None
+
+
+def plant_other_returns(w, rng):
+    a = advantages(w)
+    wrong = a + 2 * w.values
+    r = rollout(w, a, rng)
+    return r._replace(returns=wrong.astype(r.values.dtype).reshape(r.values.shape)), w.mask
+
+
+PLANTS = {
+    name.removeprefix("plant_"): (function, expected)
+    for name, function, expected in [
+        (plant.__name__, plant, expected)
+        for plant, expected in [
+            (plant_truncation_as_termination, "truncation_as_termination"),
+            (plant_trace_over_reset, "trace_over_reset"),
+            (plant_trace_over_termination, "trace_over_reset"),
+            (plant_reset_state_value, "reset_state_value"),
+            (plant_double_bootstrap, "double_bootstrap"),
+            (plant_double_bootstrap_at_the_end, "double_bootstrap"),
+            (plant_end_as_termination, "end_as_termination"),
+            (plant_shifted_flags, "shifted_flags"),
+            (plant_early_flags, "shifted_flags"),
+            (plant_swapped_flags, "shifted_flags"),
+            (plant_other_discounts, "other_discounts"),
+            (plant_permuted_advantages, "permuted_rows"),
+            (plant_permuted_rewards, "permuted_rows"),
+            (plant_not_gae, "not_gae"),
+            (plant_other_returns, "other_returns"),
+        ]
+    ]
+}
+
+
+def reset_rows(rng):
+    """A rollout of a next-step autoreset whose reset rows are not masked."""
+    w = world(rng)
+    steps, columns = w.rewards.shape
+    long = {name: np.zeros((2 * steps, columns)) for name in ("rewards", "values", "final")}
+    flags = {name: np.zeros((2 * steps, columns), bool) for name in ("terminated", "truncated")}
+    resets = np.zeros((2 * steps, columns), bool)
+    lengths = []
+    for b in range(columns):
+        row = 0
+        for t in range(steps):
+            for name in long:
+                long[name][row, b] = getattr(w, name)[t, b]
+            for name in flags:
+                flags[name][row, b] = getattr(w, name)[t, b]
+            row += 1
+            if (w.terminated | w.truncated)[t, b] and t < steps - 1:
+                long["values"][row, b], long["final"][row, b] = w.final[t, b], w.values[t + 1, b]
+                resets[row, b] = True
+                row += 1
+        lengths.append(row)
+    end = min(lengths)
+    w.rewards, w.values, w.final = (long[name][:end] for name in ("rewards", "values", "final"))
+    w.terminated, w.truncated = (flags[name][:end] for name in ("terminated", "truncated"))
+    w.mask = np.ones_like(w.terminated)
+    return w, resets[:end]
+
+
+def padded_reward(rng):
+    w = world(rng, padded=True)
+    a = advantages(w)
+    where = ~w.mask & (rng.random(w.mask.shape) < 0.1)
+    where[-1, np.argmin(w.mask.sum(0))] = True
+    w.rewards = w.rewards + where
+    return rollout(w, a, rng), where
+
+
+def padded_whitening(rng):
+    w = world(rng, padded=True)
+    w.mask[-1], w.terminated[-1] = False, False  # some padding everywhere
+    w.terminated[-2] |= w.mask[-2] & ~w.terminated[-2]
+    a = advantages(w)
+    if np.std(a[w.mask]) == 0:
+        return None
+    whitened = (a - a.mean()) / (a.std() + 1e-8)
+    return rollout(w, whitened, rng, returns=None), w.mask
+
+
+MORE = {"reset_row": reset_rows, "padding_reward": padded_reward, "padding_whitened": padded_whitening}
+
+
+def planted(name, seed):
+    """A rollout with the mistake, the name that it has, and where it stands (None: anywhere)."""
+    rng = np.random.default_rng([seed, len(name)])
+    if name == "reset_row":
+        w, where = reset_rows(rng)
+        return rollout(w, advantages(w), rng), "reset_row", where
+    if name in MORE:
+        made = MORE[name](rng)
+        return None if made is None else (made[0], name, made[1])
+    plant, expected = PLANTS[name]
+    r, where = plant(world(rng), rng)
+    return r, expected, where
+
+
+@pytest.mark.parametrize("name", [*PLANTS, *MORE])
+def test_a_planted_mistake_is_named_with_its_first_row(name):
+    tried, missed = 0, []
+    for seed in range(EACH):
+        made = planted(name, seed)
+        if made is None or (made[2] is not None and not made[2].any()):
+            continue
+        r, expected, where = made
+        tried += 1
+        found = examine(r)
+        hit = [finding for finding in found.findings if finding.name == expected]
+        if not hit or (where is not None and hit[0].row != first(where.reshape(r.rewards.shape))):
+            missed.append(
+                (seed, names(found), hit[:1], None if where is None else first(where.reshape(r.rewards.shape)))
+            )
+    assert tried > 0.7 * EACH
+    assert len(missed) <= 0.01 * tried, (len(missed), tried, missed[:5])

@@ -1,4 +1,4 @@
-"""The command line: `telescope train`, `eval`, `plot` and `algorithms`, with errors as one sentence.
+"""The command line: `telescope train`, `eval`, `plot`, `algorithms` and `doctor`, with errors as one sentence.
 
 Leaves out the commands themselves (`commands/`).
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 from telescope.commands.algorithms import algorithms
 from telescope.commands.arguments import HELP
+from telescope.commands.doctor import doctor
 from telescope.commands.evaluate import evaluate
 from telescope.commands.plot import plot
 from telescope.commands.standins import with_standins
@@ -33,6 +34,7 @@ USAGE = """usage: telescope COMMAND …
   telescope eval RUN [flags]                evaluate the agents of a run
   telescope plot RUN [RUN …] --out FILE     draw learning curves
   telescope algorithms [--json]             list what can be trained
+  telescope doctor rollout.npz              find mistakes in a rollout, whatever library made it
   telescope --version
 
 Each command explains its flags with --help (telescope train ppo CartPole-v1 --help shows that environment's preset).
@@ -44,6 +46,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "plot": plot,
     "algorithms": algorithms,
+    "doctor": doctor,
 }
 
 WORDS = {
@@ -54,6 +57,8 @@ WORDS = {
     "run": "train",
     "resume": "train --resume",
     "list": "algorithms",
+    "check": "doctor",
+    "diagnose": "doctor",
 }
 """Commands of other programs → ours."""
 

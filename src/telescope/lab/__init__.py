@@ -1,4 +1,9 @@
 """The lab: worlds whose truth is known, estimators measured against it, and tools that look into rollouts.
 
-`lab.mdp` is for everybody who tests an estimator, also one from another library. Leaves out training.
+`lab.mdp` is for everybody who tests an estimator, also one from another library; `lab.record` writes a rollout of any
+program for `telescope doctor`. Leaves out training.
 """
+
+from telescope.lab.files import record
+
+__all__ = ["record"]

@@ -99,6 +99,13 @@ class Spaces(gym.Env):
         return self.observation_space.sample(), closeness, False, self.steps >= 7, {}
 
 
+class Edge(Spaces):
+    """The `Spaces` whose action is a number in −3 … 1 and best at its upper bound. Random ones earn −14 an episode."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.spaces.Box(-1.0, 1.0, (2,)), gym.spaces.Box(-3.0, 1.0, (1,)))
+
+
 class Recall(gym.Env):
     """A cue at the first step, then nothing to see; the last action is right if it says what the cue was.
 

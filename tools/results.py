@@ -36,6 +36,7 @@ CLASSIC = {
 MUJOCO = dict.fromkeys(
     ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "InvertedDoublePendulum-v5", "Ant-v5"), 1_000_000
 )
+OFF_POLICY_MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
 SHORTER = {name: {"CartPole-v1": 100_000, "Pendulum-v1": 100_000} for name in ("ppo", "distributional_ppo")}
 """Where published figures are of fewer steps."""
 ALGORITHMS = {
@@ -48,6 +49,8 @@ ALGORITHMS = {
     "npg": CLASSIC | MUJOCO,
     "ppo": CLASSIC | MUJOCO | {"BipedalWalker-v3": 5_000_000},
     "distributional_ppo": CLASSIC | MUJOCO,
+    "sac": {"Pendulum-v1": 20_000} | dict.fromkeys(OFF_POLICY_MUJOCO, 300_000),
+    "crossq": {"Pendulum-v1": 20_000} | dict.fromkeys(OFF_POLICY_MUJOCO, 300_000),
     "gradient_ppo": {"CartPole-v1": 100_000, "HalfCheetah-v5": 1_000_000, "Hopper-v5": 1_000_000},
 }
 

@@ -182,6 +182,27 @@ def gradient_td_loss(values: Tensor, returns: Tensor, corrections: Tensor) -> Te
     return value_of(0.5 * errors**2, descent)
 
 
+def soft_value(values: Tensor, log_probs: Tensor, alpha: Tensor | float) -> Tensor:
+    """Q(s, a) − α log π(a|s), an action's worth with the entropy that it adds; per element.
+
+    Its mean under π is the soft state value (Haarnoja et al. 2018, arXiv 1801.01290, equation 3), and a policy that
+    raises it lowers its KL to the softmax of Q / α (equation 10, up to a constant and the factor α). With α = 0 it is
+    Q.
+    """
+    values, log_probs = _alike(values=values, log_probs=log_probs)
+    return values - alpha * log_probs
+
+
+def temperature_loss(log_alpha: Tensor, entropy: Tensor, target: Tensor | float) -> Tensor:
+    """log α (H − H̄), whose gradient raises α while the entropy H is below its target H̄; per element.
+
+    Haarnoja et al. 2018 (arXiv 1812.05905), equation 18, with log α in place of α, as its authors' code has it. The
+    entropy has no gradient.
+    """
+    (entropy,) = _alike(entropy=entropy)
+    return log_alpha * (entropy.detach() - target)
+
+
 def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip: Tensor | float) -> Tensor:
     """½ max((V − R̂)², (V_old + clip(V − V_old, −ε, ε) − R̂)²): the larger of the plain and the clipped error.
 

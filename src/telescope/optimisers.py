@@ -100,7 +100,14 @@ class Optimiser(NamedTuple):
 OPTIMISERS = {"adam": Optimiser(adam_init, adam), "rmsprop": Optimiser(rmsprop_init, rmsprop)}
 
 
-def clip_by_norm(gradient: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
-    """Scale one agent's gradient [P] to a norm of at most `max_norm`. Return it and its norm before."""
+def clip_by_norm(gradient: Tensor, max_norm: float | None) -> tuple[Tensor, Tensor]:
+    """Scale one agent's gradient [P] to a norm of at most `max_norm` (None: any). Return it and its norm before."""
     norm = torch.linalg.vector_norm(gradient)
+    if max_norm is None:
+        return gradient, norm
     return gradient * torch.clamp(max_norm / (norm + 1e-6), max=1.0), norm
+
+
+def polyak(old: Tensor, new: Tensor, rate: float) -> Tensor:
+    """The running average θ̄ ← θ̄ + τ (θ − θ̄) (Polyak & Juditsky 1992), by which a target network follows; τ = `rate`."""
+    return old + rate * (new - old)

@@ -6,7 +6,7 @@ There is no generator state to save, and another seed changes nothing for the ot
 import numpy as np
 
 INIT, ACTIONS, MINIBATCHES, TRAINING_ENVIRONMENTS, EVALUATION_ENVIRONMENTS, EVALUATION_ACTIONS = range(6)
-REPLAY, BOOTSTRAPS, STARTS = 6, 7, 8
+REPLAY, BOOTSTRAPS, STARTS, SAMPLES = 6, 7, 8, 9
 
 
 def generator(seed: int, stream: int, iteration: int = 0) -> np.random.Generator:

@@ -21,12 +21,13 @@ from telescope.algorithms import (
     reinforce,
     reward_model,
     rlhf,
+    sac,
     sft,
     trpo,
 )
 from telescope.control.config import OnPolicyConfig
 from telescope.language.models import causal as models
-from worlds import Masked, Recall
+from worlds import Edge, Masked, Recall
 
 
 class Row(NamedTuple):
@@ -190,6 +191,29 @@ CART = dqn.DQN(
     threads=1,
     compile="off",
 )
+SOFT = sac.SAC(
+    env="Pendulum-v1",
+    env_kwargs={"max_episode_steps": 9},
+    seeds=2,
+    seed=3,
+    total_steps=64,
+    num_envs=2,
+    num_steps=16,
+    minibatch_size=8,
+    learning_starts=4,
+    replay_capacity=1000,
+    tau=0.1,
+    eval_every=32,
+    eval_episodes=2,
+    eval_max_steps=8,
+    hidden=(8,),
+    normalise_observations=True,
+    learning_rate=1e-2,
+    max_grad_norm=0.5,
+    vectorization="sync",
+    threads=1,
+    compile="off",
+)
 CONTROL = {
     "env": "MountainCarContinuous-v0",
     "seeds": 1,
@@ -261,6 +285,20 @@ OFF_POLICY = {
 }
 """Fields of `OffPolicyConfig`, besides those of `AGENT`."""
 
+SAC_FIELDS = (
+    CONTROL
+    | AGENT
+    | OFF_POLICY
+    | {
+        "tau": 0.5,
+        "policy_delay": 2,
+        "alpha": 0.3,
+        "entropy_target": 0.1,
+        "critic_hidden": (5,),
+        "critic_norm": "layer",
+        "adam_beta": 0.5,
+    }
+)
 TEXT = {"threads": 1, "eval_prompts": 8, "lr_warmup": 0, "eval_every": 1, "total_steps": 2, "max_tokens": 4}
 DRAWN = {"prompts": 4, "group": 4, "minibatches": 2, "epochs": 2, "warm_start": 0.0}
 SAMPLERS = (
@@ -484,6 +522,37 @@ ROSTER = {
             "exploration_fraction": 0.9,
         },
         inert=UNSEEN,
+    ),
+    "sac": Row(
+        sac,
+        SOFT,
+        {"env": Edge, "env_kwargs": {}, "total_steps": 960, "num_steps": 32, "normalise_observations": False}
+        | {"eval_every": 0, "gamma": 0.5, "minibatch_size": 32, "max_grad_norm": None},
+        "return_mean",
+        -3.0,
+        other=SAC_FIELDS,
+        inert=UNSEEN | {"entropy_share": "of discrete actions: the next row has them"},
+    ),
+    "sac with discrete actions": Row(
+        sac,
+        dataclasses.replace(SOFT, env="CartPole-v1", env_kwargs={"max_episode_steps": 30}, eval_max_steps=20),
+        {"env": Masked, "env_kwargs": {}, "total_steps": 960, "num_steps": 32, "normalise_observations": False}
+        | {"eval_every": 0, "gamma": 0.5, "minibatch_size": 32, "entropy_share": 0.1, "max_grad_norm": None},
+        "return_mean",
+        9.0,
+        other={k: v for k, v in SAC_FIELDS.items() if k != "random_start"}
+        | {"env": "Acrobot-v1", "env_kwargs": {"max_episode_steps": 5}, "entropy_share": 0.1, "entropy_target": 0.2},
+        inert=UNSEEN | {"random_start": "the first logits are nearly 0: tests/algorithms/test_sac.py has others"},
+    ),
+    "crossq": Row(
+        sac,
+        dataclasses.replace(SOFT, tau=1.0, critic_norm="batch", policy_delay=2, adam_beta=0.5),
+        {"env": Edge, "env_kwargs": {}, "total_steps": 960, "num_steps": 32, "normalise_observations": False}
+        | {"eval_every": 0, "gamma": 0.5, "minibatch_size": 32, "max_grad_norm": None, "alpha": 0.05},
+        "return_mean",
+        -1.5,
+        other=SAC_FIELDS | {"policy_delay": 1, "adam_beta": 0.9},
+        inert=UNSEEN | {"entropy_share": "of discrete actions: the row before has them"},
     ),
     "grpo": Row(
         grpo,

@@ -19,6 +19,7 @@ CONFIGS = {
     "trpo": "TRPO",
     "group_episodes": "GroupEpisodes",
     "dqn": "DQN",
+    "sac": "SAC",
     "grpo": "GRPO",
     "rlhf": "RLHF",
     "sft": "SFT",
@@ -31,6 +32,7 @@ PRESETS = {
     "distributional_ppo": "ppo",
     "npg": "trpo",
     "gradient_ppo": "ppo",
+    "crossq": "sac",
     **dict.fromkeys(("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce"), "grpo"),
 }
 """Presets with a name of their own on the command line → their module. Its `preset` takes the name as `name`."""

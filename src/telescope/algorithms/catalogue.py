@@ -63,6 +63,8 @@ CATALOGUE = tuple(
         ("distributional_ppo", "environment", "Shaik et al. 2025, arXiv 2507.17530", "on-policy", ALL, QUANTILES, ""),
         ("gradient_ppo", "environment", "Elelimy et al. 2025, arXiv 2507.09087", "on-policy", ALL, GRADIENT, ""),
         ("dqn", "environment", "Mnih et al. 2015, Nature 518", "off-policy", "Discrete", "dqn.md", DQN),
+        ("sac", "environment", "Haarnoja et al. 2018, arXiv 1801.01290", "off-policy", "Discrete, Box", "sac.md", ""),
+        ("crossq", "environment", "Bhatt et al. 2024, arXiv 1902.05605", "off-policy", "Discrete, Box", "sac.md", ""),
         ("sft", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),
         ("reward_model", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),
         ("ppo", "language task", RLHF, "on-policy", TOKENS, LANGUAGE, SUMS),

@@ -38,8 +38,8 @@ class DQN(OffPolicyConfig, ExploringConfig):
 
     learning_rate: float = 1e-3
     """Learning rate of Adam."""
-    max_grad_norm: float = 10.0
-    """Clip each seed's gradient to this global norm."""
+    max_grad_norm: float | None = 10.0
+    """Clip each seed's gradient to this global norm. none: never."""
     target_every: int = 250
     """Copy the Q-network into the target network after every this many gradient steps."""
     double: bool = False

@@ -187,8 +187,8 @@ class LearnerConfig(ControlConfig):
 class AgentConfig(LearnerConfig):
     """The settings that all algorithms with networks and an optimiser share."""
 
-    max_grad_norm: float = 0.5
-    """Clip each seed's gradient to this global norm."""
+    max_grad_norm: float | None = 0.5
+    """Clip each seed's gradient to this global norm. none: never."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers. Initial weights are orthogonal, biases zero."""
     activation: Literal["tanh", "relu"] = "tanh"

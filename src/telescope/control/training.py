@@ -7,6 +7,7 @@ Leaves out the training loop and the update, which are in the algorithm's own fi
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from telescope.checks import fitting, import_path, same_kind
 from telescope.control.agents.actions import space_note
-from telescope.control.agents.actor import ActorCritic, Agents
+from telescope.control.agents.actor import Act, ActorCritic, Agents
 from telescope.control.agents.layout import create
 from telescope.control.agents.lifting import lift
 from telescope.control.agents.networks import Network
@@ -42,10 +43,10 @@ class Session:
     """The parts of one training run; see `algorithms.ppo.train` for their use.
 
     `kind` is the algorithm's Learner class, a NamedTuple of tensors. `kind.begin(parameters)` makes the first learner
-    from the parameters [S, P] of new agents; `learner.acting` returns the parameters that act. The loop replaces
-    `learner` after each update. `recurrent` says that the loop can learn from sequences, so that a network may have a
-    memory. With an `OffPolicyConfig`, `play` stores each step in a replay buffer. Every iteration has the same number
-    of steps; `EpisodeSession` collects whole episodes instead.
+    from the parameters [S, P] of new agents, and from their `layout` if it takes one; `learner.acting` returns the
+    parameters that act. The loop replaces `learner` after each update. `recurrent` says that the loop can learn from
+    sequences, so that a network may have a memory. With an `OffPolicyConfig`, `play` stores each step in a replay
+    buffer. Every iteration has the same number of steps; `EpisodeSession` collects whole episodes instead.
     """
 
     kind_of_rollouts, kind_of_clock = Rollouts, Clock
@@ -68,7 +69,7 @@ class Session:
             )
         self.config = config
         self.learner: Any
-        self._first_learner = kind.begin
+        self._begin_learner = kind.begin
         self.clock = self.kind_of_clock(config)
         self.execution = resume["execution"] if resume else execution(config)
         self.notes = [in_words(self.execution, config)]
@@ -98,8 +99,8 @@ class Session:
         self.rollouts = rollouts(config, environments, network, self.kind_of_rollouts)
         self.replay = replay_of(config, environments, self.rollouts.encoder)
         parameters, layout = create(network, config.seed_values, config.device)
-        self.learner = self._first_learner(parameters)
         self.agent = ActorCritic(network, self.rollouts.distribution, layout)
+        self.learner = self._first_learner(parameters)
         self.agents = Agents(self.agent, compiled=self.execution["compiled"], notes=self.notes)
         if callable(config.env) and import_path(config.env).endswith(":"):
             self.notes.append(
@@ -120,6 +121,10 @@ class Session:
         if start:
             self._start_from(start)
         self.rollouts.reset()
+
+    def _first_learner(self, parameters: Tensor) -> Any:
+        reads_layout = "layout" in inspect.signature(self._begin_learner).parameters
+        return self._begin_learner(parameters, **({"layout": self.agent.layout} if reads_layout else {}))
 
     def _start_from(self, state: Any) -> None:
         """Take agents and statistics from another run, but not its optimiser, schedules and episodes."""
@@ -172,11 +177,14 @@ class Session:
             rollout, self._episodes = self.rollouts.collect(self.agents.actor(self.parameters), self.iteration)
         return rollout
 
-    def play(self, noise: np.ndarray, t: int) -> Transition:
-        """Play step t of this iteration with the current policies and noise [S, B, …], and store it in the replay."""
+    def play(self, noise: np.ndarray, t: int, act: Act | None = None) -> Transition:
+        """Play step t of this iteration with the current policies and noise [S, B, …], and store it in the replay.
+
+        `act` chooses actions in place of the policies.
+        """
         with self._acting():
-            row = self.iteration * self.config.num_steps + t
-            transition = self.rollouts.play(self.agents.actor(self.parameters), noise, row, self._episodes)
+            act, row = act or self.agents.actor(self.parameters), self.iteration * self.config.num_steps + t
+            transition = self.rollouts.play(act, noise, row, self._episodes)
             if self.replay is not None:
                 self.replay.add(transition)
         return transition

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +21,8 @@ from telescope import arrays
 from telescope.arrays import Array
 
 Masks = Array | None
+LOG_STD = (-20.0, 2.0)
+"""The range of log σ of a squashed Gaussian, whose σ depends on the state and could otherwise overflow."""
 FORBIDDEN = -1e9
 """The logit of a masked action: exp underflows to exactly 0, and 0 · FORBIDDEN is still 0 (−inf would give NaN)."""
 
@@ -231,8 +233,84 @@ def diagonal_gaussian(shape: tuple[int, ...]) -> Distribution:
     )
 
 
+def squashed_gaussian(shape: tuple[int, ...]) -> Distribution:
+    """tanh of independent normal distributions: actions in −1 … 1, log-probabilities of these actions and their units.
+
+    Outputs are [mean, log σ], log σ clamped to `LOG_STD`. The KL is that of the normal distributions, because tanh is
+    one to one. The entropy has no closed form. To learn from fresh samples use `squashed_sample`, which is exact where
+    tanh rounds to ±1.
+    """
+    size, normal = math.prod(shape), diagonal_gaussian(shape)
+
+    def sample(outputs: Array, noise: Array, masks: Masks = None) -> Array:
+        return arrays.library("outputs", outputs).tanh(normal.sample(_within(outputs, size), noise))
+
+    def log_prob(outputs: Tensor, actions: Tensor, masks: Masks = None) -> Tensor:
+        inside = 1 - torch.finfo(outputs.dtype).eps / 2  # the last number below 1, whose atanh is finite
+        before = torch.atanh(actions.clamp(-inside, inside))
+        return normal.log_prob(_within(outputs, size), before) - log_tanh_slope(_columns(before, shape)).sum(-1)
+
+    def none(*_: Tensor) -> Tensor:
+        raise NotImplementedError("the entropy of a squashed Gaussian has no closed form; average −log_prob")
+
+    return normal._replace(
+        sample=sample,
+        mode=lambda outputs, masks=None: arrays.library("outputs", outputs).tanh(normal.mode(outputs)),
+        log_prob=log_prob,
+        entropy=none,
+        kl=lambda outputs, old_outputs, masks=None: normal.kl(_within(outputs, size), _within(old_outputs, size)),
+    )
+
+
+def squashed_sample(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Actions tanh(u) [..., A] with u = mean + σ · noise, and their log π [...]; both differentiable in the outputs.
+
+    log π(tanh u) = Σ log N(u; mean, σ) − Σ log(1 − tanh² u), Haarnoja et al. 2018 (arXiv 1801.01290), equation 21.
+    """
+    size = noise.shape[-1]
+    mean, log_std = _within(outputs, size).split(size, dim=-1)
+    before = mean + torch.exp(log_std) * noise
+    log_normal = -(0.5 * noise**2 + log_std + 0.5 * math.log(2 * math.pi))
+    return torch.tanh(before), (log_normal - log_tanh_slope(before)).sum(-1)
+
+
+def uniform_actor(distribution: Distribution) -> Callable[..., tuple[np.ndarray, np.ndarray | None]]:
+    """An `Act` that draws from all of −1 … 1, or from all allowed actions, by the noise of a policy that is not asked.
+
+    The distribution is a squashed Gaussian or a categorical one: 2Φ(z) − 1 of normal noise is uniform in −1 … 1, and
+    Gumbel noise alone is a race of equals.
+    """
+
+    def act(observations: np.ndarray, memory: Any, noise: np.ndarray, masks: Any) -> tuple[np.ndarray, Any]:
+        if not distribution.continuous:
+            return distribution.sample(0 * noise, noise, masks), memory  # type: ignore[return-value]
+        numbers = torch.erf(torch.from_numpy(noise) / 2**0.5).numpy()
+        return _shaped(numbers, distribution.action_shape), memory  # type: ignore[return-value]
+
+    return act
+
+
+def log_tanh_slope(x: Tensor) -> Tensor:
+    """log(1 − tanh² x) = 2 (log 2 − x − softplus(−2x)), finite for every x; per element."""
+    return 2 * (math.log(2) - x - torch.nn.functional.softplus(-2 * x))
+
+
+def _within(outputs: Array, size: int) -> Array:
+    """[mean, log σ] with log σ within `LOG_STD`."""
+    xp = arrays.library("outputs", outputs)
+    return xp.concatenate([outputs[..., :size], xp.clip(outputs[..., size:], *LOG_STD)], -1)
+
+
+def log_probabilities(logits: Tensor, masks: Masks = None) -> Tensor:
+    """log π(·|s) [..., A] of all discrete actions; `FORBIDDEN` or less, with probability 0, where not allowed."""
+    return torch.log_softmax(_allowed(logits, masks), dim=-1)
+
+
 def of_action(q: Tensor, actions: Tensor) -> Tensor:
-    """Q(s, a) [M] from Q(s, ·) [M, A]. A select, because the gradient of a gather is summed in no fixed order."""
+    """Q(s, a) [..., M] from Q(s, ·) [..., M, A] and actions [M].
+
+    A select, because the gradient of a gather is summed in no fixed order.
+    """
     return torch.where(actions[..., None] == torch.arange(q.shape[-1], device=q.device), q, 0.0).sum(-1)
 
 

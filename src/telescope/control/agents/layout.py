@@ -31,6 +31,11 @@ class Layout(NamedTuple):
     def sizes(self) -> list[int]:
         return [math.prod(shape) for shape in self.shapes]
 
+    @property
+    def size(self) -> int:
+        """The length of the vector."""
+        return sum(self.sizes)
+
     def part(self, prefix: str) -> Tensor:
         """Positions [K] in the vector of the parameters whose names begin with `prefix`, such as "policy."."""
         starts = [0, *itertools.accumulate(self.sizes)]
@@ -42,6 +47,16 @@ class Layout(NamedTuple):
         if not found:
             raise ValueError(f"no parameter's name begins with {prefix!r}; there are {', '.join(self.names)}")
         return torch.cat(found)
+
+    def sections(self, prefixes: Sequence[str]) -> list[Layout]:
+        """The layouts of the parts of the vector whose names begin with these prefixes, which follow each other."""
+        parts = [[i for i, name in enumerate(self.names) if name.startswith(one)] for one in prefixes]
+        if list(itertools.chain(*parts)) != list(range(len(self.names))):
+            raise ValueError(
+                f"parameters are {', '.join(self.names)}; expected names that begin with {', '.join(prefixes)}, in "
+                "this order"
+            )
+        return [Layout(tuple(self.names[i] for i in part), tuple(self.shapes[i] for i in part)) for part in parts]
 
     def unflatten(self, vectors: Array) -> Parameters:
         """[P] → a dictionary of parameters, as views. [S, P] → those of all agents, with vectors as [S, 1, n]."""

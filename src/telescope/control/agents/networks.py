@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from telescope import arrays
 from telescope.arrays import Array
+
+if TYPE_CHECKING:
+    from telescope.control.agents.twins import Twins
 
 Parameters = dict[str, Array]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -51,6 +54,8 @@ class Network(NamedTuple):
     as uint8, instead of flat [N, D]. For convolutions."""
     module: nn.Module | None = None
     """The name of the module that `from_module` built, for error messages."""
+    critics: Twins | None = None
+    """Critics of actions, for algorithms that learn Q(s, a) beside a policy; `twins.with_twins` adds them."""
 
 
 def mlp(
@@ -237,11 +242,11 @@ def _require_same_constants(module: nn.Module, template: nn.Module) -> None:
 
 def linear(into: Parameters, name: str, rows: int, columns: int, gain: float, rng: np.random.Generator) -> None:
     """Add an orthogonal weight [rows, columns] and a zero bias [columns]."""
-    into[f"{name}.weight"] = torch.from_numpy(_orthogonal(rows, columns, gain, rng))
+    into[f"{name}.weight"] = torch.from_numpy(orthogonal(rows, columns, gain, rng))
     into[f"{name}.bias"] = torch.zeros(columns)
 
 
-def _orthogonal(rows: int, columns: int, gain: float, rng: np.random.Generator) -> np.ndarray:
+def orthogonal(rows: int, columns: int, gain: float, rng: np.random.Generator) -> np.ndarray:
     """Orthogonal weights (Saxe et al. 2014): the Q factor of a Gaussian matrix, with the signs of R's diagonal."""
     q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
     q = q * np.sign(np.diag(r))

@@ -226,7 +226,6 @@ def test_a_value_function_learns_the_value_of_a_state():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"episodes": 12, "num_envs": 8}, "episodes is 12, but 8 environments"),
         ({"weight": "baselined"}, "weight is 'baselined', but baseline is none"),
         ({"baseline": "mean"}, "baseline is 'mean', which weight 'to_go' does not read"),
         ({"weight": "baselined", "baseline": "mean", "episodes": 1, "num_envs": 1}, "episodes is 1; raise episodes"),

@@ -14,6 +14,7 @@ import torch
 import telescope
 from telescope.algorithms.reinforce import Reinforce, train
 from telescope.cli import main
+from telescope.control.experience.episodes import shares
 from worlds import Forever
 
 CONFIG = Reinforce(
@@ -100,6 +101,19 @@ def test_an_iteration_has_its_episodes_and_its_clock_their_steps(mode):
             assert row["step"] == pytest.approx(clock)
             assert row["iteration"] == number
             assert row["return_mean"] == pytest.approx(row["length_mean"]), "CartPole pays 1 a step"
+
+
+@pytest.mark.parametrize("mode", OTHER)
+@pytest.mark.parametrize("episodes", [1, 3, 5])
+def test_environments_share_episodes_as_equally_as_can_be(mode, episodes):
+    """Known before anything is played, so that short episodes are not counted more often than long ones."""
+    rows, *_ = run(num_envs=4, episodes=episodes, total_steps=60, **OTHER[mode])
+    assert {row["episodes"] for row in rows} == {episodes}
+    for seed in (1, 2, 3):
+        steps = np.diff([0, *(row["step"] for row in of_seed(rows, seed))])
+        np.testing.assert_allclose(steps, [row["length_mean"] * episodes for row in of_seed(rows, seed)])
+    np.testing.assert_array_equal(shares(7, 3), [3, 2, 2])
+    np.testing.assert_array_equal(shares(2, 3), [1, 1, 0])
 
 
 def test_environments_that_have_played_their_share_are_not_stepped():

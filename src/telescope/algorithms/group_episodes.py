@@ -172,7 +172,10 @@ def train(
     """
     more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
     session, objective = EpisodeSession(config, resume, Learner, **more), row(config)
-    session.notes += [describe(objective), *cautions(objective, updates=config.epochs * config.minibatches)]
+    session.notes += [
+        describe(objective),
+        *cautions(objective, updates=config.epochs * config.minibatches, tokens=False),
+    ]
     update = session.lift(update_agent(config, objective, session.agent), (0, 0, 0))
     for _ in session.iterations():
         learning_rate = session.learning_rates()  # [S]

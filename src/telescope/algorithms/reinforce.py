@@ -41,7 +41,7 @@ class Reinforce(EpisodeConfig):
     """REINFORCE: one gradient step on each batch of whole episodes."""
 
     episodes: int = 8
-    """Whole episodes per iteration and seed, a multiple of num_envs. Each environment plays an equal share."""
+    """Whole episodes per iteration and seed. The environments share them as equally as can be."""
     weight: Literal["total", "to_go", "baselined"] = "to_go"
     """Weight of an action: the episode's return (total), the rewards after it (to_go), or these minus a baseline."""
     baseline: Literal["mean", "value"] | None = None
@@ -54,11 +54,6 @@ class Reinforce(EpisodeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive(self, "episodes", "adam_eps")
-        if self.episodes % self.num_envs:
-            raise ValueError(
-                f"episodes is {self.episodes}, but {self.num_envs} environments (num_envs) play equal shares of them; "
-                f"expected a multiple of {self.num_envs}"
-            )
         if self.weight == "baselined" and self.baseline is None:
             raise ValueError("weight is 'baselined', but baseline is none; expected mean or value")
         if self.weight != "baselined" and self.baseline is not None:

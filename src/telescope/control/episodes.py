@@ -16,7 +16,7 @@ from torch import Tensor
 from telescope.control.clocks import EpisodeClock
 from telescope.control.environments.factory import find_source
 from telescope.control.environments.population import Environments, choose_vectorization
-from telescope.control.experience.episodes import EpisodeRollouts, FixedShare
+from telescope.control.experience.episodes import EpisodeRollouts, FixedShare, shares
 from telescope.control.experience.rollout import Rollout
 from telescope.control.training import Session
 from telescope.randomness import STARTS, TRAINING_ENVIRONMENTS, generator
@@ -38,8 +38,8 @@ class EpisodeSession(Session):
         wraps = None
         source = config.env if config.backend == "envpool" else find_source(config.env)
         if choose_vectorization(source, config.backend, config.vectorization) in ("sync", "async"):
-            share = functools.partial(FixedShare, episodes=config.episodes // config.num_envs)
-            wraps = [share] * (config.seeds * config.num_envs)
+            each = shares(config.episodes, config.num_envs).tolist()
+            wraps = [functools.partial(FixedShare, episodes=share) for share in each] * config.seeds
         return Environments.of(config, stream=TRAINING_ENVIRONMENTS, wraps=wraps)
 
     def collect(self) -> Rollout:
@@ -51,7 +51,7 @@ class EpisodeSession(Session):
                 starts=self._starts(),
                 iterations=self.clock.iterations.tolist(),
                 running=self.clock.running,
-                each=config.episodes // config.num_envs,
+                each=shares(config.episodes, config.num_envs),
             )
         return rollout
 

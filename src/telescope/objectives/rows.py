@@ -212,15 +212,15 @@ def describe(objective: Objective) -> str:
     return "\n".join([objective.name, *(f"  {name:10}{text}".format(**vars(objective)) for name, text in lines)])
 
 
-def cautions(objective: Objective, *, updates: int) -> list[str]:
-    """Warnings about valid but unusual settings. updates: optimiser steps per rollout."""
-    return list(_cautions(objective, updates))
+def cautions(objective: Objective, *, updates: int, tokens: bool = True) -> list[str]:
+    """Warnings about valid but unusual settings. updates: optimiser steps per rollout. tokens: or steps of episodes?"""
+    return list(_cautions(objective, updates, tokens))
 
 
-def _cautions(objective: Objective, updates: int) -> Iterator[str]:
+def _cautions(objective: Objective, updates: int, tokens: bool) -> Iterator[str]:
     if objective.ratio not in ("sequence", "sequence_token"):
         return
-    if max(objective.clip) > 0.01:
+    if max(objective.clip) > 0.01 and tokens:
         yield (
             f"clip is {objective.clip}, but a sequence's ratio (a geometric mean over tokens) changes by only about "
             f"0.0005, so nothing will be clipped; GSPO's paper has (0.0003, 0.0004)"

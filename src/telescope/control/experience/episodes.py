@@ -38,19 +38,25 @@ class FixedShare(gym.Wrapper):
         if seed is not None:  # an iteration begins
             self._left = self._episodes
         self._idle = not self._left
-        if not self._idle:
-            self._left -= 1
-            observation, info = self.env.reset(seed=seed, options=options)
-            self._first = self._first or (np.array(observation), info)
-            return observation, info
-        assert self._first is not None
-        return self._first
+        if self._idle and self._first is not None:
+            return self._first
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._first = self._first or (np.array(observation), info)
+        if self._idle:  # a share of no episodes still needs something to show
+            return self._first
+        self._left -= 1
+        return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         if self._idle:
             assert self._first is not None
             return self._first[0], 0.0, False, False, self._first[1]
         return self.env.step(action)
+
+
+def shares(episodes: int, num_envs: int) -> np.ndarray:
+    """Episodes that each environment plays [B]: as equal as can be, and known before, so that short ones do not win."""
+    return np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
 
 
 class Row(NamedTuple):
@@ -75,15 +81,15 @@ class EpisodeRollouts(Rollouts):
         """Nothing: every iteration begins with a reset of its own."""
 
     def collect_episodes(
-        self, act: Act, *, starts: np.ndarray, iterations: Sequence[int], running: np.ndarray, each: int
+        self, act: Act, *, starts: np.ndarray, iterations: Sequence[int], running: np.ndarray, each: np.ndarray
     ) -> tuple[Rollout, Episodes]:
-        """Run the policy until every environment of the running seeds [S] has finished `each` episodes.
+        """Run the policy until the environments of all running seeds [S] have finished their shares `each` [B].
 
         starts: [S, B], the seeds from which the environments begin. iterations: those of each seed, the key of its
         noise. The rollout is as long as the slowest environment takes. After an environment's last episode its rows do
         not count: `mask` is False, and they leave no trace in statistics.
         """
-        left = np.where(running[:, None], np.full(self.shape, each), 0)  # [S, B] episodes that are still to end
+        left = np.where(running[:, None], each, 0)  # [S, B] episodes that are still to end
         rows, finals, episodes = list[Row](), FinalsList(), no_episodes(len(self.seeds))
         self._reset_from(starts, left > 0)
         noise = self._noise_by_row(iterations)
@@ -137,11 +143,11 @@ class EpisodeRollouts(Rollouts):
         while True:
             yield from np.stack([self.distribution.noise(g, (DRAWN, self.shape[1])) for g in generators], axis=1)
 
-    def _require_end(self, steps: int, live: np.ndarray, each: int) -> None:
+    def _require_end(self, steps: int, live: np.ndarray, each: np.ndarray) -> None:
         if steps < self.num_steps:
             return
         s, b = np.argwhere(live)[0]
-        what = "an episode" if each == 1 else f"{each} episodes"
+        what = "an episode" if each[b] == 1 else f"{each[b]} episodes"
         raise ValueError(
             f"environment {b} of seed {self.seeds[s]} has not finished {what} within num_steps {self.num_steps:,}, the "
             "most steps of an iteration; give it a time limit (--env-kwargs max_episode_steps 1000; in Python "

@@ -51,6 +51,9 @@ ALGORITHMS = {
     "distributional_ppo": CLASSIC | MUJOCO,
     "sac": {"Pendulum-v1": 20_000} | dict.fromkeys(OFF_POLICY_MUJOCO, 300_000),
     "crossq": {"Pendulum-v1": 20_000} | dict.fromkeys(OFF_POLICY_MUJOCO, 300_000),
+    "dqn": {"CartPole-v1": 50_000, "MountainCar-v0": 120_000, "LunarLander-v3": 300_000},
+    "qr_dqn": {"Acrobot-v1": 100_000},
+    "pqn": {"CartPole-v1": 200_000},
     "gradient_ppo": {"CartPole-v1": 100_000, "HalfCheetah-v5": 1_000_000, "Hopper-v5": 1_000_000},
 }
 

@@ -65,6 +65,45 @@ class Learner(NamedTuple):
         return self.parameters
 
 
+class RAdam(NamedTuple):
+    """RAdam's moments, [P] and [P], and its step count in float64. Those of a population have S in front."""
+
+    first_moment: Tensor
+    second_moment: Tensor
+    steps: Tensor
+
+
+def radam_init(parameters: Tensor) -> RAdam:
+    """RAdam's state before its first step, for parameters [S, P]."""
+    zeros = torch.zeros_like(parameters)
+    return RAdam(zeros, zeros.clone(), torch.zeros(len(parameters), dtype=torch.float64, device=parameters.device))
+
+
+def radam(
+    parameters: Tensor,
+    state: RAdam,
+    gradient: Tensor,
+    learning_rate: Tensor,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float,
+) -> tuple[Tensor, RAdam]:
+    """One step of RAdam (Liu et al. 2020, arXiv 1908.03265, algorithm 2): θ ← θ − α r m̂ / (√v̂ + ε).
+
+    The rectification r grows from 0 to 1. In the first steps, where the variance of v̂ is infinite, θ ← θ − α m̂.
+    """
+    first = betas[0] * state.first_moment + (1 - betas[0]) * gradient
+    second = betas[1] * state.second_moment + (1 - betas[1]) * gradient**2
+    count, longest = state.steps + 1, 2 / (1 - betas[1]) - 1
+    power = betas[1] ** count
+    length = longest - 2 * count * power / (1 - power)  # ρ, of the average that v̂ approximates
+    ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+    rectified, scale = length > 5, torch.sqrt(second / (1 - power)) + eps
+    factor = torch.where(rectified, torch.sqrt(ratio.clamp(min=0)), 1.0) * learning_rate / (1 - betas[0] ** count)
+    step = factor.to(first.dtype) * first / torch.where(rectified, scale, 1.0).to(first.dtype)
+    return parameters - step, RAdam(first, second, count)
+
+
 class RMSprop(NamedTuple):
     """The running mean of squared gradients, [P]; that of a population has S in front."""
 

@@ -18,6 +18,7 @@ from telescope.algorithms import (
     group_episodes,
     grpo,
     ppo,
+    pqn,
     reinforce,
     reward_model,
     rlhf,
@@ -213,6 +214,15 @@ SOFT = sac.SAC(
     vectorization="sync",
     threads=1,
     compile="off",
+)
+FRESH = pqn.PQN(
+    **{
+        field.name: getattr(CART, field.name)
+        for field in dataclasses.fields(pqn.PQN)
+        if hasattr(CART, field.name) and field.name not in ("activation", "adam_eps", "anneal_learning_rate")
+    },
+    lam=0.8,
+    epochs=2,
 )
 CONTROL = {
     "env": "MountainCarContinuous-v0",
@@ -517,6 +527,33 @@ ROSTER = {
             "env_kwargs": {"max_episode_steps": 5},
             "target_every": 3,
             "double": True,
+            "dueling": True,
+            "quantiles": 5,
+            "quantile_huber": 0.1,
+            "exploration_start": 0.5,
+            "exploration_end": 0.9,
+            "exploration_fraction": 0.9,
+        },
+        inert=UNSEEN,
+    ),
+    "pqn": Row(
+        pqn,
+        FRESH,
+        {"env": Masked, "env_kwargs": {}, "total_steps": 3200, "num_steps": 32, "normalise_observations": False}
+        | {"eval_every": 0, "gamma": 0.5, "epochs": 4},
+        "return_mean",
+        9.0,
+        other=CONTROL
+        | AGENT
+        | {
+            "env": "Acrobot-v1",
+            "env_kwargs": {"max_episode_steps": 5},
+            "anneal_learning_rate": False,
+            "activation": "tanh",
+            "lam": 0.2,
+            "minibatch_size": 16,
+            "epochs": 1,
+            "adam_eps": 0.1,
             "exploration_start": 0.5,
             "exploration_end": 0.9,
             "exploration_fraction": 0.9,

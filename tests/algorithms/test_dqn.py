@@ -5,6 +5,7 @@ Leaves out what holds of every trainer: `test_laws.py`.
 
 import dataclasses
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ import telescope
 from telescope.algorithms.dqn import DQN, Learner, train, update_agent
 from telescope.control.agents.distributions import epsilon_greedy
 from telescope.control.agents.lifting import lift
+from telescope.control.agents.networks import q_network
 from telescope.control.experience.draws import Draws
 from telescope.control.exploration import exploring
 from telescope.control.training import Session
@@ -66,6 +68,7 @@ def one_update(config, **changes):
     )
     q = lambda vector, x: session.agent.network.apply(session.agent.layout.unflatten(vector[0]), x[0])[0].detach()  # noqa: E731
     session.close()
+    one_update.session = session  # for its agent
     return config, learner, batch, after, row[0], q
 
 
@@ -85,6 +88,73 @@ def test_an_update_is_bellmans_by_the_plain_formula(double):
     assert float(row[0]) == pytest.approx(total, rel=1e-5)
     assert torch.equal(after.target, learner.target)
     assert not torch.equal(after.parameters, learner.parameters)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_an_update_of_quantiles_is_that_of_the_plain_formula(double):
+    """Every quantile of the chosen action against every quantile of the target, which has up to two rewards."""
+    how = {"quantiles": 3, "quantile_huber": 0.5, "n_step": 2, "dueling": True}
+    config, learner, batch, _, row, _ = one_update(dataclasses.replace(SMALL, env=Masked, double=double, **how))
+    agent = one_update.session.agent
+
+    def outputs(vector, x):
+        return agent.network.apply(agent.layout.unflatten(vector[0]), x[0])[1].detach().reshape(-1, 3, 3)
+
+    judging = outputs(learner.target, batch.next_observations)
+    choosing = outputs(learner.parameters, batch.next_observations)
+    values, total = outputs(learner.parameters, batch.observations), 0.0
+    assert {round(x, 3) for x in batch.discounts[0].tolist()} == {0.8, 0.64}
+    for i in range(config.minibatch_size):
+        allowed = [a for a in range(3) if batch.next_masks[0, i, a]]
+        best = max(allowed, key=lambda a, i=i: float((choosing if double else judging)[i, a].mean()))
+        ahead = 0 if batch.terminated[0, i] else batch.discounts[0, i] * judging[i, best]
+        targets = (batch.rewards[0, i] + ahead + torch.zeros(3)).tolist()
+        for k, quantile in enumerate(values[i, batch.actions[0, i]].tolist()):
+            for target in targets:
+                error = abs(target - quantile)
+                huber = 0.5 * error**2 if error <= 0.5 else 0.5 * (error - 0.25)
+                level = (2 * k + 1) / 6
+                total += (level if target >= quantile else 1 - level) * huber / 9 / config.minibatch_size
+    assert float(row[0]) == pytest.approx(total, rel=1e-4)
+
+
+def test_dueling_heads_are_a_value_and_advantages_of_mean_zero():
+    network = q_network(3, 4, hidden=(8,), activation="tanh", dueling=True)
+    parameters = network.init(np.random.default_rng(0))
+    x = torch.randn(6, 3)
+    hidden = torch.tanh(x @ parameters["q.0.weight"] + parameters["q.0.bias"])
+    value = hidden @ parameters["q.value.weight"] + parameters["q.value.bias"]
+    advantage = hidden @ parameters["q.out.weight"] + parameters["q.out.bias"]
+    q, best = network.apply(parameters, x)
+    torch.testing.assert_close(q, value + advantage - advantage.mean(1, keepdim=True), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(best, q.amax(-1))
+    torch.testing.assert_close(network.policy(parameters, x).mean(-1), value[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_quantiles_learn_a_distribution(tmp_path):
+    """Reward 1 or −1 by a coin, then an end: the lower half of the quantiles is −1, the upper half 1."""
+    config = dataclasses.replace(SMALL, env=Coin, quantiles=4, quantile_huber=0.01, total_steps=6000)
+    policy = telescope.load(telescope.train(config, tmp_path / "run").path, trust=True)
+    network, parameters = policy.agent.network, policy.agent.layout.unflatten(policy.parameters[0])
+    _, found = network.apply(parameters, torch.zeros(1, 1))
+    np.testing.assert_allclose(found.detach().reshape(2, 4).numpy(), [[-1, -1, 1, 1]] * 2, atol=0.4)
+    assert policy.value(np.zeros(1, np.float32)) == pytest.approx(0, abs=0.2)
+
+
+def test_quantiles_need_the_built_in_network():
+    with pytest.raises(ValueError, match="network is given, but quantiles is 5"):
+        next(train(dataclasses.replace(SMALL, quantiles=5), network=q_network(1, 3, hidden=(), activation="relu")))
+
+
+class Coin(gym.Env):
+    observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), float(self.np_random.choice([-1, 1])), True, False, {}
 
 
 def test_rows_of_a_reset_teach_nothing():

@@ -20,6 +20,7 @@ CONFIGS = {
     "group_episodes": "GroupEpisodes",
     "dqn": "DQN",
     "sac": "SAC",
+    "pqn": "PQN",
     "grpo": "GRPO",
     "rlhf": "RLHF",
     "sft": "SFT",
@@ -31,6 +32,7 @@ LANGUAGE = {"grpo", "rlhf", "sft", "reward_model"}
 PRESETS = {
     "distributional_ppo": "ppo",
     "npg": "trpo",
+    "qr_dqn": "dqn",
     "gradient_ppo": "ppo",
     "crossq": "sac",
     **dict.fromkeys(("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce"), "grpo"),

@@ -65,6 +65,8 @@ CATALOGUE = tuple(
         ("dqn", "environment", "Mnih et al. 2015, Nature 518", "off-policy", "Discrete", "dqn.md", DQN),
         ("sac", "environment", "Haarnoja et al. 2018, arXiv 1801.01290", "off-policy", "Discrete, Box", "sac.md", ""),
         ("crossq", "environment", "Bhatt et al. 2024, arXiv 1902.05605", "off-policy", "Discrete, Box", "sac.md", ""),
+        ("qr_dqn", "environment", "Dabney et al. 2017, arXiv 1710.10044", "off-policy", "Discrete", "dqn.md", ""),
+        ("pqn", "environment", "Gallici et al. 2024, arXiv 2407.04811", "on-policy", "Discrete", "pqn.md", ""),
         ("sft", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),
         ("reward_model", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),
         ("ppo", "language task", RLHF, "on-policy", TOKENS, LANGUAGE, SUMS),

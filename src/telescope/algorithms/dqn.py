@@ -1,10 +1,10 @@
 """Deep Q-learning (Mnih et al. 2015, Nature 518) for a population of seeds: replay, target network, ε-greedy acting.
 
 The loop is `train`; every formula in it is imported. A truncated step bootstraps from the state that it reached; a
-terminated step does not bootstrap. Leaves out n-step targets, priorities, dueling and quantiles.
+terminated step does not bootstrap. QR-DQN (Dabney et al. 2017, arXiv 1710.10044) is a preset. Leaves out priorities.
 """
 
-# S seeds, B environments per seed, M minibatch, A actions, P parameters
+# S seeds, B environments per seed, M minibatch, A actions, K quantiles (1 of them is the mean), P parameters
 from __future__ import annotations
 
 import dataclasses
@@ -20,6 +20,7 @@ from telescope import checks, td_error
 from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.distributions import FORBIDDEN, of_action
 from telescope.control.agents.networks import Network, q_network
+from telescope.control.config import for_family
 from telescope.control.experience.credit import mean_weights
 from telescope.control.experience.draws import Batch, Draws
 from telescope.control.exploration import ExploringConfig, exploring
@@ -27,7 +28,7 @@ from telescope.control.off_policy import OffPolicyConfig
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
-from telescope.losses import huber_loss
+from telescope.losses import huber_loss, quantile_huber_loss
 from telescope.optimisers import Adam, adam, adam_init, clip_by_norm
 from telescope.threads import own_settings
 
@@ -44,10 +45,19 @@ class DQN(OffPolicyConfig, ExploringConfig):
     """Copy the Q-network into the target network after every this many gradient steps."""
     double: bool = False
     """Double DQN: the Q-network chooses the next action, the target network evaluates it (van Hasselt et al. 2016)."""
+    dueling: bool = False
+    """Dueling heads: Q(s, a) is a state value plus an advantage whose mean is 0 (Wang et al. 2016)."""
+    quantiles: int = 0
+    """Number of quantiles of the return to learn for each action (QR-DQN). 0: learn its mean."""
+    quantile_huber: float = 1.0
+    """Error κ up to which the loss of quantiles is quadratic, in units of the return."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.positive(self, "target_every")
+        checks.positive(self, "target_every", "quantile_huber")
+        checks.at_least_zero(self, "quantiles")
+        if not self.quantiles:
+            checks.unread(self, "quantile_huber", "set quantiles", "quantiles is 0")
 
     def exploration(self, step: int) -> float:
         """ε at this environment step."""
@@ -57,24 +67,68 @@ class DQN(OffPolicyConfig, ExploringConfig):
 
     def network(self, observation_size: int, action_space: gym.Space) -> Network:
         """A perceptron that returns Q-values of all actions."""
-        outputs = self.head(action_space).outputs
-        return q_network(observation_size, outputs, hidden=self.hidden, activation=self.activation)
+        outputs, shape = self.head(action_space).outputs, {"hidden": self.hidden, "activation": self.activation}
+        return q_network(observation_size, outputs, **shape, dueling=self.dueling, quantiles=self.quantiles)  # type: ignore[arg-type]
+
+    def state_values(self, outputs: Tensor) -> Tensor:
+        """Return max Q(s, ·) [N] for the critic's outputs."""
+        return outputs.unflatten(-1, (-1, self.quantiles)).mean(-1).amax(-1) if self.quantiles else outputs
 
 
+# The settings that flags start from, by environment: those of rl-baselines3-zoo. Its target_update_interval counts
+# environment steps; target_every counts gradient steps.
 CARTPOLE = DQN(
     env="CartPole-v1",
     total_steps=50_000,
-    num_envs=4,
-    hidden=(128, 128),
-    learning_rate=1e-3,
-    minibatch_size=128,
+    hidden=(256, 256),
+    learning_rate=2.3e-3,
+    train_every=256,
     updates_per_step=0.5,
+    target_every=128,
+    exploration_fraction=0.16,
+    exploration_end=0.04,
 )
+MOUNTAIN_CAR = DQN(
+    env="MountainCar-v0",
+    total_steps=120_000,
+    num_steps=1024,
+    gamma=0.98,
+    hidden=(256, 256),
+    learning_rate=4e-3,
+    replay_capacity=10_000,
+    minibatch_size=128,
+    train_every=16,
+    updates_per_step=0.5,
+    target_every=300,
+    exploration_end=0.07,
+)
+LUNAR_LANDER = DQN(
+    env="LunarLander-v3",
+    total_steps=300_000,
+    num_steps=1024,
+    hidden=(256, 256),
+    learning_rate=6.3e-4,
+    replay_capacity=50_000,
+    learning_starts=0,
+    minibatch_size=128,
+    train_every=4,
+    updates_per_step=1.0,
+    exploration_fraction=0.12,
+    exploration_end=0.1,
+)
+ACROBOT = dataclasses.replace(LUNAR_LANDER, env="Acrobot-v1", total_steps=100_000)
+PRESETS = {
+    "CartPole": CARTPOLE,
+    "MountainCar": MOUNTAIN_CAR,
+    "LunarLander": LUNAR_LANDER,
+    "Acrobot": ACROBOT,
+}
 
 
-def preset(env: str) -> DQN:
-    """The settings for an environment id: tuned ones for CartPole, the defaults for all others."""
-    return dataclasses.replace(CARTPOLE if env.startswith("CartPole-v") else DQN(), env=env)
+def preset(env: str, name: str = "dqn") -> DQN:
+    """The settings for an environment id: the preset of its family, or the defaults; with quantiles as `qr_dqn`."""
+    config = for_family(PRESETS, env, DQN())
+    return dataclasses.replace(config, quantiles=25) if name == "qr_dqn" else config
 
 
 class Learner(NamedTuple):
@@ -111,6 +165,8 @@ def train(
     `network` maps observations to Q-values [N, A] and to [N] numbers that are not used; see
     `telescope.control.agents.networks`. `start` and `allow_inexact` are those of `ppo.train`.
     """
+    if network is not None and config.quantiles:
+        raise ValueError(f"network is given, but quantiles is {config.quantiles}; set quantiles to 0")
     more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
     session = Session(config, resume, Learner, **more)
     update = session.lift(update_agent(config, session.agent), (0, 0, None))
@@ -131,24 +187,32 @@ def train(
 def update_agent(config: DQN, agent: ActorCritic) -> Callable[..., tuple[Learner, Tensor]]:
     """Return one gradient step of one agent on one minibatch, as a pure function."""
 
-    def q_values(vector: Tensor, observations: Tensor) -> Tensor:
-        return agent.policy(agent.layout.unflatten(vector), observations)  # type: ignore[return-value]
+    def q_values(vector: Tensor, observations: Tensor) -> Tensor:  # [M, A, K]
+        if config.quantiles:
+            return agent.value(vector, observations).unflatten(-1, (-1, config.quantiles))
+        return agent.policy(agent.layout.unflatten(vector), observations)[..., None]
+
+    def taken(q: Tensor, actions: Tensor) -> Tensor:  # [M, K]
+        return of_action(q.transpose(-1, -2), actions[:, None])
 
     def targets(old: Learner, batch: Batch) -> Tensor:
-        judging = allowed(q_values(old.target, batch.next_observations), batch.next_masks)  # [M, A]
-        choosing = judging
-        if config.double:
-            choosing = allowed(q_values(old.parameters, batch.next_observations), batch.next_masks)
-        ahead = of_action(judging, choosing.argmax(-1))  # [M]
-        # δ with value 0 is the target r + γ (1 − terminated) Q' [M]
-        discounts: dict[str, Any] = {"terminated": batch.terminated, "gamma": batch.discounts}
-        return td_error(batch.rewards, torch.zeros_like(ahead), ahead, **discounts)
+        judging = q_values(old.target, batch.next_observations)  # [M, A, K]
+        choosing = q_values(old.parameters, batch.next_observations) if config.double else judging
+        ahead = taken(judging, allowed(choosing.mean(-1), batch.next_masks).argmax(-1))  # [M, K]
+        step = (batch.rewards, batch.discounts, batch.terminated)
+        rewards, gamma, terminated = (x[:, None].expand_as(ahead) for x in step)
+        # δ with value 0 is the target R + γ^k (1 − terminated) Q' [M, K]
+        return td_error(rewards, torch.zeros_like(ahead), ahead, terminated=terminated, gamma=gamma)
 
     def loss(vector: Tensor, batch: Batch, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        values = of_action(q_values(vector, batch.observations), batch.actions)  # [M]
+        values = taken(q_values(vector, batch.observations), batch.actions)  # [M, K]
+        if config.quantiles:
+            errors = quantile_huber_loss(values, wanted, config.quantile_huber)  # [M]
+        else:
+            errors = huber_loss(values, wanted)[:, 0]
         weights = mean_weights(batch.live)  # [M]
-        total = (weights * huber_loss(values, wanted)).sum()
-        return total, torch.stack([total, (weights * values).sum()]).detach()
+        total = (weights * errors).sum()
+        return total, torch.stack([total, (weights * values.mean(-1)).sum()]).detach()
 
     def update(old: Learner, batch: Batch, learning_rate: Tensor) -> tuple[Learner, Tensor]:
         wanted = targets(old, batch).detach()  # [M]

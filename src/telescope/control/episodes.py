@@ -42,7 +42,7 @@ class EpisodeSession(Session):
             wraps = [functools.partial(FixedShare, episodes=share) for share in each] * config.seeds
         return Environments.of(config, stream=TRAINING_ENVIRONMENTS, wraps=wraps)
 
-    def collect(self) -> Rollout:
+    def collect(self) -> Rollout:  # type: ignore[override]
         """Collect this iteration's episodes with the current policies."""
         config: Any = self.config
         with self._acting():

@@ -171,10 +171,10 @@ class Session:
         """`value` in this iteration. If it decays, it falls linearly to 0 over the run."""
         return value * (self.remaining if decays else 1.0)
 
-    def collect(self) -> Rollout:
-        """Collect the next rollout with the current policies."""
+    def collect(self, noise: np.ndarray | None = None) -> Rollout:
+        """Collect the next rollout with the current policies, and with this noise [T, S, B, …] if it is given."""
         with self._acting():
-            rollout, self._episodes = self.rollouts.collect(self.agents.actor(self.parameters), self.iteration)
+            rollout, self._episodes = self.rollouts.collect(self.agents.actor(self.parameters), self.iteration, noise)
         return rollout
 
     def play(self, noise: np.ndarray, t: int, act: Act | None = None) -> Transition:

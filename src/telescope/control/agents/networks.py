@@ -131,25 +131,58 @@ def mlp(
     return Network(init, apply, policy, value, broadcasts=True)
 
 
-def q_network(observation_size: int, actions: int, *, hidden: tuple[int, ...], activation: str) -> Network:
-    """A perceptron for Q(s, ·) [N, A], orthogonal weights (gain √2 inside, 1 at the end); its value is max Q(s, a)."""
-    act = ACTIVATIONS[activation]
+def q_network(
+    observation_size: int,
+    actions: int,
+    *,
+    hidden: tuple[int, ...],
+    activation: str,
+    dueling: bool = False,
+    quantiles: int = 0,
+    layer_norm: bool = False,
+) -> Network:
+    """A perceptron for Q(s, ·) [N, A], orthogonal weights (gain √2 inside, 1 at the end); its value is max Q(s, a).
+
+    With `quantiles` K its critic's outputs are the quantiles of all actions [N, A·K], and Q is their mean. With
+    `dueling` Q(s, a) = V(s) + D(s, a) − mean D(s, ·) (Wang et al. 2016, equation 9). `layer_norm` normalises each
+    hidden layer before its activation.
+    """
+    act, count = ACTIVATIONS[activation], quantiles or 1
 
     def init(rng: np.random.Generator) -> Parameters:
         parameters: Parameters = {}
         for layer, (rows, columns) in enumerate(itertools.pairwise((observation_size, *hidden))):
             linear(parameters, f"q.{layer}", rows, columns, 2**0.5, rng)
-        linear(parameters, "q.out", (observation_size, *hidden)[-1], actions, 1.0, rng)
+            if layer_norm:
+                parameters[f"q.{layer}.scale"], parameters[f"q.{layer}.shift"] = (
+                    torch.ones(columns),
+                    torch.zeros(columns),
+                )
+        linear(parameters, "q.out", (observation_size, *hidden)[-1], actions * count, 1.0, rng)
+        if dueling:
+            linear(parameters, "q.value", (observation_size, *hidden)[-1], count, 1.0, rng)
         return parameters
 
-    def policy(parameters: Parameters, x: Array) -> Array:
+    def outputs(parameters: Parameters, x: Array) -> Array:
+        """Quantiles [N, A, K]."""
         for layer in range(len(hidden)):
-            x = act(affine(parameters, f"q.{layer}", x))
-        return affine(parameters, "q.out", x)
+            x = affine(parameters, f"q.{layer}", x)
+            x = act(normalised(parameters, f"q.{layer}", x) if layer_norm else x)
+        q = affine(parameters, "q.out", x)
+        q = q.reshape(*q.shape[:-1], actions, count)
+        if not dueling:
+            return q
+        return affine(parameters, "q.value", x)[..., None, :] + q - q.mean(axis=-2, keepdims=True)
+
+    def policy(parameters: Parameters, x: Array) -> Array:
+        q = outputs(parameters, x)
+        return q.mean(-1) if quantiles else q[..., 0]
 
     def apply(parameters: Parameters, observations: Array) -> tuple[Array, Array]:
-        q = policy(parameters, observations)
-        return q, arrays.library("q", q).amax(q, -1)
+        q = outputs(parameters, observations)
+        if quantiles:
+            return q.mean(-1), q.reshape(*q.shape[:-2], actions * quantiles)
+        return q[..., 0], arrays.library("q", q).amax(q[..., 0], -1)
 
     return Network(init, apply, policy, broadcasts=True)
 
@@ -256,3 +289,10 @@ def orthogonal(rows: int, columns: int, gain: float, rng: np.random.Generator) -
 def affine(parameters: Parameters, name: str, x: Array) -> Array:
     """x W + b, [N, rows] → [N, columns]."""
     return x @ parameters[f"{name}.weight"] + parameters[f"{name}.bias"]
+
+
+def normalised(parameters: Parameters, name: str, x: Array) -> Array:
+    """Layer normalisation (Ba et al. 2016): (x − mean) / √(variance + 1e-5), times a scale, plus a shift."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    return centred * (variance + 1e-5) ** -0.5 * parameters[f"{name}.scale"] + parameters[f"{name}.shift"]

@@ -157,9 +157,9 @@ class Rollouts:
         """A copy, because environments may write into their buffers: exact if it will be normalised, else as seen."""
         return (encoded if self.normaliser.enabled else self.normaliser(encoded)).copy()
 
-    def collect(self, act: Act, iteration: int) -> tuple[Rollout, Episodes]:
+    def collect(self, act: Act, iteration: int, noise: np.ndarray | None = None) -> tuple[Rollout, Episodes]:
         """Run the policy for `num_steps`. A reward or observation that is not finite raises a FloatingPointError."""
-        rollout, finals, noise = self._allocate(), FinalsList(), self.noise(iteration)
+        rollout, finals, noise = self._allocate(), FinalsList(), self.noise(iteration) if noise is None else noise
         episodes = no_episodes(len(self.seeds))
         # this loop is NumPy on small arrays, so each operation costs about a microsecond
         seen, chosen, rewards, terminated, truncated, live = (x.numpy() for x in rollout[:6])

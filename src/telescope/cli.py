@@ -1,4 +1,4 @@
-"""The command line: `telescope train`, `eval`, `plot`, `algorithms` and `doctor`, with errors as one sentence.
+"""The command line: `telescope train`, `eval`, `plot`, `algorithms`, `doctor` and `lab`, with errors as one sentence.
 
 Leaves out the commands themselves (`commands/`).
 """
@@ -19,6 +19,7 @@ from telescope.commands.algorithms import algorithms
 from telescope.commands.arguments import HELP
 from telescope.commands.doctor import doctor
 from telescope.commands.evaluate import evaluate
+from telescope.commands.lab import lab
 from telescope.commands.plot import plot
 from telescope.commands.standins import with_standins
 from telescope.commands.train import train
@@ -35,6 +36,7 @@ USAGE = """usage: telescope COMMAND …
   telescope plot RUN [RUN …] --out FILE     draw learning curves
   telescope algorithms [--json]             list what can be trained
   telescope doctor rollout.npz              find mistakes in a rollout, whatever library made it
+  telescope lab study                       measure every estimator on a world whose truth is known
   telescope --version
 
 Each command explains its flags with --help (telescope train ppo CartPole-v1 --help shows that environment's preset).
@@ -47,6 +49,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plot": plot,
     "algorithms": algorithms,
     "doctor": doctor,
+    "lab": lab,
 }
 
 WORDS = {

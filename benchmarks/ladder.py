@@ -1,4 +1,4 @@
-"""Steps per second of A2C and TRPO against Stable-Baselines3 and sb3-contrib: `python -m benchmarks.ladder`.
+"""Steps per second of A2C, TRPO and DQN against Stable-Baselines3, sb3-contrib and SBX: `python -m benchmarks.ladder`.
 
 Each contestant trains with the same settings in a process of its own, in turns; a row is the median of `--repeats`
 rounds. Ours trains one seed, then eight (two processes, if there are two cores), and the steps of all seeds count.
@@ -24,17 +24,21 @@ class Task(NamedTuple):
     num_steps: int
     warm: int
     timed: int
+    library: str
 
 
 TASKS = (
-    Task("a2c", "CartPole-v1", 16, 16, 100, 300),
-    Task("a2c", "HalfCheetah-v5", 16, 16, 100, 100),
-    Task("trpo", "CartPole-v1", 2, 1024, 3, 10),
-    Task("trpo", "HalfCheetah-v5", 2, 1024, 3, 6),
+    Task("a2c", "CartPole-v1", 16, 16, 100, 300, "Stable-Baselines3"),
+    Task("a2c", "HalfCheetah-v5", 16, 16, 100, 100, "Stable-Baselines3"),
+    Task("trpo", "CartPole-v1", 2, 1024, 3, 10, "sb3-contrib"),
+    Task("trpo", "HalfCheetah-v5", 2, 1024, 3, 6, "sb3-contrib"),
+    Task("dqn", "CartPole-v1", 1, 256, 16, 40, "Stable-Baselines3"),
+    Task("dqn", "CartPole-v1", 1, 256, 16, 40, "SBX"),
 )
 TOTAL = 1_000_000
 """Steps per seed of the run that is timed at its beginning: what ours compiles is decided for the whole run."""
-LIBRARIES = {"a2c": "Stable-Baselines3", "trpo": "sb3-contrib"}
+DQN: dict[str, Any] = {"learning_rate": 2.3e-3, "learning_starts": 1000, "gamma": 0.99}
+"""Settings of DQN that have one name everywhere; the others are those of rl-baselines3-zoo for CartPole."""
 
 
 def ours(task: Task, seeds: int) -> float:
@@ -48,6 +52,7 @@ def ours(task: Task, seeds: int) -> float:
         num_envs=task.num_envs,
         num_steps=task.num_steps,
         total_steps=TOTAL,
+        **(of_dqn() if task.algorithm == "dqn" else {}),
     )
     batch = task.num_envs * task.num_steps
     for metrics in find(task.algorithm).train(config):
@@ -58,6 +63,24 @@ def ours(task: Task, seeds: int) -> float:
     raise AssertionError("the run ended before the time was taken")
 
 
+def of_dqn() -> dict[str, Any]:
+    """Our names of DQN's settings."""
+    learned = {"minibatch_size": 64, "train_every": 256, "updates_per_step": 0.5, "target_every": 128}
+    return {**DQN, **learned, "hidden": (256, 256), "exploration_fraction": 0.16, "exploration_end": 0.04}
+
+
+def their_dqn(task: Task, environments: Any, more: dict[str, Any]) -> Any:
+    """The same settings by their names. Their target network follows between two blocks of gradient steps."""
+    if task.library == "SBX":
+        from sbx import DQN as Model
+    else:
+        from stable_baselines3 import DQN as Model
+    learned = {"buffer_size": 100_000, "batch_size": 64, "train_freq": 256, "gradient_steps": 128}
+    explored = {"exploration_fraction": 0.16, "exploration_final_eps": 0.04, "target_update_interval": 256}
+    shape = {"policy_kwargs": {"net_arch": [256, 256]}}
+    return Model("MlpPolicy", environments, **DQN, **learned, **explored, **shape, **more)
+
+
 def theirs(task: Task) -> float:
     """The same of one model, which is all that they train at once."""
     import torch
@@ -66,14 +89,16 @@ def theirs(task: Task) -> float:
     from stable_baselines3.common.env_util import make_vec_env
 
     torch.set_num_threads(1)  # faster than more, for such small networks
-    more: dict[str, Any] = {"n_steps": task.num_steps, "device": "cpu", "seed": 0}
+    more: dict[str, Any] = {"device": "cpu", "seed": 0}
     environments = make_vec_env(task.env, n_envs=task.num_envs, seed=0)
-    if task.algorithm == "a2c":
-        model: Any = A2C("MlpPolicy", environments, ent_coef=0.01, **more)
+    if task.algorithm == "dqn":
+        model: Any = their_dqn(task, environments, more)
+    elif task.algorithm == "a2c":
+        model = A2C("MlpPolicy", environments, ent_coef=0.01, n_steps=task.num_steps, **more)
     else:
         from sb3_contrib import TRPO
 
-        model = TRPO("MlpPolicy", environments, n_critic_updates=20, **more)  # as many as ours
+        model = TRPO("MlpPolicy", environments, n_critic_updates=20, n_steps=task.num_steps, **more)  # as many as ours
     batch = task.num_envs * task.num_steps
     marks: list[float] = []
 
@@ -115,7 +140,7 @@ def main() -> None:
             task = task._replace(warm=1, timed=2)
         rounds = [[measured(who, task) for who in ("theirs", "1", "8")] for _ in range(chosen.repeats)]
         rival, one, eight = (statistics.median(column) for column in zip(*rounds, strict=True))
-        name = f"{task.algorithm} {task.env}, {task.num_envs} × {task.num_steps}, {LIBRARIES[task.algorithm]}"
+        name = f"{task.algorithm} {task.env}, {task.num_envs} × {task.num_steps}, {task.library}"
         print(
             f"| {name} | {rival:,.0f} | {one:,.0f} | {one / rival:.1f} | {eight:,.0f} | {eight / rival:.1f} |",
             flush=True,

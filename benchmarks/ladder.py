@@ -25,6 +25,7 @@ class Task(NamedTuple):
     warm: int
     timed: int
     library: str
+    settings: str = ""
 
 
 TASKS = (
@@ -32,13 +33,27 @@ TASKS = (
     Task("a2c", "HalfCheetah-v5", 16, 16, 100, 100, "Stable-Baselines3"),
     Task("trpo", "CartPole-v1", 2, 1024, 3, 10, "sb3-contrib"),
     Task("trpo", "HalfCheetah-v5", 2, 1024, 3, 6, "sb3-contrib"),
-    Task("dqn", "CartPole-v1", 1, 256, 16, 40, "Stable-Baselines3"),
-    Task("dqn", "CartPole-v1", 1, 256, 16, 40, "SBX"),
+    Task("dqn", "CartPole-v1", 1, 256, 16, 32, "Stable-Baselines3", "zoo"),
+    Task("dqn", "CartPole-v1", 1, 256, 16, 32, "SBX", "zoo"),
+    Task("dqn", "CartPole-v1", 1, 256, 16, 32, "Stable-Baselines3", "small"),
+    Task("dqn", "CartPole-v1", 1, 256, 16, 32, "SBX", "small"),
 )
 TOTAL = 1_000_000
 """Steps per seed of the run that is timed at its beginning: what ours compiles is decided for the whole run."""
+
+
+class Off(NamedTuple):
+    """Settings of DQN: a network's widths, and gradient steps in blocks between environment steps."""
+
+    widths: tuple[int, int]
+    every: int
+    updates: int
+
+
+OFF = {"zoo": Off((256, 256), 256, 128), "small": Off((64, 64), 4, 1)}
+"""Those of rl-baselines3-zoo for CartPole, and Stable-Baselines3's default network and frequencies."""
 DQN: dict[str, Any] = {"learning_rate": 2.3e-3, "learning_starts": 1000, "gamma": 0.99}
-"""Settings of DQN that have one name everywhere; the others are those of rl-baselines3-zoo for CartPole."""
+"""Settings of DQN that have one name everywhere."""
 
 
 def ours(task: Task, seeds: int) -> float:
@@ -52,7 +67,7 @@ def ours(task: Task, seeds: int) -> float:
         num_envs=task.num_envs,
         num_steps=task.num_steps,
         total_steps=TOTAL,
-        **(of_dqn() if task.algorithm == "dqn" else {}),
+        **(of_dqn(task) if task.algorithm == "dqn" else {}),
     )
     batch = task.num_envs * task.num_steps
     for metrics in find(task.algorithm).train(config):
@@ -63,10 +78,11 @@ def ours(task: Task, seeds: int) -> float:
     raise AssertionError("the run ended before the time was taken")
 
 
-def of_dqn() -> dict[str, Any]:
+def of_dqn(task: Task) -> dict[str, Any]:
     """Our names of DQN's settings."""
-    learned = {"minibatch_size": 64, "train_every": 256, "updates_per_step": 0.5, "target_every": 128}
-    return {**DQN, **learned, "hidden": (256, 256), "exploration_fraction": 0.16, "exploration_end": 0.04}
+    widths, every, updates = OFF[task.settings]
+    learned = {"minibatch_size": 64, "train_every": every, "updates_per_step": updates / every, "target_every": 128}
+    return {**DQN, **learned, "hidden": widths, "exploration_fraction": 0.16, "exploration_end": 0.04}
 
 
 def their_dqn(task: Task, environments: Any, more: dict[str, Any]) -> Any:
@@ -75,9 +91,10 @@ def their_dqn(task: Task, environments: Any, more: dict[str, Any]) -> Any:
         from sbx import DQN as Model
     else:
         from stable_baselines3 import DQN as Model
-    learned = {"buffer_size": 100_000, "batch_size": 64, "train_freq": 256, "gradient_steps": 128}
-    explored = {"exploration_fraction": 0.16, "exploration_final_eps": 0.04, "target_update_interval": 256}
-    shape = {"policy_kwargs": {"net_arch": [256, 256]}}
+    widths, every, updates = OFF[task.settings]
+    learned = {"buffer_size": 100_000, "batch_size": 64, "train_freq": every, "gradient_steps": updates}
+    explored = {"exploration_fraction": 0.16, "exploration_final_eps": 0.04}
+    shape = {"policy_kwargs": {"net_arch": list(widths)}, "target_update_interval": 128 * every // updates}
     return Model("MlpPolicy", environments, **DQN, **learned, **explored, **shape, **more)
 
 
@@ -140,7 +157,8 @@ def main() -> None:
             task = task._replace(warm=1, timed=2)
         rounds = [[measured(who, task) for who in ("theirs", "1", "8")] for _ in range(chosen.repeats)]
         rival, one, eight = (statistics.median(column) for column in zip(*rounds, strict=True))
-        name = f"{task.algorithm} {task.env}, {task.num_envs} × {task.num_steps}, {task.library}"
+        how = f"{task.num_envs} × {task.num_steps}, {task.library} {task.settings}".strip()
+        name = f"{task.algorithm} {task.env}, {how}"
         print(
             f"| {name} | {rival:,.0f} | {one:,.0f} | {one / rival:.1f} | {eight:,.0f} | {eight / rival:.1f} |",
             flush=True,

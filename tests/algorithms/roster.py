@@ -528,6 +528,7 @@ ROSTER = {
             "target_every": 3,
             "double": True,
             "dueling": True,
+            "layer_norm": True,
             "quantiles": 5,
             "quantile_huber": 0.1,
             "exploration_start": 0.5,

@@ -237,6 +237,16 @@ def test_a_full_buffer_that_is_restored_goes_on_after_its_newest_step(n):
         require_right(restored, steps, world, n)
 
 
+def test_a_million_steps_of_half_cheetah_of_eight_seeds_are_less_than_a_gigabyte():
+    shape, kinds = (8, 1), {"observations": (17, np.float32), "actions": (6, np.float32)}
+    seen, acted = (np.zeros((*shape, size), kind) for size, kind in kinds.values())
+    flag = np.zeros(shape, bool)
+    replay = Replay(1000, 8, 1)
+    replay.add(Transition(seen, acted, np.zeros(shape), flag, flag, ~flag, seen, None))
+    arrays = [*replay._steps.values(), replay._stops, *replay._frames.ring.values(), replay._frames.number]
+    assert sum(x.nbytes for x in arrays) * 1000 < 10**9
+
+
 def test_a_buffer_of_less_than_one_step_is_refused():
     with pytest.raises(ValueError, match="one step of 3 environments adds 3"):
         Replay(2, 2, 3)

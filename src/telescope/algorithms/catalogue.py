@@ -33,6 +33,7 @@ REINFORCE = "CartPole-v1, eight seeds, last 100 episodes of training: 499.9 afte
 A2C = "CartPole-v1, eight seeds, 500,000 steps: each ends with 500 in all of 100 evaluation episodes"
 PPO = "All 128 seeds end with 500 in every one of their 100 evaluation episodes"
 DQN = "episodes of four seeds lasted 80 to 150 steps after 46,080 steps of training"
+PQN = "eight seeds, 200,000 steps: each ends with 500 in all of 100 evaluation episodes"
 SUMS = "end at 96 to 99.7 % of the held-out sums of lm/addition"
 GRPO = "grpo on CartPole-v1, eight seeds, last 100 episodes of training: 498.9 after 200k steps"
 
@@ -66,7 +67,7 @@ CATALOGUE = tuple(
         ("sac", "environment", "Haarnoja et al. 2018, arXiv 1801.01290", "off-policy", "Discrete, Box", "sac.md", ""),
         ("crossq", "environment", "Bhatt et al. 2024, arXiv 1902.05605", "off-policy", "Discrete, Box", "sac.md", ""),
         ("qr_dqn", "environment", "Dabney et al. 2017, arXiv 1710.10044", "off-policy", "Discrete", "dqn.md", ""),
-        ("pqn", "environment", "Gallici et al. 2024, arXiv 2407.04811", "on-policy", "Discrete", "pqn.md", ""),
+        ("pqn", "environment", "Gallici et al. 2024, arXiv 2407.04811", "on-policy", "Discrete", "pqn.md", PQN),
         ("sft", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),
         ("reward_model", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),
         ("ppo", "language task", RLHF, "on-policy", TOKENS, LANGUAGE, SUMS),

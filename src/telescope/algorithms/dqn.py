@@ -47,6 +47,8 @@ class DQN(OffPolicyConfig, ExploringConfig):
     """Double DQN: the Q-network chooses the next action, the target network evaluates it (van Hasselt et al. 2016)."""
     dueling: bool = False
     """Dueling heads: Q(s, a) is a state value plus an advantage whose mean is 0 (Wang et al. 2016)."""
+    layer_norm: bool = False
+    """Normalise each hidden layer before its activation."""
     quantiles: int = 0
     """Number of quantiles of the return to learn for each action (QR-DQN). 0: learn its mean."""
     quantile_huber: float = 1.0
@@ -67,8 +69,15 @@ class DQN(OffPolicyConfig, ExploringConfig):
 
     def network(self, observation_size: int, action_space: gym.Space) -> Network:
         """A perceptron that returns Q-values of all actions."""
-        outputs, shape = self.head(action_space).outputs, {"hidden": self.hidden, "activation": self.activation}
-        return q_network(observation_size, outputs, **shape, dueling=self.dueling, quantiles=self.quantiles)  # type: ignore[arg-type]
+        return q_network(
+            observation_size,
+            self.head(action_space).outputs,
+            hidden=self.hidden,
+            activation=self.activation,
+            dueling=self.dueling,
+            quantiles=self.quantiles,
+            layer_norm=self.layer_norm,
+        )
 
     def state_values(self, outputs: Tensor) -> Tensor:
         """Return max Q(s, ·) [N] for the critic's outputs."""

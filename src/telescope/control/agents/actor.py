@@ -98,6 +98,7 @@ class Agents:
         self._evaluate = self._for_all(agent.evaluate, (0, 0, 0, 0))
         self._value = self._for_all(agent.value, (0, 0))
         self._act = self._for_all(agent.act, (0, 0, 0, 0), compiled)
+        self._latest: tuple[Tensor, Act] | None = None
 
     def _for_all(self, function: Any, in_dims: tuple[int, ...], compiled: bool = False) -> Any:
         return function if self._broadcasts else lift(function, in_dims, compiled=compiled, notes=self._notes)
@@ -140,9 +141,16 @@ class Agents:
     def actor(self, parameters: Tensor) -> Act:
         """Return the policies with these parameters [S, P] as a function of NumPy arrays. Reads the parameters once.
 
+        The same tensor again gives the same function: no update changes a tensor in place.
+
         A perceptron's arithmetic takes a few microseconds; torch spends several times as long on finding its kernels.
         So a network that broadcasts runs in NumPy on the CPU, wherever the parameters are.
         """
+        if self._latest is None or self._latest[0] is not parameters:
+            self._latest = parameters, self._actor(parameters)
+        return self._latest[1]
+
+    def _actor(self, parameters: Tensor) -> Act:
         if self._broadcasts:
             named = self.agent.layout.unflatten(parameters.cpu().numpy())
             remember = self.agent.network.remember

@@ -28,6 +28,7 @@ class Frames:
         self.aside = {name: np.zeros((seeds, 8, *x.shape[2:]), x.dtype) for name, x in like.items()}
         self.number = np.full((seeds, self.rows, envs), -1, np.int32)
         """[S, R + 1, B], the number among the frames aside of what the step before this row led to; -1: this frame."""
+        self._none = np.zeros((seeds, envs), bool)
         self.added, self.dropped = np.zeros(seeds, np.int64), np.zeros(seeds, np.int64)
         """[S] frames aside so far, and those of them that belong to overwritten rows. The first to come go first."""
 
@@ -40,13 +41,16 @@ class Frames:
         breaks = self._differs(here, frame)
         if time > 0 and breaks.any():
             self.number[:, here] = self._put_aside(breaks, {name: x[:, here] for name, x in self.ring.items()})
-        self.dropped += (self.number[:, there] >= 0).sum(1)
-        self.number[:, there] = -1
+        if time + 1 >= self.rows:  # the ring is full
+            self.dropped += (self.number[:, there] >= 0).sum(1)
+            self.number[:, there] = -1
         for name, ring in self.ring.items():
             ring[:, here], ring[:, there] = frame[name], successor[name]
         return breaks
 
     def _differs(self, row: int, frame: Frame) -> np.ndarray:
+        if all(np.array_equal(ring[:, row], frame[name]) for name, ring in self.ring.items()):  # usually, and fast
+            return self._none
         differs = [ring[:, row] != frame[name] for name, ring in self.ring.items()]
         return np.any([x.reshape(*x.shape[:2], -1).any(-1) for x in differs], axis=0)
 

@@ -1,4 +1,4 @@
-"""Steps per second of A2C, TRPO and DQN against Stable-Baselines3, sb3-contrib and SBX: `python -m benchmarks.ladder`.
+"""Steps per second of A2C, TRPO, DQN and SAC against other libraries: `python -m benchmarks.ladder`.
 
 Each contestant trains with the same settings in a process of its own, in turns; a row is the median of `--repeats`
 rounds. Ours trains one seed, then eight (two processes, if there are two cores), and the steps of all seeds count.
@@ -37,6 +37,8 @@ TASKS = (
     Task("dqn", "CartPole-v1", 1, 256, 16, 32, "SBX", "zoo"),
     Task("dqn", "CartPole-v1", 1, 256, 16, 32, "Stable-Baselines3", "small"),
     Task("dqn", "CartPole-v1", 1, 256, 16, 32, "SBX", "small"),
+    Task("sac", "HalfCheetah-v5", 1, 100, 4, 8, "Stable-Baselines3"),
+    Task("sac", "HalfCheetah-v5", 1, 100, 4, 8, "SBX"),
 )
 TOTAL = 1_000_000
 """Steps per seed of the run that is timed at its beginning: what ours compiles is decided for the whole run."""
@@ -55,6 +57,9 @@ OFF = {"zoo": Off((256, 256), 256, 128), "small": Off((64, 64), 4, 1)}
 DQN: dict[str, Any] = {"learning_rate": 2.3e-3, "learning_starts": 1000, "gamma": 0.99}
 """Settings of DQN that have one name everywhere."""
 
+SAC = {"learning_starts": 200}
+"""Of SAC, where a timing may begin early; all else is the default of everybody."""
+
 
 def ours(task: Task, seeds: int) -> float:
     """Environment steps per second of all seeds together, after the first iterations."""
@@ -67,7 +72,7 @@ def ours(task: Task, seeds: int) -> float:
         num_envs=task.num_envs,
         num_steps=task.num_steps,
         total_steps=TOTAL,
-        **(of_dqn(task) if task.algorithm == "dqn" else {}),
+        **(of_dqn(task) if task.algorithm == "dqn" else SAC if task.algorithm == "sac" else {}),
     )
     batch = task.num_envs * task.num_steps
     for metrics in find(task.algorithm).train(config):
@@ -98,6 +103,15 @@ def their_dqn(task: Task, environments: Any, more: dict[str, Any]) -> Any:
     return Model("MlpPolicy", environments, **DQN, **learned, **explored, **shape, **more)
 
 
+def their_sac(task: Task, environments: Any, more: dict[str, Any]) -> Any:
+    """Both have our defaults: two layers of 256, minibatches of 256, a gradient step for each environment step."""
+    if task.library == "SBX":
+        from sbx import SAC as Model
+    else:
+        from stable_baselines3 import SAC as Model
+    return Model("MlpPolicy", environments, **SAC, **more)
+
+
 def theirs(task: Task) -> float:
     """The same of one model, which is all that they train at once."""
     import torch
@@ -105,11 +119,14 @@ def theirs(task: Task) -> float:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
 
-    torch.set_num_threads(1)  # faster than more, for such small networks
+    # one is faster than more for small networks; those of SAC are wide enough for all
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if task.algorithm == "sac" else 1)
     more: dict[str, Any] = {"device": "cpu", "seed": 0}
     environments = make_vec_env(task.env, n_envs=task.num_envs, seed=0)
     if task.algorithm == "dqn":
         model: Any = their_dqn(task, environments, more)
+    elif task.algorithm == "sac":
+        model = their_sac(task, environments, more)
     elif task.algorithm == "a2c":
         model = A2C("MlpPolicy", environments, ent_coef=0.01, n_steps=task.num_steps, **more)
     else:
@@ -121,13 +138,14 @@ def theirs(task: Task) -> float:
 
     class Watch(BaseCallback):
         def _on_rollout_start(self) -> None:
-            marks.append(time.perf_counter())
+            if self.num_timesteps >= task.warm * batch:  # a rollout of DQN may be shorter than an iteration of ours
+                marks.append(time.perf_counter())
 
         def _on_step(self) -> bool:
             return True
 
     model.learn((task.warm + task.timed) * batch, callback=Watch())
-    return task.timed * batch / (time.perf_counter() - marks[task.warm])
+    return task.timed * batch / (time.perf_counter() - marks[0])
 
 
 def measured(who: str, task: Task) -> float:

@@ -26,6 +26,7 @@ from telescope.control.agents.distributions import (
 from telescope.control.agents.layout import Layout
 from telescope.control.agents.networks import mlp
 from telescope.control.agents.twins import BATCH_EPS, MOMENTUM, batch_renormalised, with_twins
+from telescope.control.execution import threads_that_pay
 from telescope.control.experience.draws import Draws
 from telescope.control.experience.rollout import no_episodes
 from telescope.control.training import Session
@@ -160,6 +161,27 @@ def test_batch_normalisation_is_torchs_and_renormalisation_is_by_the_running_sta
     x.requires_grad_()
     batch_renormalised(x, mean, variance, weights, yes)[0].sum().backward()
     torch.testing.assert_close(x.grad, torch.zeros_like(x), atol=1e-12, rtol=0)  # a batch's sum is constant: r, d too
+
+
+def test_renormalisation_has_the_gradient_of_normalisation_times_r():
+    generator = torch.Generator().manual_seed(4)
+    x, slope = (torch.randn(1, 9, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    mean, variance = torch.zeros(1, 1, 2), torch.full((1, 1, 2), 1.5)
+    weights, gradients = torch.full((9,), 1 / 9), {}
+    for how in (False, True):
+        leaf = x.clone().requires_grad_()
+        batch_renormalised(leaf, mean, variance, weights, torch.tensor(how))[0].backward(slope)
+        gradients[how] = leaf.grad
+    r = ((x.var(1, correction=0, keepdim=True) + BATCH_EPS) / (1.5 + BATCH_EPS)).sqrt()
+    torch.testing.assert_close(gradients[True], r * gradients[False], rtol=1e-5, atol=1e-7)
+
+
+def test_twins_begin_apart():
+    network = with_twins(mlp(3, 2), 3, 1, continuous=True, hidden=(4,), norm="batch")
+    named = network.init(np.random.default_rng(0))
+    assert not torch.equal(*named["value.0.weight"])
+    assert named["value.0.weight"].shape == (2, 4, 4)
+    assert (named["statistics.1.variance"] == 1).all()
 
 
 def test_samples_that_do_not_count_have_no_part_in_statistics():
@@ -479,6 +501,16 @@ def test_action_spaces_that_it_cannot_act_in_are_refused(space, message):
 def test_settings_that_cannot_work_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **changed)
+
+
+def test_wide_networks_are_worth_threads(monkeypatch):
+    monkeypatch.setattr("telescope.control.execution.processors", lambda: 4)
+    monkeypatch.setattr("telescope.control.execution.most_threads", lambda: 8)
+    config = SAC(env="Pendulum-v1")
+    assert threads_that_pay(config, 1) == 4
+    assert threads_that_pay(dataclasses.replace(config, seeds=4), 4) == 1
+    assert threads_that_pay(dataclasses.replace(config, hidden=(64, 64)), 1) == 1
+    assert threads_that_pay(dataclasses.replace(config, hidden=(64, 64), critic_hidden=(256,)), 1) == 4
 
 
 def test_presets():

@@ -94,6 +94,11 @@ class SAC(OffPolicyConfig):
         if self.entropy_target is not None:
             checks.unread(self, "entropy_share", "leave entropy_target at none", "entropy_target is set")
 
+    @property
+    def samples_to_share(self) -> int:
+        """Samples of networks with 64 units whose gradient step takes as long, by which threads are chosen."""
+        return self.minibatch_size * (max(*self.hidden, *(self.critic_hidden or ())) // 64) ** 2
+
     def head(self, action_space: gym.Space) -> Distribution:
         """tanh of a Gaussian in a Box, softmax in a Discrete space."""
         return soft_head(action_space)

@@ -75,7 +75,8 @@ def threads_that_pay(config: ControlConfig, processes: int) -> int:
 
     OMP_NUM_THREADS is an upper bound.
     """
-    samples = -(-config.seeds // processes) * getattr(config, "minibatch_size", 0)
+    minibatch = getattr(config, "samples_to_share", getattr(config, "minibatch_size", 0))
+    samples = -(-config.seeds // processes) * minibatch
     share = processors() // processes if samples >= SAMPLES_WORTH_SHARING else 1
     return max(1, min(share, 4, most_threads()))
 

@@ -54,6 +54,9 @@ ALGORITHMS = {
     "dqn": {"CartPole-v1": 50_000, "MountainCar-v0": 120_000, "LunarLander-v3": 300_000},
     "qr_dqn": {"Acrobot-v1": 100_000},
     "pqn": {"CartPole-v1": 200_000},
+    "sarsa_lambda": {"CartPole-v1": 100_000, "Acrobot-v1": 100_000, "MountainCar-v0": 40_000},
+    "stream_ac": CLASSIC | {env: MUJOCO[env] for env in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")},
+    "stream_q": {env: CLASSIC[env] for env in ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3")},
     "gradient_ppo": {"CartPole-v1": 100_000, "HalfCheetah-v5": 1_000_000, "Hopper-v5": 1_000_000},
 }
 

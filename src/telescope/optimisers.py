@@ -150,3 +150,15 @@ def clip_by_norm(gradient: Tensor, max_norm: float | None) -> tuple[Tensor, Tens
 def polyak(old: Tensor, new: Tensor, rate: float) -> Tensor:
     """The running average θ̄ ← θ̄ + τ (θ − θ̄) (Polyak & Juditsky 1992), by which a target network follows; τ = `rate`."""
     return old + rate * (new - old)
+
+
+def obgd_step_size(delta: Tensor, trace_norm: Tensor, learning_rate: Tensor, *, kappa: float) -> Tensor:
+    """The step size of θ ← θ + α' δ e that cannot overshoot (Elsayed et al. 2024, arXiv 2410.14606, ObGD).
+
+        α' = α / max(1, α κ δ̄ ‖e‖₁),   δ̄ = max(|δ|, 1)
+
+    `trace_norm` is ‖e‖₁. The step changes no prediction whose gradient has entries within ±1 by more than 1/κ, and so
+    δ by no more than that share of δ̄.
+    """
+    bound = kappa * delta.abs().clamp(min=1) * trace_norm
+    return learning_rate / (learning_rate * bound).clamp(min=1)

@@ -23,10 +23,16 @@ from telescope.algorithms import (
     reward_model,
     rlhf,
     sac,
+    sarsa_lambda,
     sft,
+    stream_ac,
+    stream_q,
+    stream_td,
+    td_lambda,
     trpo,
 )
 from telescope.control.config import OnPolicyConfig
+from telescope.control.streaming import StreamConfig
 from telescope.language.models import causal as models
 from worlds import Edge, Masked, Recall
 
@@ -50,6 +56,8 @@ class Row(NamedTuple):
     """Fields that change neither rows nor state, with the reason."""
     gradient_steps: bool = True
     """Whether it makes steps with a learning rate, in epochs if it has them."""
+    judges: bool = False
+    """Whether it learns the values of a policy that does not change, so that evaluations do not either."""
     samplers: tuple[dict[str, Any], ...] = ()
     """Settings under which actions or tokens are drawn; the first update has ratio 1 under each of them."""
 
@@ -224,6 +232,46 @@ FRESH = pqn.PQN(
     lam=0.8,
     epochs=2,
 )
+TILES = sarsa_lambda.SarsaLambda(
+    env="CartPole-v1",
+    env_kwargs={"max_episode_steps": 30},
+    seeds=2,
+    seed=3,
+    total_steps=64,
+    num_steps=16,
+    tilings=2,
+    tiles=2,
+    trace="dutch",
+    learning_rate=0.1,
+    eval_every=32,
+    eval_episodes=2,
+    eval_max_steps=20,
+    normalise_observations=True,
+    clip_observations=3.0,
+    exploration_start=0.8,
+    exploration_end=0.3,
+    exploration_fraction=0.5,
+    vectorization="sync",
+    threads=1,
+    compile="off",
+)
+STREAM = stream_ac.StreamAC(
+    env="Pendulum-v1",
+    env_kwargs={"max_episode_steps": 9},
+    seeds=2,
+    seed=3,
+    total_steps=64,
+    num_steps=16,
+    hidden=(8,),
+    sparsity=0.5,
+    policy_kappa=30.0,
+    entropy_coefficient=0.1,
+    eval_every=32,
+    eval_episodes=2,
+    eval_max_steps=8,
+    threads=1,
+    compile="off",
+)
 CONTROL = {
     "env": "MountainCarContinuous-v0",
     "seeds": 1,
@@ -241,6 +289,41 @@ CONTROL = {
     "eval_max_steps": 4,
 }
 """Fields of `ControlConfig`, for every algorithm on environments."""
+STREAMING = {
+    "num_envs": 2,
+    "num_steps": 8,
+    "gamma": 0.5,
+    "learning_rate": 1e-3,
+    "anneal_learning_rate": True,
+    "normalise_observations": False,
+    "clip_observations": 0.01,
+    "normalise_rewards": False,
+    "clip_rewards": 0.01,
+    "lam": 0.5,
+    "kappa": 9.0,
+    "hidden": (4,),
+    "sparsity": 0.0,
+}
+"""Fields of `StreamConfig`, besides."""
+LINEAR = {
+    "env": "Acrobot-v1",
+    "env_kwargs": {"max_episode_steps": 5},
+    "num_envs": 2,
+    "num_steps": 8,
+    "gamma": 0.5,
+    "learning_rate": 1e-3,
+    "anneal_learning_rate": True,
+    "normalise_observations": False,
+    "clip_observations": 0.01,
+    "lam": 0.5,
+    "trace": "accumulating",
+    "true_online": True,
+    "features": "tabular",
+    "tilings": 3,
+    "tiles": 3,
+    "fourier_order": 2,
+}
+"""Fields of `LinearConfig`, besides; with an environment whose actions can be counted."""
 UNSEEN = {
     "compile": "the same steps, faster; tests/algorithms/test_ppo.py compiles",
     "processes": "the same seeds elsewhere; tests/control/test_spread.py spreads them",
@@ -591,6 +674,90 @@ ROSTER = {
         -1.5,
         other=SAC_FIELDS | {"policy_delay": 1, "adam_beta": 0.9},
         inert=UNSEEN | {"entropy_share": "of discrete actions: the row before has them"},
+    ),
+    "td_lambda": Row(
+        td_lambda,
+        td_lambda.TDLambda(
+            **{
+                field.name: getattr(TILES, field.name)
+                for field in dataclasses.fields(sarsa_lambda.SarsaLambda)
+                if not field.name.startswith("exploration")
+            },
+            policy="random",
+        ),
+        {"env": "MountainCar-v0", "env_kwargs": {}, "total_steps": 2000, "num_steps": 100, "gamma": 0.8}
+        | {"normalise_observations": False, "eval_every": 0},
+        "td_error",
+        0.3,
+        better="lower",
+        judges=True,
+        other=CONTROL | LINEAR | {"policy": "runs/nowhere"},
+        inert=UNSEEN,
+    ),
+    "sarsa_lambda": Row(
+        sarsa_lambda,
+        TILES,
+        {"env": Masked, "env_kwargs": {}, "total_steps": 1600, "normalise_observations": False, "eval_every": 0}
+        | {"gamma": 0.5, "exploration_end": 0.0},
+        "return_mean",
+        9.0,
+        other=CONTROL | LINEAR | {"exploration_start": 0.5, "exploration_end": 0.9, "exploration_fraction": 0.9},
+        inert=UNSEEN,
+    ),
+    "stream_ac": Row(
+        stream_ac,
+        STREAM,
+        {"env": Masked, "env_kwargs": {}, "total_steps": 2400, "num_steps": 100, "hidden": (32,), "eval_every": 0}
+        | {"gamma": 0.5, "policy_kappa": 2.0, "entropy_coefficient": 0.01},
+        "return_mean",
+        9.0,
+        gradient_steps=False,  # a bounded step cannot diverge
+        other=CONTROL | STREAMING | {"policy_kappa": 9.0, "entropy_coefficient": 0.0, "action_bounds": "squash"},
+        inert=UNSEEN,
+    ),
+    "stream_q": Row(
+        stream_q,
+        stream_q.StreamQ(
+            **{
+                field.name: getattr(STREAM, field.name)
+                for field in dataclasses.fields(StreamConfig)
+                if field.name not in ("env", "env_kwargs", "vectorization", "eval_max_steps", "seed")
+            },
+            seed=5,
+            env="CartPole-v1",
+            env_kwargs={"max_episode_steps": 30},
+            eval_max_steps=20,
+            vectorization="sync",
+            exploration_start=0.8,
+            exploration_end=0.3,
+            exploration_fraction=0.5,
+        ),
+        {"env": Masked, "env_kwargs": {}, "total_steps": 2400, "num_steps": 100, "hidden": (32,), "eval_every": 0}
+        | {"gamma": 0.5, "exploration_end": 0.0},
+        "return_mean",
+        9.0,
+        gradient_steps=False,
+        other=CONTROL
+        | STREAMING
+        | {"env": "Acrobot-v1", "env_kwargs": {"max_episode_steps": 5}}
+        | {"exploration_start": 0.5, "exploration_end": 0.9, "exploration_fraction": 0.9},
+        inert=UNSEEN,
+    ),
+    "stream_td": Row(
+        stream_td,
+        stream_td.StreamTD(
+            **{field.name: getattr(STREAM, field.name) for field in dataclasses.fields(StreamConfig)},
+            policy="random",
+        ),
+        {"env": "MountainCar-v0", "env_kwargs": {}, "total_steps": 2000, "num_steps": 100, "gamma": 0.8}
+        | {"normalise_rewards": False, "eval_every": 0},
+        "td_error",
+        0.3,
+        better="lower",
+        gradient_steps=False,
+        judges=True,
+        other=CONTROL | STREAMING | {"policy": "runs/nowhere"},
+        inert=UNSEEN,
     ),
     "grpo": Row(
         grpo,

@@ -19,6 +19,7 @@ from telescope.commands.evaluate import AnswerOptions, EvalOptions
 from telescope.commands.plot import PlotOptions
 
 CONTROL = [name for name in ROSTER if name not in LANGUAGE]
+IMPROVES = [name for name in CONTROL if not ROSTER[name].judges]
 REWARD = "def ones(completions, **_):\n    return [text[:4].count('1') / 4 for text in completions]\n"
 MEASURED = {"grpo": "reward", "rlhf": "reward", "sft": "exact_match", "reward_model": "accuracy"}
 """What an evaluation of each run measures and its training has moved."""
@@ -80,7 +81,7 @@ def test_an_evaluation_finds_what_training_measured_last(name, runs):
     np.testing.assert_allclose(found, evaluations(run)[:, -1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", CONTROL)
+@pytest.mark.parametrize("name", IMPROVES)
 def test_the_best_agents_are_those_that_evaluated_best(name, runs):
     """With the statistics of their time: observations are normalised, and these go on changing."""
     run = runs(name)
@@ -90,7 +91,7 @@ def test_the_best_agents_are_those_that_evaluated_best(name, runs):
     np.testing.assert_allclose(policy.evaluate(policy.config.eval_episodes).returns.mean(axis=1), best, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", CONTROL)
+@pytest.mark.parametrize("name", IMPROVES)
 def test_the_best_agents_survive_a_resume(name, runs, tmp_path):
     config = telescope.load(runs(name)).config
     half = dataclasses.replace(config, total_steps=config.total_steps // 2)
@@ -144,8 +145,7 @@ def measured(capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.*evaluation episodes were cut:UserWarning")
-@pytest.mark.parametrize("flag", EVAL)
-@pytest.mark.parametrize("name", CONTROL)
+@pytest.mark.parametrize(("name", "flag"), [(x, y) for x in CONTROL for y in EVAL if x in IMPROVES or y != "best"])
 def test_every_flag_of_eval_changes_what_is_measured(name, flag, runs, measured):
     few = [] if flag == "episodes" else ["--episodes", "2"]
     assert measured(runs(name), *few, *EVAL[flag]) != measured(runs(name), "--episodes", "2")

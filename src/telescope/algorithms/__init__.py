@@ -21,6 +21,11 @@ CONFIGS = {
     "dqn": "DQN",
     "sac": "SAC",
     "pqn": "PQN",
+    "td_lambda": "TDLambda",
+    "sarsa_lambda": "SarsaLambda",
+    "stream_ac": "StreamAC",
+    "stream_q": "StreamQ",
+    "stream_td": "StreamTD",
     "grpo": "GRPO",
     "rlhf": "RLHF",
     "sft": "SFT",
@@ -35,6 +40,8 @@ PRESETS = {
     "qr_dqn": "dqn",
     "gradient_ppo": "ppo",
     "crossq": "sac",
+    "true_online_td_lambda": "td_lambda",
+    "true_online_sarsa_lambda": "sarsa_lambda",
     **dict.fromkeys(("dr_grpo", "dapo", "gspo", "gspo_token", "rloo", "cispo", "reinforce"), "grpo"),
 }
 """Presets with a name of their own on the command line → their module. Its `preset` takes the name as `name`."""

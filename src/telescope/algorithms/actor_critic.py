@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -23,6 +23,7 @@ from telescope.control.agents.distributions import of_action
 from telescope.control.agents.networks import Network
 from telescope.control.config import MUJOCO_FAMILY, PolicyConfig, for_family
 from telescope.control.experience.credit import mean_weights
+from telescope.control.experience.steps import Batch, step_of
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
@@ -87,19 +88,6 @@ def preset(env: str) -> OneStep:
     return for_family(PRESETS, env, OneStep())
 
 
-class Batch(NamedTuple):
-    """One step of one agent's environments; those of the population have S in front."""
-
-    observations: Tensor  # [B, D] as the policy saw them
-    actions: Tensor  # [B, …]
-    rewards: Tensor  # [B] scaled if the run scales rewards
-    terminated: Tensor  # [B] bool
-    live: Tensor  # [B] bool, False on the row that a NEXT_STEP autoreset inserts
-    next_observations: Tensor  # [B, D] of the state that the step led to
-    action_masks: Tensor | None  # [B, A] bool, True = allowed
-    next_masks: Tensor | None  # [B, A] bool, actions allowed there
-
-
 STATISTICS = ("policy_loss", "value_loss", "entropy", "gradient_norm")
 
 
@@ -130,25 +118,6 @@ def train(
             statistics.append(row)
         rate = np.full(config.seeds, learning_rate)
         yield session.finish({**mean_statistics(STATISTICS, statistics), "learning_rate": rate})
-
-
-def step_of(session: Session, noise: np.ndarray, t: int) -> Batch:
-    """Play one step of all environments: what was seen, done and reached [S, B, …]."""
-    rollouts = session.rollouts
-    seen, masks = rollouts.seen
-    played = session.play(noise, t)
-    rewards = rollouts.scaler(played.rewards, played.terminated | played.truncated, played.mask)
-    batch = Batch(
-        observations=torch.from_numpy(seen),
-        actions=torch.tensor(played.actions),
-        rewards=torch.from_numpy(np.float32(rewards)),
-        terminated=torch.tensor(played.terminated),
-        live=torch.tensor(played.mask),
-        next_observations=torch.tensor(rollouts.normaliser(played.next_observations)),
-        action_masks=None if masks is None else torch.from_numpy(masks),
-        next_masks=None if played.next_masks is None else torch.from_numpy(played.next_masks),
-    )
-    return session.to_device(batch)  # type: ignore[no-any-return]
 
 
 def update_agent(config: OneStep, agent: ActorCritic) -> Callable[..., tuple[Learner, Tensor]]:

@@ -28,6 +28,8 @@ class Entry(NamedTuple):
 ALL, TOKENS = "Discrete, MultiDiscrete, MultiBinary, Box", "tokens"
 QUANTILES, GROUPS, LANGUAGE, ROWS = "quantile_critics.md", "groups.md", "language.md", "objectives.md"
 GRADIENT = "gradient_ppo.md"
+SARSA, TRUE_ONLINE = "Sutton & Barto 2018, section 12.7", "van Seijen et al. 2016, JMLR 17"
+STREAM = "Elsayed et al. 2024, arXiv 2410.14606"
 RLHF, GSPO = "Ouyang et al. 2022, arXiv 2203.02155", "Zheng et al. 2025, arXiv 2507.18071"
 REINFORCE = "CartPole-v1, eight seeds, last 100 episodes of training: 499.9 after 500k steps"
 A2C = "CartPole-v1, eight seeds, 500,000 steps: each ends with 500 in all of 100 evaluation episodes"
@@ -68,6 +70,13 @@ CATALOGUE = tuple(
         ("crossq", "environment", "Bhatt et al. 2024, arXiv 1902.05605", "off-policy", "Discrete, Box", "sac.md", ""),
         ("qr_dqn", "environment", "Dabney et al. 2017, arXiv 1710.10044", "off-policy", "Discrete", "dqn.md", ""),
         ("pqn", "environment", "Gallici et al. 2024, arXiv 2407.04811", "on-policy", "Discrete", "pqn.md", PQN),
+        ("td_lambda", "environment", "Sutton & Barto 2018, section 12.2", "on-policy", ALL, "td_lambda.md", ""),
+        ("true_online_td_lambda", "environment", TRUE_ONLINE, "on-policy", ALL, "td_lambda.md", ""),
+        ("sarsa_lambda", "environment", SARSA, "on-policy", "Discrete", "sarsa_lambda.md", ""),
+        ("true_online_sarsa_lambda", "environment", TRUE_ONLINE, "on-policy", "Discrete", "sarsa_lambda.md", ""),
+        ("stream_ac", "environment", STREAM, "on-policy", ALL, "streaming.md", ""),
+        ("stream_q", "environment", STREAM, "off-policy", "Discrete", "streaming.md", ""),
+        ("stream_td", "environment", STREAM, "on-policy", ALL, "streaming.md", ""),
         ("sft", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),
         ("reward_model", "language task", RLHF, "data", TOKENS, LANGUAGE, ""),
         ("ppo", "language task", RLHF, "on-policy", TOKENS, LANGUAGE, SUMS),

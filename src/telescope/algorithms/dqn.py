@@ -18,7 +18,7 @@ from torch import Tensor
 
 from telescope import checks, td_error
 from telescope.control.agents.actor import ActorCritic
-from telescope.control.agents.distributions import FORBIDDEN, of_action
+from telescope.control.agents.distributions import allowed, of_action
 from telescope.control.agents.networks import Network, q_network
 from telescope.control.config import for_family
 from telescope.control.experience.credit import mean_weights
@@ -231,11 +231,6 @@ def update_agent(config: DQN, agent: ActorCritic) -> Callable[..., tuple[Learner
         return Learner(parameters, old.target, moments), torch.cat([statistics, norm[None]])
 
     return update
-
-
-def allowed(q: Tensor, masks: Tensor | None) -> Tensor:
-    """Q-values [M, A], with those of forbidden actions far below all others."""
-    return q if masks is None else torch.where(masks, q, FORBIDDEN)
 
 
 def summary(config: DQN, statistics: list[Tensor], step: int, learning_rate: float) -> dict[str, np.ndarray | None]:

@@ -201,7 +201,28 @@ class AgentConfig(LearnerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyConfig(AgentConfig):
+class RewardConfig(LearnerConfig):
+    """The settings that algorithms which may scale rewards share."""
+
+    normalise_rewards: bool = False
+    """Divide rewards by the running standard deviation of the discounted return, per seed."""
+    clip_rewards: float = 10.0
+    """Clip normalised rewards to plus or minus this value."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "clip_rewards")
+
+    def scaler(self) -> RewardScaler:
+        """Return the scaling by the standard deviation of the running return, if `normalise_rewards` is True."""
+        from telescope.control.experience.normalisation import RewardScaler
+
+        enabled, clip = self.normalise_rewards, self.clip_rewards
+        return RewardScaler(self.seeds, self.num_envs, gamma=self.gamma, enabled=enabled, clip=clip)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig(AgentConfig, RewardConfig):
     """The settings that algorithms with a stochastic policy share."""
 
     value_coefficient: float = 0.5
@@ -214,14 +235,9 @@ class PolicyConfig(AgentConfig):
     """Initial log standard deviation of a Gaussian policy; one learned number per action component."""
     action_bounds: Literal["clip", "rescale", "squash"] = "clip"
     """How to keep actions within a Box's bounds: clip, rescale from -1 … 1 and clip, or squash with tanh."""
-    normalise_rewards: bool = False
-    """Divide rewards by the running standard deviation of the discounted return, per seed."""
-    clip_rewards: float = 10.0
-    """Clip normalised rewards to plus or minus this value."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "clip_rewards")
         at_least_zero(self, "value_coefficient", "entropy_coefficient")
         finite(self, "log_std")
 
@@ -242,13 +258,6 @@ class PolicyConfig(AgentConfig):
         from telescope.control.agents.actions import bounding
 
         return bounding(action_space, self.action_bounds)
-
-    def scaler(self) -> RewardScaler:
-        """Return the scaling by the standard deviation of the running return, if `normalise_rewards` is True."""
-        from telescope.control.experience.normalisation import RewardScaler
-
-        enabled, clip = self.normalise_rewards, self.clip_rewards
-        return RewardScaler(self.seeds, self.num_envs, gamma=self.gamma, enabled=enabled, clip=clip)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,6 +50,8 @@ def execution(config: ControlConfig) -> dict[str, Any]:
 
 def in_words(execution: dict[str, Any], config: ControlConfig) -> str:
     """A sentence for the user: how this run computes, and why."""
+    if hasattr(config, "arithmetic"):
+        return f"updates are {config.arithmetic}, 1 thread"
     how = "compiled" if execution["compiled"] else "captured in CUDA graphs" if execution["cuda_graph"] else "eager"
     why = f"--compile {config.compile}"
     if config.compile == "auto":

@@ -146,6 +146,15 @@ class Session:
         return self.learner.acting  # type: ignore[no-any-return]
 
     @property
+    def observation_space(self) -> Any:
+        return self._environments.observation_space
+
+    @property
+    def new_episodes(self) -> bool:
+        """Whether a resumed run could not restore its episodes, so that traces must begin anew."""
+        return self._environments.began_anew
+
+    @property
     def step(self) -> int:
         """The clock of the slowest seed."""
         return int(self.clock.steps.min())

@@ -73,12 +73,12 @@ def categorical(n: int) -> Distribution:
     """Softmax over n logits. Samples are argmax(logit − log E) with E exponential (the Gumbel trick)."""
 
     def log_prob(logits: Tensor, actions: Tensor, masks: Masks = None) -> Tensor:
-        log_p = torch.log_softmax(_allowed(logits, masks), dim=-1)
+        log_p = torch.log_softmax(allowed(logits, masks), dim=-1)
         chosen = actions[..., None] == torch.arange(n, device=logits.device)  # [..., n]
         return torch.where(chosen, log_p, 0.0).sum(-1)  # a gather's gradient has no fixed order
 
     def kl(logits: Tensor, old_logits: Tensor, masks: Masks = None) -> Tensor:
-        log_p, log_old = (torch.log_softmax(_allowed(x, masks), dim=-1) for x in (logits, old_logits))
+        log_p, log_old = (torch.log_softmax(allowed(x, masks), dim=-1) for x in (logits, old_logits))
         return (log_old.exp() * (log_old - log_p)).sum(-1)
 
     return Distribution(
@@ -87,10 +87,10 @@ def categorical(n: int) -> Distribution:
         action_shape=(),
         action_dtype=torch.int64,
         noise=lambda rng, shape: _race(rng, (*shape, n)),
-        sample=lambda logits, noise, masks=None: (_allowed(logits, masks) + noise).argmax(-1),
-        mode=lambda logits, masks=None: _allowed(logits, masks).argmax(-1),
+        sample=lambda logits, noise, masks=None: (allowed(logits, masks) + noise).argmax(-1),
+        mode=lambda logits, masks=None: allowed(logits, masks).argmax(-1),
         log_prob=log_prob,
-        entropy=lambda logits, masks=None: _entropy(_allowed(logits, masks)),
+        entropy=lambda logits, masks=None: _entropy(allowed(logits, masks)),
         kl=kl,
     )
 
@@ -108,7 +108,7 @@ def epsilon_greedy(n: int, epsilon: float = 0.0) -> Distribution:
         return numbers
 
     def mode(q: Array, masks: Masks = None) -> Array:
-        return _allowed(q, masks).argmax(-1)
+        return allowed(q, masks).argmax(-1)
 
     def sample(q: Array, noise: Array, masks: Masks = None) -> Array:
         explores = arrays.library("q", q).where(noise[..., :1] < 0, noise[..., 1:], q)
@@ -118,6 +118,14 @@ def epsilon_greedy(n: int, epsilon: float = 0.0) -> Distribution:
         raise NotImplementedError("an ε-greedy policy has no log-probabilities, entropy or KL")
 
     return Distribution(n, False, (), torch.int64, noise, sample, mode, log_prob=none, entropy=none, kl=none)
+
+
+def epsilon_greedy_probabilities(q: Array, masks: Masks, epsilon: float) -> Array:
+    """π(·|s) [..., A] of an ε-greedy policy: ε shared among the allowed actions, the rest for the best of them."""
+    xp = arrays.library("q", q)
+    may = xp.ones_like(q) if masks is None else xp.where(masks, xp.ones_like(q), 0.0)
+    best = allowed(q, masks).argmax(-1)[..., None] == xp.arange(q.shape[-1])
+    return epsilon * may / may.sum(-1)[..., None] + (1 - epsilon) * (best * may)
 
 
 def multi_categorical(nvec: tuple[int, ...], shape: tuple[int, ...]) -> Distribution:
@@ -303,7 +311,31 @@ def _within(outputs: Array, size: int) -> Array:
 
 def log_probabilities(logits: Tensor, masks: Masks = None) -> Tensor:
     """log π(·|s) [..., A] of all discrete actions; `FORBIDDEN` or less, with probability 0, where not allowed."""
-    return torch.log_softmax(_allowed(logits, masks), dim=-1)
+    return torch.log_softmax(allowed(logits, masks), dim=-1)
+
+
+def uniform(space: gym.spaces.Box) -> Distribution:
+    """Independent uniform actions within a Box's bounds, whatever the outputs; its mode is the middle."""
+    if not space.is_bounded("both"):
+        raise ValueError(f"action_space is {space}; uniform actions need bounds on all sides")
+    low, width = space.low.astype(np.float32), (space.high - space.low).astype(np.float32)
+
+    def sample(outputs: Array, noise: Array, masks: Masks = None) -> Array:
+        if isinstance(noise, Tensor):
+            return torch.as_tensor(low, device=noise.device) + torch.as_tensor(width, device=noise.device) * noise
+        return low + width * noise
+
+    def mode(outputs: Array, masks: Masks = None) -> Array:
+        xp = arrays.library("outputs", outputs)
+        return sample(outputs, xp.zeros((*outputs.shape[:-1], *space.shape), dtype=xp.float32) + 0.5)
+
+    def none(*_: Tensor) -> Tensor:
+        raise NotImplementedError("nothing learns from the probabilities of a uniform policy")
+
+    def noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.random((*shape, *space.shape), dtype=np.float32)
+
+    return Distribution(1, False, space.shape, torch.float32, noise, sample, mode, log_prob=none, entropy=none, kl=none)
 
 
 def of_action(q: Tensor, actions: Tensor) -> Tensor:
@@ -329,7 +361,8 @@ def _columns(actions: Tensor, shape: tuple[int, ...]) -> Tensor:
     return actions.flatten(-len(shape)) if shape else actions[..., None]
 
 
-def _allowed(logits: Array, masks: Masks) -> Array:
+def allowed(logits: Array, masks: Masks) -> Array:
+    """Logits or Q-values [..., A], with those of forbidden actions far below all others."""
     return logits if masks is None else arrays.library("logits", logits).where(masks, logits, FORBIDDEN)
 
 

@@ -187,6 +187,59 @@ def q_network(
     return Network(init, apply, policy, broadcasts=True)
 
 
+def streaming(observation_size: int, outputs: dict[str, int], *, hidden: tuple[int, ...], sparsity: float) -> Network:
+    """Perceptrons for learning from one step at a time (Elsayed et al. 2024, arXiv 2410.14606).
+
+    One perceptron for each name in `outputs`, with that many outputs: "policy" and "value", or one of them. Most
+    incoming weights of each unit begin at 0 (`sparse_linear`); each hidden layer is affine, then normalised, then a
+    leaky ReLU. Without a policy the value has the place of the policy outputs; without a value it is max Q(s, a).
+    """
+    layers = range(len(hidden))
+
+    def init(rng: np.random.Generator) -> Parameters:
+        parameters: Parameters = {}
+        for name, count in outputs.items():
+            for layer, (rows, columns) in enumerate(itertools.pairwise((observation_size, *hidden))):
+                sparse_linear(parameters, f"{name}.{layer}", rows, columns, sparsity, rng)
+            sparse_linear(parameters, f"{name}.out", (observation_size, *hidden)[-1], count, sparsity, rng)
+        return parameters
+
+    def part(name: str, parameters: Parameters, x: Array) -> Array:
+        for layer in layers:
+            x = leaky_relu(layer_norm(affine(parameters, f"{name}.{layer}", x)))
+        return affine(parameters, f"{name}.out", x)
+
+    def policy(parameters: Parameters, observations: Array) -> Array:
+        return part("policy" if "policy" in outputs else next(iter(outputs)), parameters, observations)
+
+    def apply(parameters: Parameters, observations: Array) -> tuple[Array, Array]:
+        chosen = policy(parameters, observations)
+        if "value" not in outputs:
+            return chosen, arrays.library("q", chosen).amax(chosen, -1)
+        return chosen, part("value", parameters, observations)[..., 0]
+
+    return Network(init, apply, policy, broadcasts=True)
+
+
+def with_softplus(network: Network) -> Network:
+    """The network with policy outputs [mean, log σ], from one with [mean, x] and σ = log(1 + eˣ) for each state."""
+
+    def gaussian(outputs: Array) -> Array:
+        xp, size = arrays.library("outputs", outputs), outputs.shape[-1] // 2
+        mean, x = outputs[..., :size], xp.clip(outputs[..., size:], -20.0, None)  # further below, log σ would be −∞
+        return xp.concatenate([mean, xp.log(xp.logaddexp(xp.zeros_like(x), x))], -1)
+
+    def apply(parameters: Parameters, observations: Array) -> tuple[Array, Array]:
+        outputs, values = network.apply(parameters, observations)
+        return gaussian(outputs), values
+
+    def policy(parameters: Parameters, observations: Array) -> Array:
+        assert network.policy is not None
+        return gaussian(network.policy(parameters, observations))
+
+    return network._replace(apply=apply, policy=policy)
+
+
 def from_module(build: Callable[[], nn.Module], *, shaped: bool = False) -> Network:
     """A network from any nn.Module whose forward maps observations [N, D] to (policy outputs [N, K], values [N]).
 
@@ -286,13 +339,36 @@ def orthogonal(rows: int, columns: int, gain: float, rng: np.random.Generator) -
     return np.ascontiguousarray(gain * (q if rows >= columns else q.T), dtype=np.float32)
 
 
+def sparse_linear(
+    into: Parameters, name: str, rows: int, columns: int, sparsity: float, rng: np.random.Generator
+) -> None:
+    """Add a weight [rows, columns] of which each column has ⌊sparsity · rows⌋ zeros, and a zero bias [columns].
+
+    The other weights are uniform in ±1/√rows (LeCun et al. 1998). Each column is one unit with its incoming weights.
+    """
+    weight = rng.uniform(-(rows**-0.5), rows**-0.5, (rows, columns))
+    order = rng.random((rows, columns)).argsort(axis=0)  # a permutation of the rows for each column
+    weight[order < int(sparsity * rows)] = 0.0
+    into[f"{name}.weight"] = torch.from_numpy(weight.astype(np.float32))
+    into[f"{name}.bias"] = torch.zeros(columns)
+
+
+def layer_norm(x: Array) -> Array:
+    """(x − mean) / √(variance + 1e-5) over the last axis (Ba et al. 2016)."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred * ((centred * centred).mean(axis=-1, keepdims=True) + 1e-5) ** -0.5
+
+
+def leaky_relu(x: Array) -> Array:
+    """x where it is positive, x / 100 elsewhere."""
+    return arrays.library("x", x).maximum(x, 0.01 * x)
+
+
 def affine(parameters: Parameters, name: str, x: Array) -> Array:
     """x W + b, [N, rows] → [N, columns]."""
     return x @ parameters[f"{name}.weight"] + parameters[f"{name}.bias"]
 
 
 def normalised(parameters: Parameters, name: str, x: Array) -> Array:
-    """Layer normalisation (Ba et al. 2016): (x − mean) / √(variance + 1e-5), times a scale, plus a shift."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = (centred * centred).mean(axis=-1, keepdims=True)
-    return centred * (variance + 1e-5) ** -0.5 * parameters[f"{name}.scale"] + parameters[f"{name}.shift"]
+    """Layer normalisation, times a learned scale, plus a learned shift."""
+    return layer_norm(x) * parameters[f"{name}.scale"] + parameters[f"{name}.shift"]

@@ -39,6 +39,12 @@ def require_network(network: Any, *, recurrent: bool = True) -> None:
     raise ValueError(f"network is {name}; expected {fix}, see telescope.control.agents.networks")
 
 
+def require_no_network(network: Any, reason: str) -> None:
+    """Raise a ValueError if there is a network of the user's own."""
+    if network is not None:
+        raise ValueError(f"network is given, but {reason}; leave it out")
+
+
 def without_effect(config: LearnerConfig) -> str:
     """A sentence about changed settings that a user's own network replaces; empty if there are none."""
     fields = type(config).__dataclass_fields__

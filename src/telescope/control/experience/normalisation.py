@@ -48,15 +48,18 @@ class RunningMoments:
 
 
 class ObservationNormaliser:
-    """(o − mean) / √(variance + ε), clipped to ±`clip`. With `enabled` False floats become float32, bytes stay."""
+    """(o − mean) / √(variance + ε), clipped to ±`clip`. With `enabled` False floats become float32, bytes stay.
 
-    def __init__(self, seeds: int, shape: tuple[int, ...], *, enabled: bool, clip: float) -> None:
-        self.enabled, self.clip = enabled, clip
+    `fixed` leaves the statistics as they were restored.
+    """
+
+    def __init__(self, seeds: int, shape: tuple[int, ...], *, enabled: bool, clip: float, fixed: bool = False) -> None:
+        self.enabled, self.clip, self.fixed = enabled, clip, fixed
         self.moments = RunningMoments(seeds, shape)
 
     def update(self, observations: np.ndarray, mask: np.ndarray | None = None) -> None:
         """Update the statistics with observations [S, B, *shape]. mask [S, B] is True where the policy acts on them."""
-        if self.enabled:
+        if self.enabled and not self.fixed:
             self.moments.update(observations, mask)
 
     def __call__(self, observations: np.ndarray) -> np.ndarray:

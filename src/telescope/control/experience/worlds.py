@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from telescope.control.agents.networks import Network
 from telescope.control.config import LearnerConfig
 from telescope.control.environments.population import Environments
@@ -31,6 +33,5 @@ def rollouts(
 
 def normaliser(config: LearnerConfig, shape: tuple[int, ...]) -> ObservationNormaliser:
     """A new observation normaliser, as the config describes it."""
-    return ObservationNormaliser(
-        config.seeds, shape, enabled=config.normalise_observations, clip=config.clip_observations
-    )
+    how: dict[str, Any] = {"enabled": config.normalise_observations, "clip": config.clip_observations}
+    return ObservationNormaliser(config.seeds, shape, **how, fixed=getattr(config, "keeps_statistics", False))

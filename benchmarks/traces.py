@@ -16,6 +16,7 @@ import numpy as np
 
 from telescope.control.agents.features import of_pair, tile_coding
 from telescope.estimators.eligibility import td_lambda_step, true_online_step
+from telescope.quiet import quiet
 
 STATES, EPISODES = 19, 10
 TRUTH = np.arange(-9, 10) / 10  # v(s) of the walk with −1 at the left end and 1 at the right
@@ -35,8 +36,9 @@ def walk(random: np.random.Generator) -> list[int]:
     return states
 
 
+@quiet
 def walk_errors(runs: int, lams: Any = WALK_LAMS, alphas: Any = WALK_ALPHAS) -> dict[str, np.ndarray]:
-    """RMS error of the values, mean over states, episodes and runs: method → [λ, α]."""
+    """RMS error of the values, mean over states, episodes and runs: method → [λ, α]. What diverges counts as 10."""
     lam, alpha = (x.reshape(-1, 1) for x in np.meshgrid(lams, alphas, indexing="ij"))  # [R, 1]
     one_hot = np.vstack([np.eye(STATES), np.zeros((2, STATES))])  # the last row, −1 and STATES: no state
     total = {"TD(λ)": np.zeros(len(lam)), "true online TD(λ)": np.zeros(len(lam))}
@@ -55,8 +57,7 @@ def walk_errors(runs: int, lams: Any = WALK_LAMS, alphas: Any = WALK_ALPHAS) -> 
                         w, trace, _ = td_lambda_step(w, trace, *place, **how)
                     else:
                         w, trace, _, old = true_online_step(w, trace, old, *place, **how)
-                with np.errstate(all="ignore"):
-                    error += np.minimum(np.sqrt(((w - TRUTH) ** 2).mean(1)), 10) / (EPISODES * runs)
+                error += np.fmin(np.sqrt(((w - TRUTH) ** 2).mean(1)), 10) / (EPISODES * runs)
     return {name: error.reshape(len(lams), len(alphas)) for name, error in total.items()}
 
 

@@ -32,6 +32,7 @@ KERNELS = (
 ROOMS = ("algorithms/", "commands/", "control/", "language/", "objectives/")
 MODULES = (
     "answers.py",
+    "behaviour.py",
     "iteration.py",
     "losses.py",
     "optimisers.py",

@@ -157,8 +157,8 @@ def obgd_step_size(delta: Tensor, trace_norm: Tensor, learning_rate: Tensor, *, 
 
         α' = α / max(1, α κ δ̄ ‖e‖₁),   δ̄ = max(|δ|, 1)
 
-    `trace_norm` is ‖e‖₁. The step changes no prediction whose gradient has entries within ±1 by more than 1/κ, and so
-    δ by no more than that share of δ̄.
+    `trace_norm` is ‖e‖₁. With κ ≥ 1 the step moves a linear prediction, on features within ±1 and with an empty trace
+    before, by at most min(|δ|, 1) / κ.
     """
     bound = kappa * delta.abs().clamp(min=1) * trace_norm
     return learning_rate / (learning_rate * bound).clamp(min=1)

@@ -688,7 +688,7 @@ ROSTER = {
         {"env": "MountainCar-v0", "env_kwargs": {}, "total_steps": 2000, "num_steps": 100, "gamma": 0.8}
         | {"normalise_observations": False, "eval_every": 0},
         "td_error",
-        0.3,
+        0.1,
         better="lower",
         judges=True,
         other=CONTROL | LINEAR | {"policy": "runs/nowhere"},
@@ -752,7 +752,7 @@ ROSTER = {
         {"env": "MountainCar-v0", "env_kwargs": {}, "total_steps": 2000, "num_steps": 100, "gamma": 0.8}
         | {"normalise_rewards": False, "eval_every": 0},
         "td_error",
-        0.3,
+        0.1,
         better="lower",
         gradient_steps=False,
         judges=True,

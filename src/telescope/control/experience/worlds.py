@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from telescope.control.agents.networks import Network
 from telescope.control.config import LearnerConfig
 from telescope.control.environments.population import Environments
@@ -33,5 +31,7 @@ def rollouts(
 
 def normaliser(config: LearnerConfig, shape: tuple[int, ...]) -> ObservationNormaliser:
     """A new observation normaliser, as the config describes it."""
-    how: dict[str, Any] = {"enabled": config.normalise_observations, "clip": config.clip_observations}
-    return ObservationNormaliser(config.seeds, shape, **how, fixed=getattr(config, "keeps_statistics", False))
+    fixed = getattr(config, "keeps_statistics", False)
+    return ObservationNormaliser(
+        config.seeds, shape, enabled=config.normalise_observations, clip=config.clip_observations, fixed=fixed
+    )

@@ -72,6 +72,10 @@ class Row(NamedTuple):
     def name(self) -> str:
         return f"{self.algorithm}-{self.env}"
 
+    def is_meant(self, word: str) -> bool:
+        """Whether its name or its environment begins with this word: `ppo` is not `distributional_ppo`."""
+        return self.name.startswith(word) or self.env.startswith(word)
+
     def command(self, folder: str, seeds: int = 8) -> list[str]:
         every = str(max(self.steps // EVALUATIONS, 1))
         flags = ["--seeds", str(seeds), "--total-steps", str(self.steps), "--eval-every", every]
@@ -147,11 +151,15 @@ def table(place: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("words", nargs="*", help="only rows whose name has one of these: ALGORITHM-ENVIRONMENT")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        help="only rows that begin with one of these: ALGORITHM, ALGORITHM-ENVIRONMENT or ENVIRONMENT",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="where the run folders are")
     parser.add_argument("--list", action="store_true", help="only print the commands")
     chosen = parser.parse_args()
-    wanted = [row for row in rows() if not chosen.words or any(word in row.name for word in chosen.words)]
+    wanted = [row for row in rows() if not chosen.words or any(row.is_meant(word) for word in chosen.words)]
     if chosen.list:
         print("\n".join(" ".join(row.command(str(chosen.runs / row.name))) for row in wanted))
         return

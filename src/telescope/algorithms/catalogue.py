@@ -34,6 +34,8 @@ RLHF, GSPO = "Ouyang et al. 2022, arXiv 2203.02155", "Zheng et al. 2025, arXiv 2
 REINFORCE = "CartPole-v1, eight seeds, last 100 episodes of training: 499.9 after 500k steps"
 A2C = "CartPole-v1, eight seeds, 500,000 steps: each ends with 500 in all of 100 evaluation episodes"
 PPO = "All 128 seeds end with 500 in every one of their 100 evaluation episodes"
+TRPO = "Hopper-v5, eight seeds, 1,000,000 steps: 3,600 ± 119, the maximum over training"
+ALL_500 = "CartPole-v1, eight seeds, 100,000 steps: each ends with 500 in all of 100 evaluation episodes"
 SAC = "Pendulum-v1, eight seeds: −145 after 15,400 steps, the worst seed −150"
 DQN = "eight seeds, 50,000 steps: each ends with 500 in all of 100 evaluation episodes"
 PQN = "eight seeds, 200,000 steps: each ends with 500 in all of 100 evaluation episodes"
@@ -53,7 +55,7 @@ CATALOGUE = tuple(
         ("cispo", "environment", "MiniMax 2025, arXiv 2506.13585", "on-policy", ALL, GROUPS, ""),
         ("actor_critic", "environment", "Sutton & Barto 2018, section 13.5", "on-policy", ALL, "actor_critic.md", ""),
         ("a2c", "environment", "Mnih et al. 2016, arXiv 1602.01783", "on-policy", ALL, "a2c.md", A2C),
-        ("trpo", "environment", "Schulman et al. 2015, arXiv 1502.05477", "on-policy", ALL, "trpo.md", ""),
+        ("trpo", "environment", "Schulman et al. 2015, arXiv 1502.05477", "on-policy", ALL, "trpo.md", TRPO),
         (
             "npg",
             "environment",
@@ -64,8 +66,16 @@ CATALOGUE = tuple(
             "",
         ),
         ("ppo", "environment", "Schulman et al. 2017, arXiv 1707.06347", "on-policy", ALL, "ppo.md", PPO),
-        ("distributional_ppo", "environment", "Shaik et al. 2025, arXiv 2507.17530", "on-policy", ALL, QUANTILES, ""),
-        ("gradient_ppo", "environment", "Elelimy et al. 2025, arXiv 2507.09087", "on-policy", ALL, GRADIENT, ""),
+        (
+            "distributional_ppo",
+            "environment",
+            "Shaik et al. 2025, arXiv 2507.17530",
+            "on-policy",
+            ALL,
+            QUANTILES,
+            ALL_500,
+        ),
+        ("gradient_ppo", "environment", "Elelimy et al. 2025, arXiv 2507.09087", "on-policy", ALL, GRADIENT, ALL_500),
         ("dqn", "environment", "Mnih et al. 2015, Nature 518", "off-policy", "Discrete", "dqn.md", DQN),
         ("sac", "environment", "Haarnoja et al. 2018, arXiv 1801.01290", "off-policy", "Discrete, Box", "sac.md", SAC),
         ("crossq", "environment", "Bhatt et al. 2024, arXiv 1902.05605", "off-policy", "Discrete, Box", "sac.md", ""),

@@ -123,8 +123,8 @@ class PPO(OnPolicyConfig):
 
 # The settings that flags start from, by environment. CartPole's were chosen for the worst of 64 seeds: with those of
 # rl-baselines3-zoo three seeds stayed below 490, with scaled rewards none (docs/results.md). The rest of classic
-# control and Box2D follow rl-baselines3-zoo, without state-dependent exploration, with our ½ in the value loss,
-# larger minibatches on Box2D, and more foresight (γ) and epochs on Pendulum (docs/results.md). MuJoCo follows Tianshou, with one set for all environments.
+# control and Box2D follow rl-baselines3-zoo, without state-dependent exploration, with our ½ in the value loss, larger
+# minibatches on Box2D, and more foresight (γ) and epochs on Pendulum. MuJoCo follows Tianshou, with one set for all.
 CARTPOLE = PPO(
     env="CartPole-v1",
     total_steps=100_000,

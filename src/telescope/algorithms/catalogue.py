@@ -34,6 +34,7 @@ RLHF, GSPO = "Ouyang et al. 2022, arXiv 2203.02155", "Zheng et al. 2025, arXiv 2
 REINFORCE = "CartPole-v1, eight seeds, last 100 episodes of training: 499.9 after 500k steps"
 A2C = "CartPole-v1, eight seeds, 500,000 steps: each ends with 500 in all of 100 evaluation episodes"
 PPO = "All 128 seeds end with 500 in every one of their 100 evaluation episodes"
+DGAE = "Shaik et al. 2025, arXiv 2507.17530"
 TRPO = "Hopper-v5, eight seeds, 1,000,000 steps: 3,600 ± 119, the maximum over training"
 ALL_500 = "CartPole-v1, eight seeds, 100,000 steps: each ends with 500 in all of 100 evaluation episodes"
 SAC = "Pendulum-v1, eight seeds: −145 after 15,400 steps, the worst seed −150"

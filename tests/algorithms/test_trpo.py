@@ -462,7 +462,7 @@ def test_a_quantile_critic_is_fitted_by_regression():
 def test_presets_are_of_their_environment(env):
     assert preset(env).env == env
     assert (preset(env).max_kl, preset(env).gamma) == {
-        "HalfCheetah-v5": (0.04, 0.99),
+        "HalfCheetah-v5": (0.01, 0.99),
         "Swimmer-v5": (0.01, 0.9999),
     }.get(env, (0.01, 0.99))
 

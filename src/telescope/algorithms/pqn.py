@@ -145,7 +145,7 @@ def train(
     best = lift(best_value(session.agent), (0, 0, 0), compiled=False, notes=session.notes)
     update = session.lift(update_agent(config, session.agent), (0, 0, None))
     for iteration in session.iterations():
-        learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
+        learning_rate = session.scheduled(config.learning_rate, config.anneal_learning_rate)
         step_size, statistics = torch.tensor(learning_rate, device=config.device), []
         rollout = session.collect(exploring(config, session))
         batch = session.to_device(samples(config, session, rollout, best))

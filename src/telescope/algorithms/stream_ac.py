@@ -108,7 +108,7 @@ def train(
     session.learner = begun_anew(session)
     update = session.lift(update_agent(config, session.agent), (0, 0, None))
     for iteration in session.iterations():
-        learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
+        learning_rate = session.scheduled(config.learning_rate, config.anneal_learning_rate)
         alpha = torch.tensor(learning_rate, device=config.device)
         noise, statistics = session.rollouts.noise(iteration), []
         for t in range(config.num_steps):

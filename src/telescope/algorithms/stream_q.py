@@ -79,7 +79,7 @@ def train(
     session.learner = begun_anew(session)
     update = session.lift(update_agent(config, session.agent), (0, 0, None))
     for _ in session.iterations():
-        learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
+        learning_rate = session.scheduled(config.learning_rate, config.anneal_learning_rate)
         alpha = torch.tensor(learning_rate, device=config.device)
         noise, statistics = exploring(config, session), []
         for t in range(config.num_steps):

@@ -105,7 +105,7 @@ def train(
     if session.new_episodes:
         session.learner = Learner.begin(session.parameters)
     for iteration in session.iterations():
-        learning_rate = config.learning_rate * (session.remaining if config.anneal_learning_rate else 1.0)
+        learning_rate = session.scheduled(config.learning_rate, config.anneal_learning_rate)
         step_sizes = np.float32(learning_rate) * features.step_sizes  # [F]
         noise, statistics = session.rollouts.noise(iteration), []
         for t in range(config.num_steps):

@@ -13,12 +13,8 @@ import numpy as np
 
 import telescope
 from telescope.lab.mdp import MDP, Array, sample, truth, uniform
-from telescope.lab.study import Case
+from telescope.lab.study import Case, gae
 from telescope.lab.worlds import two_turn_bandit
-
-
-def as_it_should_be(case: Case, lam: float) -> Array:
-    return np.asarray(telescope.gae(**case.arguments, lam=lam).advantages)
 
 
 def limit_as_termination(case: Case, lam: float) -> Array:
@@ -41,7 +37,7 @@ def trace_over_the_reset(case: Case, lam: float) -> Array:
 
 
 MISTAKES: dict[str, Callable[[Case, float], Array]] = {
-    "as it should be": as_it_should_be,
+    "as it should be": gae,
     "time limit as an end": limit_as_termination,
     "value of the reset state": value_of_the_reset,
     "trace over the reset": trace_over_the_reset,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import telescope
+from telescope.lab import pages
 
 rewards, values, next_values = np.array([[1.0, 2.0, 4.0], [0.5, 1.0, 2.0], [1.0, 2.0, 8.0]])
 terminated = np.array([False, False, True])
@@ -23,6 +24,7 @@ loaded = {"torch", "jax", "gymnasium"} & set(sys.modules)
 assert not loaded, f"computing advantages from NumPy arrays loaded {loaded}"
 assert telescope.__version__ == importlib.metadata.version("telescope-rl")
 assert (importlib.resources.files(telescope) / "py.typed").is_file()
+assert "<style>\n/* The look" in pages.page("a page", "")
 
 command = Path(sys.executable).with_name("telescope")
 advice = subprocess.run([command, "--help"], capture_output=True, text=True, check=False)

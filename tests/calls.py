@@ -147,6 +147,12 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "sampling_support": (log_probs.sampling_support, {"logits": normal(B, V), "top_k": 3, "top_p": 0.9}),
     "iqm": (metrics.iqm, {"scores": normal(5)}),
     "bootstrap_ci": (metrics.bootstrap_ci, {"scores": normal(5), "resamples": 10}),
+    "intervals": (metrics.intervals, {"scores": normal(6, 3)}),
+    "probability_of_improvement": (metrics.probability_of_improvement, {"x": normal(5), "y": normal(4)}),
+    "improvement_replicates": (metrics.improvement_replicates, {"x": normal(5), "y": normal(4), "resamples": 10}),
+    "performance_profile": (metrics.performance_profile, {"scores": normal(5, 2), "thresholds": normal(3)}),
+    "profile_interval": (metrics.profile_interval, {"scores": normal(5, 2), "thresholds": normal(3)}),
+    "optimality_gap": (metrics.optimality_gap, {"scores": normal(5)}),
     "explained_variance": (
         metrics.explained_variance,
         {"values": normal(B, T), "returns": normal(B, T), "mask": MASK},

@@ -1,4 +1,4 @@
-"""Statistics of runs: interquartile mean, bootstrap intervals, explained variance, summary of an evaluation.
+"""Statistics of runs: interquartile mean, bootstrap intervals, comparisons, explained variance, a summary.
 
 The functions take plain NumPy arrays. Leaves out reading (`runs/`) and drawing (`runs/formats/curves.py`).
 """
@@ -37,10 +37,21 @@ def iqm(scores: npt.ArrayLike, axis: int = -1) -> Any:
     if count == 0:
         raise ValueError(f"scores has shape {np.shape(scores)}: no score along axis {axis} to take the mean of")
     rank = np.arange(count)
-    weight = np.clip(np.minimum(rank + 1, 0.75 * count) - np.maximum(rank, 0.25 * count), 0.0, 1.0)
+    weight = _in_the_middle(rank, rank + 1, count)
     kept = weight > 0  # 0 · ∞ would be NaN
     middle = (ordered[..., kept] * weight[kept]).sum(-1) / weight.sum()
     return np.where(np.isnan(ordered[..., -1]), np.nan, middle)[()]  # NaN is sorted last
+
+
+def _in_the_middle(start: Array, end: Array, count: int) -> Array:
+    """How much of each stretch from start to end lies in the middle half of [0, count]."""
+    return np.clip(np.minimum(end, 0.75 * count) - np.maximum(start, 0.25 * count), 0.0, None)
+
+
+RESAMPLES = 2000
+"""Replicates of a bootstrap."""
+TAILS = (0.025, 0.975)
+"""The quantiles between which a 95 % interval lies."""
 
 
 @quiet
@@ -48,7 +59,7 @@ def bootstrap_ci(
     scores: npt.ArrayLike,
     statistic: Callable[..., Any] = iqm,
     level: float = 0.95,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     rng: np.random.Generator | int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic over independent runs, stratified by task.
@@ -85,6 +96,126 @@ def interval(scores: npt.ArrayLike) -> tuple[float, float]:
     """The interval around the interquartile mean of runs `[S]`: a 95 % bootstrap interval, or the range of few runs."""
     runs = _numbers("scores", scores)
     return bootstrap_ci(runs) if len(runs) >= ENOUGH else (float(runs.min()), float(runs.max()))
+
+
+@quiet
+def intervals(scores: npt.ArrayLike) -> tuple[Array, Array]:
+    """`interval` of every column of `[S, T]` scores, each `[T]`.
+
+    Every column uses the same resamples of the runs, so a band over time is as smooth as the curves are.
+    """
+    table = _numbers("scores", scores)
+    if table.ndim != 2 or len(table) == 0:
+        raise ValueError(f"scores has shape {table.shape}; expected [seeds, steps] with at least one seed")
+    if len(table) < ENOUGH:
+        return table.min(axis=0), table.max(axis=0)
+    counts, order = _drawn(len(table), RESAMPLES, 0), np.argsort(table, axis=0)
+    low, high = np.empty((2, table.shape[1]))
+    for t in range(table.shape[1]):  # a resample is sorted if its runs are taken in the order of their scores
+        ends = counts[:, order[:, t]].cumsum(axis=1)  # [resamples, S]
+        ordered = table[order[:, t], t]
+        starts = np.concatenate([np.zeros((len(ends), 1)), ends[:, :-1]], axis=1)
+        weight = _in_the_middle(starts, ends, len(table))
+        products = np.where(weight > 0, weight * ordered, 0.0)  # 0 · ∞ would be NaN
+        middles = products.sum(axis=1) / weight.sum(axis=1)
+        low[t], high[t] = np.quantile(middles, TAILS)
+    undefined = np.isnan(table).any(axis=0)
+    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
+
+
+def _drawn(runs: int, resamples: int, rng: np.random.Generator | int) -> Array:
+    """How often each run is drawn in each replicate: `[resamples, runs]`, as `bootstrap_ci` draws them."""
+    drawn = np.random.default_rng(rng).integers(runs, size=(resamples, runs))
+    where = drawn + runs * np.arange(resamples)[:, None]
+    return np.bincount(where.ravel(), minlength=resamples * runs).reshape(resamples, runs)
+
+
+@quiet
+def probability_of_improvement(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
+    """P(X > Y) + ½ P(X = Y): how likely a run of X scores higher than a run of Y on one task.
+
+    It is the Mann-Whitney U statistic divided by the number of pairs (Agarwal et al. 2021, arXiv:2108.13264, §4.3).
+    Over several tasks, take the mean of the tasks' probabilities. NaN among the scores gives NaN.
+
+    x, y: scores `[S]` and `[S']`, one per run; the two may differ in length.
+    """
+    return float(_wins(x, y).mean())
+
+
+@quiet
+def improvement_replicates(
+    x: npt.ArrayLike, y: npt.ArrayLike, resamples: int = RESAMPLES, rng: np.random.Generator | int = 0
+) -> Array:
+    """Bootstrap replicates `[resamples]` of `probability_of_improvement`.
+
+    Runs are drawn with replacement within x and within y, each as often as there are runs. For several tasks, pass one
+    Generator to all calls and average the replicates over tasks: the bootstrap is then stratified by task.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; expected at least 1")
+    wins, rng = _wins(x, y), np.random.default_rng(rng)
+    rows, columns = (_drawn(count, resamples, rng) for count in wins.shape)
+    return np.asarray(((rows @ wins) * columns).sum(axis=1) / wins.size)
+
+
+def _wins(x: npt.ArrayLike, y: npt.ArrayLike) -> Array:
+    """1 where a run of x beats one of y, ½ where they are equal: `[S, S']`."""
+    tables = []
+    for name, scores in (("x", x), ("y", y)):
+        table = _numbers(name, scores)
+        if table.ndim != 1 or table.size == 0:
+            raise ValueError(f"{name} has shape {table.shape}; expected [seeds] with at least one score")
+        tables.append(table)
+    difference = np.sign(np.subtract.outer(tables[0], tables[1]))  # ∞ − ∞ is NaN, but two equal infinities are a tie
+    equal = np.equal.outer(tables[0], tables[1])
+    return np.where(equal, 0.5, 0.5 * (1.0 + difference))
+
+
+@quiet
+def performance_profile(scores: npt.ArrayLike, thresholds: npt.ArrayLike) -> Array:
+    """The share of runs that score above each threshold, `[K]` (Agarwal et al. 2021, §4.2: the score distribution).
+
+    A profile that lies above another one everywhere is that of stochastically larger scores. The area under it, from 0
+    on, is the mean of scores that are not negative.
+
+    scores: `[S]` or `[S, tasks]`, normalised if there are several tasks; NaN is above nothing. thresholds: `[K]`.
+    """
+    table, levels = _leveled(scores, thresholds)
+    ordered = np.sort(table[~np.isnan(table)])
+    return np.asarray((len(ordered) - np.searchsorted(ordered, levels, side="right")) / table.size)
+
+
+@quiet
+def profile_interval(scores: npt.ArrayLike, thresholds: npt.ArrayLike) -> tuple[Array, Array]:
+    """The pointwise 95 % bootstrap interval of `performance_profile`, each `[K]`, stratified by task."""
+    table, levels = _leveled(scores, thresholds)
+    rng = np.random.default_rng(0)
+    above = table[:, :, None] > levels  # [S, tasks, K]
+    shares = [_drawn(len(table), RESAMPLES, rng) @ above[:, task] for task in range(table.shape[1])]
+    low, high = np.quantile(np.sum(shares, axis=0) / table.size, TAILS, axis=0)
+    return low, high
+
+
+def _leveled(scores: npt.ArrayLike, thresholds: npt.ArrayLike) -> tuple[Array, Array]:
+    """Scores `[S, tasks]` and thresholds `[K]`."""
+    table, levels = _numbers("scores", scores), _numbers("thresholds", thresholds)
+    if table.ndim not in (1, 2) or table.size == 0:
+        raise ValueError(f"scores has shape {table.shape}; expected [seeds] or [seeds, tasks] with at least one entry")
+    if levels.ndim != 1:
+        raise ValueError(f"thresholds has shape {levels.shape}; expected one axis, [K]")
+    return table.reshape(len(table), -1), levels
+
+
+@quiet
+def optimality_gap(scores: npt.ArrayLike, target: float = 1.0) -> float:
+    """The mean of max(target − score, 0): how far runs stay below the target (Agarwal et al. 2021, §4.3).
+
+    Scores beyond the target do not make up for others that miss it. Lower is better.
+    """
+    table = _numbers("scores", scores)
+    if table.size == 0:
+        raise ValueError(f"scores has shape {table.shape}; expected at least one score")
+    return float(np.maximum(target - table, 0.0).mean())
 
 
 def interval_name(runs: int) -> str:

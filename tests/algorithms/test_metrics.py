@@ -11,7 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from telescope.metrics import bootstrap_ci, explained_variance, iqm, summarise
+from telescope.metrics import (
+    bootstrap_ci,
+    explained_variance,
+    improvement_replicates,
+    interval,
+    intervals,
+    iqm,
+    optimality_gap,
+    performance_profile,
+    probability_of_improvement,
+    profile_interval,
+    summarise,
+)
 
 scores_lists = st.lists(st.integers(-1000, 1000), min_size=1, max_size=13)
 
@@ -92,6 +104,99 @@ def test_interval_covers_the_truth_about_as_often_as_it_says(statistic: Callable
 def test_bootstrap_names_the_bad_argument(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         bootstrap_ci(**arguments)
+
+
+@given(scores_lists, scores_lists)
+def test_improvement_counts_pairs_and_a_tie_as_half(x: list[int], y: list[int]) -> None:
+    pairs = [Fraction(1, 2) if a == b else Fraction(int(a > b)) for a in x for b in y]
+    assert probability_of_improvement(x, y) == pytest.approx(float(sum(pairs) / len(pairs)))
+    assert probability_of_improvement(x, y) + probability_of_improvement(y, x) == pytest.approx(1.0)
+
+
+def test_improvement_is_the_statistic_of_mann_and_whitney() -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    rng = np.random.default_rng(0)
+    for sizes in ((8, 8), (5, 11), (1, 3)):
+        x, y = (rng.integers(6, size=size).astype(float) for size in sizes)  # with ties
+        found = stats.mannwhitneyu(x, y).statistic / (len(x) * len(y))
+        assert probability_of_improvement(x, y) == pytest.approx(found)
+
+
+def test_equal_infinities_are_a_tie_and_nan_is_unknown() -> None:
+    assert probability_of_improvement([math.inf, -math.inf], [math.inf]) == 0.25
+    assert math.isnan(probability_of_improvement([math.nan, 1.0], [0.0]))
+
+
+def test_replicates_draw_within_each_side() -> None:
+    # Every run of x beats every run of y: no resample can change that.
+    assert set(improvement_replicates([3.0, 4.0], [1.0, 2.0, 2.0])) == {1.0}
+    # x is 0 or 2 and y is 1: a replicate is the share of 2s among two draws, so 0, ½, 1 with chances ¼, ½, ¼.
+    found, counts = np.unique(improvement_replicates([0.0, 2.0], [1.0], resamples=4000), return_counts=True)
+    assert found.tolist() == [0.0, 0.5, 1.0]
+    np.testing.assert_allclose(counts / 4000, [0.25, 0.5, 0.25], atol=3 * 0.5 / 4000**0.5)
+
+
+def test_replicates_are_those_of_a_loop() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(5, size=6).astype(float), rng.integers(5, size=4).astype(float)
+    rng = np.random.default_rng(7)
+    rows, columns = (rng.integers(len(scores), size=(50, len(scores))) for scores in (x, y))
+    loop = [
+        np.mean([1.0 if a > b else 0.5 * (a == b) for a in x[drawn] for b in y[others]])
+        for drawn, others in zip(rows, columns, strict=True)
+    ]
+    np.testing.assert_allclose(improvement_replicates(x, y, 50, np.random.default_rng(7)), loop)
+
+
+@given(scores_lists)
+def test_a_profile_counts_the_runs_above_a_threshold(scores: list[int]) -> None:
+    levels = np.arange(-1000, 1001, 250)
+    expected = [sum(score > level for score in scores) / len(scores) for level in levels]
+    assert performance_profile(scores, levels).tolist() == pytest.approx(expected)
+
+
+def test_the_area_under_a_profile_is_the_mean() -> None:
+    scores = np.random.default_rng(0).random((8, 3))
+    levels = np.linspace(0, 1, 100_001)
+    assert performance_profile(scores, levels).mean() == pytest.approx(scores.mean(), abs=1e-4)
+
+
+def test_a_profiles_interval_is_the_binomial_one() -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    scores = np.arange(10.0)
+    low, high = profile_interval(scores, [2.5, 4.5, 20.0])
+    for k, share in enumerate((0.7, 0.5, 0.0)):
+        # the count of runs above is binomial; 2,000 replicates may miss its quantile by one run
+        wanted = stats.binom.ppf([0.025, 0.975], 10, share) / 10 if share else (0, 0)
+        assert (low[k], high[k]) == pytest.approx(wanted, abs=0.1 + 1e-9)
+    # Two tasks that do not vary within themselves: no resample within a task can change the share.
+    assert [x.tolist() for x in profile_interval(np.tile([0.0, 2.0], (5, 1)), [1.0])] == [[0.5], [0.5]]
+
+
+def test_the_gap_counts_what_is_missing_and_nothing_beyond() -> None:
+    assert optimality_gap([0.5, 1.0, 3.0]) == pytest.approx(0.5 / 3)
+    assert optimality_gap([400.0, 500.0], 475.0) == pytest.approx(75.0 / 2)
+
+
+@pytest.mark.parametrize("runs", [1, 3, 5, 8, 10])
+def test_intervals_of_columns_are_those_of_each_column(runs: int) -> None:
+    scores = np.random.default_rng(runs).normal(size=(runs, 7)).round(1)
+    expected = np.array([interval(column) for column in scores.T]).T
+    np.testing.assert_allclose(intervals(scores), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_intervals_of_infinity_and_nan_are_those_of_each_column() -> None:
+    scores = np.array([[1.0, math.nan], [2.0, 1.0], [3.0, 1.0], [4.0, 1.0], [math.inf, 1.0]])
+    np.testing.assert_array_equal(np.array(intervals(scores)).T, [interval(column) for column in scores.T])
+    assert np.isfinite(intervals(scores)[0]).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("function", [probability_of_improvement, improvement_replicates])
+def test_a_comparison_names_the_bad_argument(function: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"x has shape \(0,\)"):
+        function([], [1.0])
+    with pytest.raises(ValueError, match=r"y has shape \(1, 1\)"):
+        function([1.0], [[1.0]])
 
 
 def test_explained_variance_of_known_critics() -> None:

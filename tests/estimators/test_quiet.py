@@ -23,6 +23,12 @@ WILD = {
 METRICS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "iqm": (metrics.iqm, {"scores": np.ones(9)}),
     "bootstrap_ci": (metrics.bootstrap_ci, {"scores": np.ones((4, 2)), "resamples": 20}),
+    "intervals": (metrics.intervals, {"scores": np.ones((6, 3))}),
+    "probability_of_improvement": (metrics.probability_of_improvement, {"x": np.ones(5), "y": np.ones(4)}),
+    "improvement_replicates": (metrics.improvement_replicates, {"x": np.ones(5), "y": np.ones(4), "resamples": 20}),
+    "performance_profile": (metrics.performance_profile, {"scores": np.ones((5, 2)), "thresholds": np.ones(3)}),
+    "profile_interval": (metrics.profile_interval, {"scores": np.ones((5, 2)), "thresholds": np.ones(3)}),
+    "optimality_gap": (metrics.optimality_gap, {"scores": np.ones(5)}),
     "explained_variance": (metrics.explained_variance, {"values": np.ones(6), "returns": np.ones(6)}),
     "summarise": (metrics.summarise, {"per_seed_episode_returns": np.ones((3, 4))}),
 }

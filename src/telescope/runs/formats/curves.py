@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from telescope.metrics import interval, interval_name, iqm
+from telescope.metrics import interval_name, intervals, iqm
 from telescope.renamed import COLUMNS, columns_today
 from telescope.runs.files import explained, require, write_atomic
 from telescope.runs.folder import RunFolder
@@ -145,8 +145,7 @@ def band(scores: Array) -> tuple[Array, Array, Array]:
 
     Every step uses the same resamples of the seeds, so the band is as smooth as the curves are.
     """
-    low, high = np.array([interval(column) for column in scores.T]).T
-    return iqm(scores, axis=0), low, high
+    return iqm(scores, axis=0), *intervals(scores)
 
 
 def _figure(curves: Sequence[Curve], labels: Sequence[str], quantities: tuple[str, str], title: str) -> Any:

@@ -42,9 +42,14 @@ def doctor(arguments: list[str]) -> int:
         _print_installation(as_json=options.json)
         return 0
     from telescope.lab.doctor import examine
-    from telescope.lab.files import read
+    from telescope.lab.files import load, rollout, unread
 
-    report = examine(read(paths[0], options.convention))
+    arrays = load(paths[0])
+    report = examine(rollout(arrays, options.convention))
+    if names := unread(arrays, options.convention):
+        report.notes.append(
+            f"not read, because the convention {options.convention} has no such names: {', '.join(names)}"
+        )
     if options.json:
         findings = [finding._asdict() for finding in report.findings]
         print(json.dumps({"findings": findings, "notes": report.notes}, indent=2, ensure_ascii=False))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from telescope.lab.evidence import Rollout, rows_of
+from telescope.lab.evidence import Rollout
+from telescope.lab.groups import Grouped
 from telescope.lab.judging import Judging
 from telescope.lab.reading import Finding, Report
 
@@ -16,10 +17,8 @@ __all__ = ["Finding", "Report", "Rollout", "examine"]
 
 def examine(rollout: Rollout) -> Report:
     """Look for mistakes in a rollout. Never raises an error because of its numbers."""
-    examination = Judging(rollout)
     with np.errstate(all="ignore"):
+        examination = Judging(rollout) if rollout.group is None else Grouped(rollout)
         if examination.readable():
-            examination.rows = rows_of(rollout)
-            examination.read_rows()
             examination.judge()
     return Report(examination.findings, examination.notes)

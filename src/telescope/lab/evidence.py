@@ -32,6 +32,8 @@ class Rollout(NamedTuple):
     returns: np.ndarray | None = None  # [T, *batch] targets of the critic
     gamma: float | None = None
     lam: float | None = None
+    group: int | None = None
+    """Completions per prompt: rewards and advantages [N] are relative to their group, without values."""
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are given, by name."""

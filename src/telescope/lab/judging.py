@@ -27,6 +27,8 @@ class Judging(Reading):
     """A reading that goes on to the advantages."""
 
     def judge(self) -> None:
+        self.rows = rows_of(self.rollout)
+        self.read_rows()
         rows, rollout = self.rows, self.rollout
         if not np.isfinite(rows.advantages[rows.live]).all() or not np.isfinite(rows.values[rows.live]).all():
             return  # there are none, or no values to compare them with

@@ -41,6 +41,9 @@ SENTENCES = {
     "other_returns": "the returns are neither advantages + values nor λ-returns of these rewards and values",
     "returns_of_whitened": "the returns are whitened advantages + values, but the critic's targets need advantages "
     "as they were before whitening",
+    "mixed_groups": "the advantages are relative to groups of other completions: group k has completions k, k + K, "
+    "k + 2K, … of these arrays instead of neighbours",
+    "not_group_relative": "the advantages are not the scores relative to their group",
     "not_gae": "the advantages are not GAE of these rewards, values and flags for any γ and λ, and no known mistake "
     "explains them",
 }

@@ -12,7 +12,7 @@ import torch
 
 import telescope
 
-FUNCTIONS = sorted(set(telescope.__all__) - {"conventions", "load", "train"})
+FUNCTIONS = sorted(set(telescope.__all__) - {"conventions", "load", "train", "tune"})
 PER_STEP = ("rewards", "values", "next_values", "log_ratios", "q_values", "potentials", "next_potentials", "x")
 WIDE = ("features", "next_features", "quantiles", "next_quantiles")  # one more axis, the last
 FLAGS = ("terminated", "truncated", "mask", "turn_ends", "segment_ends")

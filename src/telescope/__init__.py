@@ -39,6 +39,7 @@ __all__ = [
     "td_error",
     "train",
     "true_online_td",
+    "tune",
     "vtrace",
     "whiten",
 ]
@@ -46,7 +47,7 @@ __all__ = [
 sys.meta_path.append(Former())
 
 _FUNCTIONS = dict.fromkeys(__all__, "telescope.estimators")
-_FUNCTIONS |= {"load": "telescope.loading", "train": "telescope.runner"}
+_FUNCTIONS |= {"load": "telescope.loading", "train": "telescope.runner", "tune": "telescope.tuning"}
 _SUBMODULES = {"algorithms", "answers", "control", "estimators", "losses", "metrics", "recurrence", "runs"}
 
 

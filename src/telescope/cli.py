@@ -23,6 +23,7 @@ from telescope.commands.lab import lab
 from telescope.commands.plot import plot
 from telescope.commands.standins import with_standins
 from telescope.commands.train import train
+from telescope.commands.tune import tune
 from telescope.failures import installed, is_users, missing_extra
 from telescope.streams import delivered, mended
 
@@ -34,6 +35,7 @@ USAGE = """usage: telescope COMMAND …
   telescope train --start RUN [flags]       begin a new run from another run's agents
   telescope eval RUN [flags]                evaluate the agents of a run
   telescope plot RUN [RUN …] --out FILE     draw learning curves
+  telescope tune ALGORITHM ENV [flags]      search for better settings
   telescope algorithms [--json]             list what can be trained
   telescope doctor rollout.npz              find mistakes in a rollout, whatever library made it
   telescope lab study                       measure every estimator on a world whose truth is known
@@ -48,6 +50,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "plot": plot,
     "algorithms": algorithms,
+    "tune": tune,
     "doctor": doctor,
     "lab": lab,
 }

@@ -16,7 +16,7 @@ import telescope
 from telescope import runner
 from telescope.algorithms import CONFIGS, config_class, find, grpo, ppo, rlhf
 from telescope.cli import main
-from telescope.commands.train import _train_arguments
+from telescope.commands.train import train_arguments
 from telescope.renamed import COLUMNS, FIELDS, columns_today, current
 from telescope.runs import folder, read_config
 from telescope.runs.folder import RunFolder
@@ -60,9 +60,9 @@ def test_former_names_of_settings_mean_what_they_meant(name, former, flags, now,
     (tmp_path / "settings.toml").write_text(tomli_w.dumps(former))
     with pytest.warns(DeprecationWarning, match=list(now)[-1]):
         assert read_config(tmp_path / "settings.toml", cls) == wanted
-    usual = _train_arguments(name, subject, [])[0]
+    usual = train_arguments(name, subject, [])[0]
     for words in (flags, ["--config", str(tmp_path / "settings.toml")]):
-        assert _train_arguments(name, subject, [*words, "--seed", "3"])[0] == dataclasses.replace(usual, **now, seed=3)
+        assert train_arguments(name, subject, [*words, "--seed", "3"])[0] == dataclasses.replace(usual, **now, seed=3)
         assert f"note: {next(iter(former))} is" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from telescope.commands import keywords
-from telescope.commands.train import _train_arguments
+from telescope.commands.train import train_arguments
 
 names = st.text("abc_", min_size=1, max_size=3)
 numbers = st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False)
@@ -65,5 +65,5 @@ def test_what_are_no_pairs_is_a_sentence(words, sentence):
 
 def test_the_command_line_reads_them():
     words = ["--env-kwargs", "is_slippery", "false", "map_name", "8x8", "reward_schedule", "[1, 0, 0]"]
-    config = _train_arguments("ppo", "FrozenLake-v1", words)[0]
+    config = train_arguments("ppo", "FrozenLake-v1", words)[0]
     assert config.env_kwargs == {"is_slippery": False, "map_name": "8x8", "reward_schedule": [1, 0, 0]}

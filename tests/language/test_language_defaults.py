@@ -8,7 +8,7 @@ import json
 import pytest
 
 from telescope.algorithms import grpo, meant, reward_model, rlhf, sft
-from telescope.commands.train import _train_arguments
+from telescope.commands.train import train_arguments
 from telescope.language.data.tasks import from_file, open_task
 from telescope.language.models import causal as models
 
@@ -75,12 +75,12 @@ def test_the_preset_of_a_file_is_for_a_model_of_the_users_own(name, preset):
 @pytest.mark.parametrize("task", ["lm/taste", "x.jsonl"])
 @pytest.mark.parametrize("name", ["sft", "reward_model", "gspo", "ppo"])
 def test_the_command_line_goes_by_the_model(name, task, folders):
-    *_, given, _ = _train_arguments(name, task, ["--model", str(folders / "own")])
+    *_, given, _ = train_arguments(name, task, ["--model", str(folders / "own")])
     assert given.learning_rate == GIVEN["rlhf" if name == "ppo" else name]
     assert given.model == str(folders / "own")
-    *_, tiny, _ = _train_arguments(name, task, [])
+    *_, tiny, _ = train_arguments(name, task, [])
     assert (tiny.learning_rate, tiny.model) == (BUILT_IN, "tiny")
-    *_, said, _ = _train_arguments(name, task, ["--model", str(folders / "own"), "--learning-rate", "0.5"])
+    *_, said, _ = train_arguments(name, task, ["--model", str(folders / "own"), "--learning-rate", "0.5"])
     assert said.learning_rate == 0.5
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from telescope.algorithms import CONFIGS, LANGUAGE, PRESETS, config_class, family, find, meant, subject_field
@@ -80,14 +81,22 @@ def train(arguments: list[str]) -> int:
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     name, rest = arguments[0], arguments[1:]
     subject = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    config, options = _train_arguments(name, subject, rest)
+    config, options = train_arguments(name, subject, rest)
     more = {} if options.start is None else {"start": options.start}
     command = ["telescope", "train", *arguments]
     return begin(config, options.out, options.checkpoint_seconds, command=command, **more)[1]
 
 
-def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tuple[Any, TrainOptions]:
-    """Config: the preset of the environment or task, overridden by --config FILE, overridden by flags."""
+def train_arguments(
+    name: str,
+    positional: str | None,
+    flags: list[str],
+    options: Any = TrainOptions,
+    verb: str = "train",
+    usual: Mapping[str, Any] | None = None,
+) -> tuple[Any, Any]:
+    """Config and options. The config is the preset of the environment or task with a command's `usual` settings,
+    overridden by --config FILE, overridden by flags."""
     from telescope.runs.formats.config import from_mapping, read_toml, to_mapping
 
     file = value_of("config", flags)
@@ -107,7 +116,7 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
     subject = _one_subject(what, positional, value_of(field, flags)) or settings.get(field)
     if subject is None and not any(flag in flags for flag in ("-h", "--help")):
         example = "lm/addition" if field == "task" else "CartPole-v1"
-        raise ValueError(f"the {what} is missing; it follows the algorithm: train {name} {example}")
+        raise ValueError(f"the {what} is missing; it follows the algorithm: {verb} {name} {example}")
     if not isinstance(subject, str | None):
         raise ValueError(f"{field} is {subject!r} in {file}; expected a string")
     default = find(algorithm).preset(subject, **preset) if subject else cls()
@@ -115,10 +124,11 @@ def _train_arguments(name: str, positional: str | None, flags: list[str]) -> tup
     chosen = (
         {"processes": 0} if hasattr(default, "processes") else {}
     )  # the command line chooses; a Python script has one
-    default = from_mapping(cls, to_mapping(default) | chosen | settings | named, source=str(file or begun_from))
-    arguments = dataclasses.make_dataclass("Arguments", [("config", cls), ("run", TrainOptions)])
-    title = f"telescope train {name} {subject or field.upper()}"
-    parsed = parse(arguments, flags, title, {"config": default, "run": TrainOptions()})
+    mapping = to_mapping(default) | chosen | dict(usual or {}) | settings | named
+    default = from_mapping(cls, mapping, source=str(file or begun_from))
+    arguments = dataclasses.make_dataclass("Arguments", [("config", cls), ("run", options)])
+    title = f"telescope {verb} {name} {subject or field.upper()}"
+    parsed = parse(arguments, flags, title, {"config": default, "run": options()})
     return parsed.config, parsed.run
 
 

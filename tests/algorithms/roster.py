@@ -13,10 +13,13 @@ import pytest
 from narrow import narrow
 from telescope.algorithms import (
     a2c,
+    a3c,
     actor_critic,
+    appo,
     dqn,
     group_episodes,
     grpo,
+    impala,
     ppo,
     pqn,
     reinforce,
@@ -113,6 +116,25 @@ ROLLOUT = a2c.A2C(
     learning_rate=1e-2,
     threads=1,
     compile="off",
+)
+GRADIENTS = a3c.A3C(**{field.name: getattr(ROLLOUT, field.name) for field in dataclasses.fields(a2c.A2C)})
+"""Without a delay: it is then a2c, whose row has the same settings."""
+AGED = impala.IMPALA(
+    **{
+        field.name: getattr(ROLLOUT, field.name)
+        for field in dataclasses.fields(impala.IMPALA)
+        if hasattr(ROLLOUT, field.name) and field.name != "total_steps"
+    },
+    total_steps=96,
+    delay=1,
+)
+CLIPPED = appo.APPO(
+    **{
+        field.name: getattr(PENDULUM, field.name)
+        for field in dataclasses.fields(appo.APPO)
+        if hasattr(PENDULUM, field.name)
+    },
+    target_iterations=2,
 )
 STEPPING = actor_critic.OneStep(
     **{
@@ -328,6 +350,11 @@ UNSEEN = {
     "compile": "the same steps, faster; tests/algorithms/test_ppo.py compiles",
     "processes": "the same seeds elsewhere; tests/control/test_spread.py spreads them",
 }
+APART = {
+    "actors": "the same loop with actors in other processes; tests/control/test_actors.py starts them",
+    "ray_address": "where they are; tests/control/test_actors.py has a cluster",
+}
+"""Fields of `ActorConfig`."""
 AGENT = {
     "num_steps": 8,
     "gamma": 0.5,
@@ -362,6 +389,9 @@ ON_POLICY = {
     "quantile_weights": "asymmetric:0.5",
 }
 """Fields of `OnPolicyConfig`, besides."""
+
+V_TRACE = {"lam": 0.5, "correction": "none", "rho_clip": 0.5, "c_clip": 0.5}
+"""Fields of `VTraceConfig`, besides."""
 
 OFF_POLICY = {
     "anneal_learning_rate": True,
@@ -530,6 +560,39 @@ ROSTER = {
         9.0,
         other=CONTROL | AGENT | POLICY | ON_POLICY | {"gru": 4, "optimiser": "adam", "optimiser_eps": 0.1},
         inert=UNSEEN,
+    ),
+    "a3c": Row(
+        a3c,
+        GRADIENTS,
+        {"env": Masked, "env_kwargs": {}, "total_steps": 3200, "eval_every": 0, "learning_rate": 3e-2}
+        | {"lam_rule": "constant", "lam_low": 0.8, "delay": 1},
+        "return_mean",
+        9.0,
+        other=CONTROL | AGENT | POLICY | ON_POLICY | {"gru": 4, "optimiser": "adam", "optimiser_eps": 0.1, "delay": 1},
+        inert=UNSEEN | APART,
+    ),
+    "impala": Row(
+        impala,
+        AGED,
+        {"env": Masked, "env_kwargs": {}, "total_steps": 3200, "eval_every": 0, "learning_rate": 3e-2},
+        "return_mean",
+        9.0,
+        other=CONTROL | AGENT | POLICY | V_TRACE | {"optimiser": "adam", "optimiser_eps": 0.1, "delay": 0},
+        inert=UNSEEN | APART,
+    ),
+    "appo": Row(
+        appo,
+        CLIPPED,
+        {"env": Masked, "env_kwargs": {}, "total_steps": 3200, "eval_every": 0, "clip": 0.2, "delay": 1},
+        "return_mean",
+        9.0,
+        other=CONTROL
+        | AGENT
+        | POLICY
+        | V_TRACE
+        | {"minibatch_size": 16, "epochs": 1, "clip": 1e-3, "adam_eps": 0.1, "target_iterations": 1, "delay": 1},
+        inert=UNSEEN | APART,
+        samplers=({}, {"action_bounds": "squash"}, {"env": "CartPole-v1", "autoreset": "next_step"}),
     ),
     "actor_critic": Row(
         actor_critic,

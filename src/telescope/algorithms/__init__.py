@@ -14,6 +14,9 @@ from typing import Any
 CONFIGS = {
     "ppo": "PPO",
     "a2c": "A2C",
+    "a3c": "A3C",
+    "impala": "IMPALA",
+    "appo": "APPO",
     "actor_critic": "OneStep",
     "reinforce": "Reinforce",
     "trpo": "TRPO",

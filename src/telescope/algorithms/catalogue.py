@@ -33,6 +33,7 @@ STREAM = "Elsayed et al. 2024, arXiv 2410.14606"
 RLHF, GSPO = "Ouyang et al. 2022, arXiv 2203.02155", "Zheng et al. 2025, arXiv 2507.18071"
 REINFORCE = "CartPole-v1, eight seeds, last 100 episodes of training: 499.9 after 500k steps"
 A2C = "CartPole-v1, eight seeds, 500,000 steps: each ends with 500 in all of 100 evaluation episodes"
+ACTORS = "CartPole-v1, four seeds, 500,000 steps, without actors: all end at a mean return of 500"
 PPO = "All 128 seeds end with 500 in every one of their 100 evaluation episodes"
 DGAE = "Shaik et al. 2025, arXiv 2507.17530"
 TRPO = "Hopper-v5, eight seeds, 1,000,000 steps: 3,600 ± 119, the maximum over training"
@@ -56,6 +57,9 @@ CATALOGUE = tuple(
         ("cispo", "environment", "MiniMax 2025, arXiv 2506.13585", "on-policy", ALL, GROUPS, ""),
         ("actor_critic", "environment", "Sutton & Barto 2018, section 13.5", "on-policy", ALL, "actor_critic.md", ""),
         ("a2c", "environment", "Mnih et al. 2016, arXiv 1602.01783", "on-policy", ALL, "a2c.md", A2C),
+        ("a3c", "environment", "Mnih et al. 2016, arXiv 1602.01783", "on-policy", ALL, "a3c.md", ACTORS),
+        ("impala", "environment", "Espeholt et al. 2018, arXiv 1802.01561", "off-policy", ALL, "impala.md", ACTORS),
+        ("appo", "environment", "Luo et al. 2020, arXiv 1912.00167", "off-policy", ALL, "appo.md", ACTORS),
         ("trpo", "environment", "Schulman et al. 2015, arXiv 1502.05477", "on-policy", ALL, "trpo.md", TRPO),
         (
             "npg",

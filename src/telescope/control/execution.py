@@ -66,7 +66,8 @@ def in_words(execution: dict[str, Any], config: ControlConfig) -> str:
 
 def processes_that_pay(config: ControlConfig) -> int:
     """1 for a short run; otherwise one process per processor, with at least one seed each."""
-    apart = config.device != "cpu" or config.vectorization == "async"  # the work happens elsewhere
+    # the work happens elsewhere
+    apart = config.device != "cpu" or config.vectorization == "async" or getattr(config, "actors", 0) > 0
     if apart or config.seeds * config.total_steps < STEPS_WORTH_SPREADING:
         return 1
     return min(processors(), config.seeds, MOST_PROCESSES)

@@ -120,6 +120,9 @@ class Session:
         self.notes += rehearse(environments, lambda: spare(config))
         if start:
             self._start_from(start)
+        self._first_episodes()
+
+    def _first_episodes(self) -> None:
         self.rollouts.reset()
 
     def _first_learner(self, parameters: Tensor) -> Any:

@@ -7,6 +7,7 @@ decides what to normalise, and when.
 # S seeds, B environments per seed, D observation size
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,24 @@ class RunningMoments:
         same_kind("normalisation", state, self.state())
         self.mean, self.variance, self.count = (np.array(state[name]) for name in ("mean", "variance", "count"))
         self._refresh()
+
+
+def joined(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The moments of two sets of samples together (Chan et al. 1979), as `RunningMoments.state` has them."""
+    count = one["count"] + other["count"]
+    share, distance = other["count"] / count, other["mean"] - one["mean"]
+    variance = one["variance"] + share * (other["variance"] - one["variance"] + (1 - share) * distance**2)
+    return {"mean": one["mean"] + share * distance, "variance": variance, "count": count}
+
+
+def removed(whole: Mapping[str, np.ndarray], part: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `joined`: the moments of the samples of `whole` that are not in `part`. Without any, zeros."""
+    count = whole["count"] - part["count"]
+    share = np.divide(whole["count"], count, out=np.zeros_like(count), where=count > 0)
+    mean = part["mean"] + share * (whole["mean"] - part["mean"])
+    rest = np.divide(part["count"], whole["count"]) * (mean - part["mean"]) ** 2
+    variance = part["variance"] + share * (whole["variance"] - part["variance"]) - rest
+    return {"mean": mean, "variance": np.maximum(variance, 0.0), "count": count}
 
 
 class ObservationNormaliser:

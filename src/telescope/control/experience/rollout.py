@@ -119,9 +119,12 @@ class Rollouts:
         left_over = self.num_steps * self.shape[1] % minibatch_size
         return 1 in (minibatch_size, left_over) or self.environments.autoreset == "next_step"
 
+    first = 0
+    """The index of the first environment, where these are a part of a larger run; see `Environments.reset`."""
+
     def reset(self) -> None:
         """Start every environment's first episode."""
-        observations, masks = self.environments.reset()
+        observations, masks = self.environments.reset(self.first)
         require_finite_array("observation", observations, self.seeds, "at reset")
         encoded = self.encoder.encode(observations)
         self.normaliser.update(encoded)

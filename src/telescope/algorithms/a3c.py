@@ -1,0 +1,199 @@
+"""Asynchronous advantage actor–critic (Mnih et al. 2016, arXiv 1602.01783) for a population of seeds.
+
+Each actor computes the gradient of its own rollout by its own copy of the parameters. The learner applies gradients in
+the order in which they come. Without actors it is A2C. The loop is `train`; every formula in it is imported. Leaves
+out the correction of old gradients: there is none (`impala.py` has one).
+"""
+
+# T time, S seeds, B environments of an actor per seed, N = T·B samples per seed, P parameters
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from telescope import checks
+from telescope.control.agents.actor import ActorCritic
+from telescope.control.agents.critics import critic_loss
+from telescope.control.agents.networks import Network
+from telescope.control.asynchronous import ActorConfig, ActorSession
+from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
+from telescope.control.experience.credit import (
+    Batch,
+    critic_statistics,
+    mean_weights,
+    remembered,
+    samples,
+    whitened_minibatch,
+    with_advantages,
+)
+from telescope.control.experience.rollout import Rollout
+from telescope.control.training import mean_statistics
+from telescope.control.workers.shares import over_processes
+from telescope.iteration import AgentIteration
+from telescope.losses import reinforce
+from telescope.optimisers import OPTIMISERS, clip_by_norm
+from telescope.threads import own_settings
+from telescope.trees import where
+
+
+@dataclasses.dataclass(frozen=True)
+class A3C(OnPolicyConfig, ActorConfig):
+    """Asynchronous advantage actor–critic: actors send gradients, which the learner applies as they come."""
+
+    num_envs: int = 4
+    """Number of environments per seed of each actor."""
+    num_steps: int = 20
+    """Steps of each environment per gradient (T in formulas)."""
+    lam: float = 1.0
+    """GAE's λ. 1 gives n-step advantages: rewards up to the end of the rollout, then the value function."""
+    learning_rate: float = 7e-4
+    """The optimiser's learning rate at the start of the run."""
+    entropy_coefficient: float = 0.01
+    """Weight of the entropy bonus in the total loss. Larger values keep the policy random for longer."""
+    optimiser: Literal["rmsprop", "adam"] = "rmsprop"
+    """Optimiser: rmsprop, as in the paper (decay 0.99, shared by all actors), or adam."""
+    optimiser_eps: float = 1e-5
+    """The optimiser's ε, added to the root of the mean squared gradient."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive(self, "optimiser_eps")
+        if self.normalise_advantages and self.batch_size == 1:
+            raise ValueError(
+                "normalise_advantages is True, but a rollout has one sample (num_steps 1 × num_envs 1), and the "
+                "whitened advantage of one sample is 0; collect more, or set normalise_advantages to False"
+            )
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps in the whole run: one per rollout."""
+        return self.iterations
+
+
+# The settings that flags start from, by environment. They are those of a2c.
+CARTPOLE = A3C(
+    env="CartPole-v1",
+    total_steps=500_000,
+    num_envs=8,
+    num_steps=32,
+    lam=0.95,
+    entropy_coefficient=0.0,
+    normalise_rewards=True,
+)
+MUJOCO = A3C(
+    num_envs=16,
+    num_steps=16,
+    lam=0.95,
+    log_std=-0.5,
+    normalise_observations=True,
+    normalise_rewards=True,
+)
+PRESETS = {
+    "CartPole": CARTPOLE,
+    "Acrobot": A3C(total_steps=500_000, num_envs=16, normalise_observations=True, normalise_rewards=True),
+    "LunarLander": A3C(num_envs=16, gamma=0.995, normalise_rewards=True, lam=0.95),
+    **dict.fromkeys(MUJOCO_FAMILY, MUJOCO),
+}
+
+
+def preset(env: str) -> A3C:
+    """The settings for an environment id: the preset of its family, or the defaults."""
+    return for_family(PRESETS, env, A3C())
+
+
+class Learner(NamedTuple):
+    """What learning changes: all parameters of actor and critic as one vector, and the optimiser's state."""
+
+    parameters: Tensor  # [P] of one agent; [S, P] of the population
+    optimiser: Any
+
+    @property
+    def acting(self) -> Tensor:
+        return self.parameters
+
+
+class Beginning(NamedTuple):
+    """Makes the first learner, whose state is that of the chosen optimiser."""
+
+    config: A3C
+
+    def begin(self, parameters: Tensor) -> Learner:
+        return Learner(parameters, OPTIMISERS[self.config.optimiser].begin(parameters))
+
+
+STATISTICS = ("policy_loss", "value_loss", "entropy")
+
+
+@over_processes
+@own_settings
+def train(
+    config: A3C,
+    resume: dict[str, Any] | None = None,
+    *,
+    network: Network | None = None,
+    start: dict[str, Any] | None = None,
+    allow_inexact: bool = False,
+) -> Iterator[AgentIteration]:
+    """Train and yield after every gradient step: `.rows` are its metrics, `.state` continues it.
+
+    Bit for bit without actors; see docs/asynchrony.md for the others. `network`, `start` and `allow_inexact` are those
+    of `ppo.train`.
+    """
+    more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
+    session = ActorSession(config, resume, Beginning(config), gradients, recurrent=True, **more)
+    step = session.lift(step_agent(config), (0, 0, 0, None))
+    for _ in session.iterations():
+        learning_rate = session.scheduled(config.learning_rate, config.anneal_learning_rate)
+        made = session.gather()  # by the parameters of some updates ago
+        gradient, live = session.to_device((torch.tensor(made["gradient"]), torch.tensor(made["live"])))  # [S, P], [S]
+        session.learner, norm = step(session.learner, gradient, live, torch.tensor(learning_rate, device=config.device))
+        more = {"gradient_norm": norm.double().cpu().numpy(), "learning_rate": np.full(config.seeds, learning_rate)}
+        yield session.finish(made["statistics"] | more)
+
+
+def gradients(config: A3C, session: Any) -> Callable[[Rollout], dict[str, Any]]:
+    """In an actor: return the function from a rollout to the gradient of its loss, by the parameters that acted."""
+    gradient = session.lift(gradient_of_agent(config, session.agent), (0, 0))
+
+    def of(rollout: Rollout) -> dict[str, Any]:
+        batch = with_advantages(config, session, rollout, samples(session, rollout, ratios=False))  # [S, N, …]
+        found, row = gradient(session.parameters, batch)  # [S, P], [S, 3]
+        statistics = mean_statistics(STATISTICS, [row]) | critic_statistics(batch)
+        arrays = {"gradient": found.cpu().numpy(), "live": batch.live.any(1).cpu().numpy()}
+        return {**arrays, "statistics": statistics}
+
+    return of
+
+
+def gradient_of_agent(config: A3C, agent: ActorCritic) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return the gradient of one agent's loss on its rollout, as a pure function."""
+
+    def loss(vector: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        seen = remembered(config, agent, vector, batch)
+        log_probs, entropy, outputs = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [N] each
+        advantages = whitened_minibatch(batch) if config.normalise_advantages else batch.advantages
+        weights = mean_weights(batch.live)  # [N]
+        policy = (weights * reinforce(log_probs, advantages)).sum()
+        value = (weights * critic_loss(config, outputs, batch)).sum()
+        bonus = (weights * entropy).sum()
+        total = policy + config.value_coefficient * value - config.entropy_coefficient * bonus
+        return total, torch.stack([policy, value, bonus]).detach()
+
+    return torch.func.grad(loss, has_aux=True)
+
+
+def step_agent(config: A3C) -> Callable[..., tuple[Learner, Tensor]]:
+    """Return one step of one agent along an actor's gradient, as a pure function. `live`: whether it had samples."""
+
+    def step(old: Learner, gradient: Tensor, live: Tensor, learning_rate: Tensor) -> tuple[Learner, Tensor]:
+        gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
+        step = OPTIMISERS[config.optimiser].step
+        new = Learner(*step(*old, gradient, learning_rate, eps=config.optimiser_eps))
+        return where(live, new, old), norm
+
+    return step

@@ -1,0 +1,70 @@
+"""A Ray cluster for the length of a run: this machine alone, or the one at an address.
+
+No other file imports Ray, apart from `actors.py` beside it. Leaves out what runs there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+OBJECT_STORE = 400_000_000
+"""Bytes of shared memory for objects on a machine where we start Ray. Rollouts on their way need a small part of it."""
+QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+"""Ray's environment variables: no warning about a new default at each start, and no report of its use."""
+
+
+def ray() -> Any:
+    """The library, without what its import does to signals. An ImportError names the extra that installs it."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ray
+    except ImportError as error:
+        raise ImportError(
+            'actors and clusters need Ray: pip install "telescope-rl[ray]"; actors 0 acts without it', name="ray"
+        ) from error
+    finally:
+        with contextlib.suppress(ValueError):  # not the main thread, so nothing was changed
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return ray
+
+
+@contextlib.contextmanager
+def connected(address: str | None, processors: int) -> Iterator[Any]:
+    """Ray, connected to the cluster at `address`; without one, started on this machine with so many processors.
+
+    It ends with the block, and so does everything that we started, even if this process is killed. A connection that
+    the caller's program already has is used, and stays.
+    """
+    library = ray()
+    if library.is_initialized():
+        yield library
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    own = {"num_cpus": processors, "object_store_memory": OBJECT_STORE} if address is None else {"address": address}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            library.init(**own, include_dashboard=False, log_to_driver=True, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise ValueError(
+            f"there is no Ray cluster at ray_address {address!r} ({error}); start one: ray start --head"
+        ) from error
+    finally:
+        with contextlib.suppress(ValueError):
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    try:
+        yield library
+    finally:
+        library.shutdown()

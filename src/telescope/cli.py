@@ -39,6 +39,7 @@ USAGE = """usage: telescope COMMAND …
   telescope algorithms [--json]             list what can be trained
   telescope doctor rollout.npz              find mistakes in a rollout, whatever library made it
   telescope lab study                       measure every estimator on a world whose truth is known
+  telescope lab explore RUN|rollout.npz     see advantages change with λ, in one HTML page
   telescope --version
 
 Each command explains its flags with --help (telescope train ppo CartPole-v1 --help shows that environment's preset).

@@ -68,6 +68,17 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ROSTER)
+def test_a_run_can_be_explored(name, runs, tmp_path, capsys):
+    status = main(["lab", "explore", str(runs(name)), "--out", str(tmp_path / "page.html")])
+    if name in ("sft", "reward_model"):
+        assert status == 2
+        assert "samples no completions" in capsys.readouterr().err
+    else:
+        assert status == 0, capsys.readouterr().err
+        assert (tmp_path / "page.html").stat().st_size > 50_000
+
+
+@pytest.mark.parametrize("name", ROSTER)
 def test_an_evaluation_finds_what_training_measured_last(name, runs):
     run = runs(name)
     if name in LANGUAGE:

@@ -91,6 +91,11 @@ class GroupEpisodes(EpisodeConfig):
                 f"group is {self.group}, but {self.objective} compares episodes of one start state; expected 2 or more"
             )
 
+    @property
+    def learns_values(self) -> bool:
+        """Groups need no critic."""
+        return False
+
 
 def row(config: GroupEpisodes) -> Objective:
     """The effective objective: the named row, with the columns that the config replaces."""

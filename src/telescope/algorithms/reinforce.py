@@ -64,6 +64,11 @@ class Reinforce(EpisodeConfig):
         if self.baseline == "mean" and self.episodes == 1:
             raise ValueError("baseline is 'mean', the mean over other episodes, but episodes is 1; raise episodes")
 
+    @property
+    def learns_values(self) -> bool:
+        """Only as a baseline."""
+        return self.baseline == "value"
+
 
 # Whitened weights, because their scale changes a hundredfold while a policy learns. With four episodes per gradient
 # step and a learning rate of 5e-3, two of eight seeds lose what they have learned; with these none does.

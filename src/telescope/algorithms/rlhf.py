@@ -203,7 +203,23 @@ class Critic:
 
 
 def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
-    """Advantages and returns by `gae` on rewards per token. This applies `truncation` to cut completions."""
+    """Advantages and returns by `gae` on rewards per token."""
+    objective, mask = session.objective, rollout.completions.mask
+    rewards, usable, cut = priced(session, rollout, values)
+    values = values[:, : mask.shape[1]]
+    found = critic_advantages(objective, rewards, values, mask, **cut)
+    live = mask & usable[:, None]  # [B, T]
+    return Batch(
+        whitened(objective, found.advantages, live),
+        found.returns,
+        values,
+        live,
+        from_bootstraps(objective, mask, cut).returns,
+    )
+
+
+def priced(session: RolloutSession, rollout: Rollout, values: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Rewards [B, T], which completions count [B], and how they end. This applies `truncation` to cut completions."""
     config, objective = session.config, session.objective
     assert isinstance(config, RLHF)
     mask, terminated = rollout.completions.mask, rollout.completions.terminated
@@ -219,17 +235,7 @@ def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
     ends, final = torch.ones_like(terminated), torch.zeros_like(scores)
     if config.truncation == "bootstrap":
         ends, final = terminated, grounded(values.gather(1, mask.sum(1, keepdim=True))[:, 0], scores, terminated)
-    values = values[:, : mask.shape[1]]
-    cut = {"terminated": ends, "final_values": final, "log_probs": rollout.completions.log_probs}
-    found = critic_advantages(objective, rewards, values, mask, **cut)
-    live = mask & usable[:, None]  # [B, T]
-    return Batch(
-        whitened(objective, found.advantages, live),
-        found.returns,
-        values,
-        live,
-        from_bootstraps(objective, mask, cut).returns,
-    )
+    return rewards, usable, {"terminated": ends, "final_values": final, "log_probs": rollout.completions.log_probs}
 
 
 def grounded(final: Tensor, scores: Tensor, terminated: Tensor) -> Tensor:

@@ -1,18 +1,18 @@
-"""`telescope lab study`: every estimator against the truth of a small world, as a table and a picture.
+"""`telescope lab WORD`: a table of words, and `study`, every estimator against the truth of a small world.
 
-Leaves out what is measured (`telescope.lab.study`).
+Leaves out what is measured (`telescope.lab.study`), and `explore` (`explore.py`).
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from telescope.commands.arguments import parse, positionals
-
-KINDS = ("study",)
+from telescope.commands.arguments import HELP, parse, positionals
+from telescope.commands.explore import ExploreOptions, explore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +46,9 @@ class StudyOptions:
             raise ValueError(f"gamma is {self.gamma}; expected a number from 0 on and below 1")
 
 
-def lab(arguments: list[str]) -> int:
-    """`telescope lab study [flags]`."""
-    words, flags = positionals(arguments, StudyOptions)
-    if words[1:] or (words and words[0] not in KINDS):
-        raise ValueError(f"telescope lab knows {', '.join(KINDS)}, got {' '.join(words)}")
-    options: StudyOptions = parse(StudyOptions, flags, "telescope lab study")
-    if not words:
-        raise ValueError("telescope lab needs a word: telescope lab study")
-    return _study(options)
-
-
-def _study(options: StudyOptions) -> int:
+def _study(paths: list[str], options: StudyOptions) -> int:
+    if paths:
+        raise ValueError(f"telescope lab study takes no arguments but flags, got {' '.join(paths)}")
     import numpy as np
 
     from telescope.lab import worlds
@@ -112,3 +103,34 @@ def _print(lines: Any, batch: int) -> None:
 def noise(line: Any, batch: int) -> float:
     """The deviation of the mean gradient of so many rollouts."""
     return float(line.measured.gradient_deviation) / batch**0.5
+
+
+class Word(NamedTuple):
+    """What follows `telescope lab`."""
+
+    arguments: str
+    options: type[Any]
+    run: Callable[[list[str], Any], int]
+    """run(the arguments that are no flags, the options) → exit status"""
+
+
+WORDS = {
+    "study": Word("", StudyOptions, _study),
+    "explore": Word(" RUN|rollout.npz", ExploreOptions, explore),
+}
+
+
+def lab(arguments: list[str]) -> int:
+    """`telescope lab WORD …`."""
+    free, _ = positionals(arguments, *(word.options for word in WORDS.values()))
+    usage = "\n".join(f"  telescope lab {name}{word.arguments} [flags]" for name, word in WORDS.items())
+    if not free:
+        if HELP & set(arguments):
+            print(f"usage:\n{usage}\n\nEach word explains its flags with --help.")
+            return 0
+        raise ValueError(f"telescope lab needs a word: {', '.join(WORDS)}")
+    if free[0] not in WORDS:
+        raise ValueError(f"telescope lab knows {', '.join(WORDS)}, got {free[0]}")
+    word = WORDS[free[0]]
+    (name, *rest), flags = positionals(arguments, word.options)
+    return word.run(rest, parse(word.options, flags, f"telescope lab {name}{word.arguments}"))

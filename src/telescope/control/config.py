@@ -176,6 +176,11 @@ class LearnerConfig(ControlConfig):
         """Return V(s) [N] for the critic's outputs."""
         return outputs
 
+    @property
+    def learns_values(self) -> bool:
+        """Whether the critic is trained, so that its values mean something."""
+        return True
+
     def scaler(self) -> RewardScaler:
         """Return the scaling of rewards; by default they stay as they are."""
         from telescope.control.experience.normalisation import RewardScaler

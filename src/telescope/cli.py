@@ -1,4 +1,4 @@
-"""The command line: `telescope train`, `eval`, `plot`, `algorithms`, `doctor` and `lab`, with errors as one sentence.
+"""The command line: `telescope train`, `eval`, `plot`, `report` and the others, with errors as one sentence.
 
 Leaves out the commands themselves (`commands/`).
 """
@@ -21,6 +21,7 @@ from telescope.commands.doctor import doctor
 from telescope.commands.evaluate import evaluate
 from telescope.commands.lab import lab
 from telescope.commands.plot import plot
+from telescope.commands.report import report
 from telescope.commands.standins import with_standins
 from telescope.commands.train import train
 from telescope.commands.tune import tune
@@ -35,6 +36,7 @@ USAGE = """usage: telescope COMMAND …
   telescope train --start RUN [flags]       begin a new run from another run's agents
   telescope eval RUN [flags]                evaluate the agents of a run
   telescope plot RUN [RUN …] --out FILE     draw learning curves
+  telescope report RUN [RUN …]              compare runs of any library on one HTML page
   telescope tune ALGORITHM ENV [flags]      search for better settings
   telescope algorithms [--json]             list what can be trained
   telescope doctor rollout.npz              find mistakes in a rollout, whatever library made it
@@ -50,6 +52,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "plot": plot,
+    "report": report,
     "algorithms": algorithms,
     "tune": tune,
     "doctor": doctor,
@@ -64,6 +67,7 @@ WORDS = {
     "run": "train",
     "resume": "train --resume",
     "list": "algorithms",
+    "compare": "report",
     "check": "doctor",
     "diagnose": "doctor",
 }

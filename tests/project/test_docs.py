@@ -105,7 +105,7 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
     def only_parse(*arguments):
         raise Parsed(commands.arguments.parse(*arguments))
 
-    for module in (commands.train, commands.evaluate, commands.plot, commands.doctor, commands.lab):
+    for module in (commands.train, commands.evaluate, commands.plot, commands.report, commands.doctor, commands.lab):
         monkeypatch.setattr(module, "parse", only_parse)
     run = types.SimpleNamespace(algorithm="grpo" if "--prompts" in command else "ppo")
     run.config_to_use = lambda cls, **_: cls(env="Pendulum-v1")

@@ -1,0 +1,186 @@
+"""The rollout that a run keeps: statistics of its advantages, and what the doctor finds in it.
+
+Leaves out how mistakes are found (`telescope.lab.doctor`).
+"""
+
+# T time, N rows that count
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from telescope.estimators import gae
+from telescope.lab.doctor import examine
+from telescope.lab.evidence import Rollout, rows_of
+from telescope.lab.files import read
+from telescope.lab.pages import escaped
+from telescope.lab.reading import Report
+from telescope.lab.report import plots
+from telescope.lab.report.files import Floats
+from telescope.lab.report.lines import Line
+from telescope.metrics import explained_variance
+
+KEPT = "rollout.npz"
+"""The file in a run's folder."""
+BINS = 60
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+class Kept(NamedTuple):
+    """What one rollout says."""
+
+    line: Line
+    path: Path
+    examined: Report | None
+    """None if the file cannot be read."""
+    problem: str
+    advantages: Floats  # [N]
+    explained: float
+    rows: int
+    episodes: int
+    rollout: Rollout | None
+
+
+def kept(some: Sequence[Line], convention: str) -> list[Kept]:
+    """The rollouts of all runs that have one."""
+    found = []
+    for line in some:
+        for run in line.runs:
+            path = run.path / KEPT if run.path.is_dir() else run.path.parent / KEPT
+            if path.is_file():
+                found.append(_of(line, path, convention))
+    return found
+
+
+def _of(line: Line, path: Path, convention: str) -> Kept:
+    try:
+        rollout = read(path, convention)
+        report = examine(rollout)
+        rows = rows_of(rollout)
+    except (ValueError, OSError) as error:
+        return Kept(line, path, None, str(error), np.zeros(0), np.nan, 0, 0, None)
+    live = rows.live
+    computed = rows.advantages
+    if np.isnan(computed[live]).all() and rollout.gamma is not None and rollout.lam is not None:
+        computed, _ = gae(
+            rows.rewards,
+            rows.values,
+            np.nan_to_num(rows.successors),
+            terminated=rows.terminated,
+            truncated=rows.truncated,
+            mask=live,
+            gamma=rollout.gamma,
+            lam=rollout.lam,
+        )
+    numbers = computed[live & np.isfinite(computed)]
+    known = live & np.isfinite(computed + rows.values)
+    explained = float(explained_variance(rows.values, computed + rows.values, known)) if known.any() else np.nan
+    episodes = int((rows.terminated | rows.truncated).sum())
+    return Kept(line, path, report, "", numbers, explained, int(live.sum()), episodes, rollout)
+
+
+def advantages(some: Sequence[Kept]) -> str:
+    """The section on kept rollouts; empty without any."""
+    if not some:
+        return ""
+    having = [one for one in some if len(one.advantages)]
+    table = _statistics(having) if having else ""
+    figure = (
+        f"<div>{plots.legend([(one.line.label, one.line.colour) for one in having])}{_histogram(having)}</div>"
+        if having
+        else ""
+    )
+    findings = "".join(_findings(one) for one in some)
+    return f"""<section class="card" id="advantages"><h2>Advantages and mistakes</h2>
+<p class="soft">Of the rollout that a run keeps as <code>{KEPT}</code>.</p>
+<div class="columns">{figure}<div>{table}</div></div><h3>What the doctor says</h3>{findings}</section>"""
+
+
+def _statistics(some: Sequence[Kept]) -> str:
+    """A row of the table per statistic, a column per rollout."""
+    head = "".join(
+        f'<th scope="col" class="number">{plots.swatch(one.line.colour)}{escaped(one.line.label)}</th>' for one in some
+    )
+    rows: dict[str, list[str]] = {}
+    for one in some:
+        x, rollout = one.advantages, one.rollout
+        spread = float(x.std())
+        skew = float(((x - x.mean()) ** 3).mean() / spread**3) if spread > 0 else np.nan
+        low, quarter, middle, upper, high = (plots.number(float(q), spread) for q in np.quantile(x, QUANTILES))
+        values = {
+            "rows": f"{one.rows:,}",
+            "episode ends": f"{one.episodes:,}",
+            "γ, λ": ", ".join("–" if v is None else f"{v:g}" for v in (rollout.gamma, rollout.lam)) if rollout else "–",
+            "mean": plots.number(float(x.mean()), spread),
+            "standard deviation": plots.number(spread),
+            "median": middle,
+            "middle half": f"{quarter} … {upper}",
+            "5 % … 95 %": f"{low} … {high}",
+            "share above 0": f"{100 * float((x > 0).mean()):.0f} %",
+            "skewness": plots.number(skew),
+            "explained variance": plots.number(one.explained),
+        }
+        for name, value in values.items():
+            rows.setdefault(name, []).append(value)
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>' + "".join(f'<td class="number">{x}</td>' for x in cells) + "</tr>"
+        for name, cells in rows.items()
+    )
+    top = f'<thead><tr><th scope="col">advantages</th>{head}</tr></thead>'
+    return f'<div class="wide"><table>{top}<tbody>{body}</tbody></table></div>'
+
+
+def _histogram(some: Sequence[Kept]) -> str:
+    every = np.concatenate([one.advantages for one in some])
+    low, high = np.quantile(every, [0.002, 0.998])
+    x = plots.axis(float(low), float(high), snug=high > low)
+    edges = np.linspace(x.low, x.high, BINS + 1)
+    shares = [np.histogram(one.advantages, edges)[0] / len(one.advantages) for one in some]
+    y = plots.axis(0.0, float(max(share.max() for share in shares)))
+    shapes = (
+        [f'<path class="zero" d="M{plots.UNITS * float(x.at(np.array(0.0))):.0f} 0V{plots.UNITS}"/>']
+        if x.low < 0 < x.high
+        else []
+    )
+    for one, share in zip(some, shares, strict=True):
+        stairs = np.append(share, share[-1])
+        shapes.append(plots.shape("band", one.line.colour, _filled(x.at(edges), y.at(stairs))))
+        shapes.append(plots.shape("middle", one.line.colour, plots.steps_path(x.at(edges), y.at(stairs))))
+    middles = (edges[1:] + edges[:-1]) / 2
+    rows = [
+        [plots.number(float(m), float(every.std())), *(f"{100 * share[k]:.1f} %" for share in shares)]
+        for k, m in enumerate(middles)
+    ]
+    table = plots.Table(
+        ["advantage", *(one.line.label for one in some)],
+        [one.line.colour for one in some],
+        rows,
+        x.at(middles).tolist(),
+    )
+    words = "How the advantages are distributed, without the 0.4 % at the ends."
+    return plots.figure("Histogram of the advantages", shapes, x, y, ("advantage", "share of rows"), table, words=words)
+
+
+def _filled(x: Floats, y: Floats) -> str:
+    return plots.area(np.repeat(x, 2)[1:], np.zeros(2 * len(x) - 1), np.repeat(y, 2)[:-1])
+
+
+def _findings(one: Kept) -> str:
+    path = f'<span class="soft">{escaped(one.path)}</span>'
+    name = f"{plots.swatch(one.line.colour)}<strong>{escaped(one.line.label)}</strong> {path}"
+    if one.examined is None:
+        return f'<p class="note bad">{name}<br>{escaped(one.problem)}</p>'
+    items = [
+        f"<strong>{escaped(f.name)}</strong>: {escaped(f.sentence)}.{_where(f.row, f.rows)}"
+        for f in one.examined.findings
+    ]
+    notes = [f"note: {escaped(note)}" for note in one.examined.notes]
+    said = "".join(f"<li>{item}</li>" for item in [*items, *notes]) or "<li>nothing wrong was found</li>"
+    return f'<div class="note{" bad" if items else ""}">{name}<ul class="plain">{said}</ul></div>'
+
+
+def _where(row: tuple[int, ...] | None, rows: int) -> str:
+    return "" if row is None else f" First at row {', '.join(map(str, row))}; {rows:,} rows."

@@ -199,8 +199,9 @@ def test_what_is_recorded_stands_beside_gae(opened):
     )
     show_numbers(page)
     found = np.array([row["numbers"] for row in page.evaluate(ROWS)]).T
-    np.testing.assert_array_equal(found[6], made[:, 0].astype(np.float32))
-    np.testing.assert_allclose(found[4], found[6], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found[6], made[:, 0])
+    np.testing.assert_allclose(found[4], found[6], rtol=1e-10, atol=1e-10)
+    assert page.evaluate("() => domain(...PANELS.find((one) => one.name === 'difference').lists(now))[1]") > 1e-3
 
 
 def test_ends_are_shown_as_what_they_are(opened):
@@ -427,6 +428,17 @@ def test_the_command_writes_the_page_of_a_file(tmp_path, monkeypatch, capsys):
     data = embedded((tmp_path / "other.html").read_text(encoding="utf-8"))
     assert data["gamma"] == 0.9
     assert data["facts"]["terminated"] == "1"
+
+
+def test_what_the_doctor_finds_stands_on_the_page(tmp_path):
+    w = world(np.random.default_rng(0))
+    wrong = advantages(w, at_truncation=lambda t, b, later: 0.0)
+    parts = {"terminated": w.terminated, "truncated": w.truncated, "gamma": w.gamma, "lam": w.lam}
+    path = lab.record(tmp_path / "r.npz", rewards=w.rewards, values=w.values, **parts, advantages=wrong)
+    notes = explorer.from_file(path)[1].notes
+    assert [note for note in notes if note.startswith("The doctor finds: ") and "truncat" in note]
+    path = lab.record(tmp_path / "r.npz", rewards=w.rewards, values=w.values, **parts, advantages=advantages(w))
+    assert not explorer.from_file(path)[1].notes
 
 
 @pytest.mark.parametrize(

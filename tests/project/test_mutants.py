@@ -27,7 +27,9 @@ def functions(path: str) -> set[str]:
 @pytest.mark.parametrize("mutant", TABLE, ids=lambda mutant: f"{mutant.file}: {mutant.name}")
 def test_every_mutant_still_applies_and_its_tests_exist(mutant: mutants.Mutant) -> None:
     assert mutant.old != mutant.new
-    ast.parse(mutant.applied(ROOT))
+    changed = mutant.applied(ROOT)
+    if mutant.file.endswith(".py"):
+        ast.parse(changed)
     assert mutant.tests
     for test in mutant.tests:
         path, _, name = test.partition("::")

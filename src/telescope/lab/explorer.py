@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from telescope.lab import files
+from telescope.lab.doctor import examine
 from telescope.lab.evidence import Rollout, Rows, rows_of
 from telescope.lab.pages import page, text_of
 
 SCRIPTS = ("estimators.js", "charts.js", "panels.js", "cards.js", "explorer.js")
 GAMMA, LAM = 0.99, 0.95
 """Where the sliders begin if the rollout does not say."""
+MANY = 50_000
+"""Steps beyond which a page saves bytes."""
 BATCH_FIRST = ("torchrl", "trl", "verl")
 """Conventions whose time axis is 1."""
 
@@ -39,13 +42,14 @@ class Extras(NamedTuple):
 
 
 def from_file(path: str | Path, convention: str = "telescope") -> tuple[Rollout, Extras]:
-    """The rollout in an npz file, with its `log_ratios` and `tokens` if it has them; see `files.read`."""
+    """The rollout in an npz file, its `log_ratios` and `tokens` if it has them, and what the doctor finds in it."""
     arrays = files.load(path)
     found = files.rollout(arrays, convention)
     more = {name: arrays[name] for name in ("log_ratios", "tokens") if name in arrays}
     if convention in BATCH_FIRST:
         more = {name: np.swapaxes(x, 0, 1) if x.ndim > 1 else x for name, x in more.items()}
-    return found, Extras(log_ratios=more.get("log_ratios"), tokens=more.get("tokens"))
+    notes = [f"The doctor finds: {finding.sentence}." for finding in examine(found).findings]
+    return found, Extras(log_ratios=more.get("log_ratios"), tokens=more.get("tokens"), notes=notes)
 
 
 def write(
@@ -162,17 +166,17 @@ def _embedded(rows: Rows, found: Mapping[str, Any]) -> dict[str, dict[str, str]]
 
 
 def _recorded(rows: Rows, found: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Recorded advantages and, if these are not V + Â, targets. They are compared by eye: float32 is enough."""
+    """Recorded advantages and, if these are not V + Â, targets; of many steps as float32: they are compared by eye."""
     if np.isnan(rows.advantages).all():  # neither advantages nor returns are recorded
         return {}
-    recorded = {"advantages": rows.advantages.astype(np.float32).astype(np.float64)}
+    recorded = {"advantages": rows.advantages}
     if found.get("returns") is not None:
-        returns, usual = (
-            np.asarray(found["returns"], np.float64).reshape(rows.live.shape),
-            rows.values + rows.advantages,
-        )
+        returns = np.asarray(found["returns"], np.float64).reshape(rows.live.shape)
+        usual = rows.values + rows.advantages
         if not np.allclose(returns[rows.live], usual[rows.live], rtol=1e-5, atol=1e-7):
-            recorded["returns"] = returns.astype(np.float32).astype(np.float64)
+            recorded["returns"] = returns
+    if rows.live.size > MANY:
+        recorded = {name: x.astype(np.float32).astype(np.float64) for name, x in recorded.items()}
     return recorded
 
 

@@ -114,6 +114,6 @@ function drawCode() {
   const lines = [[state.first, state.firstSetting, "a"], [state.second, state.secondSetting, "b"]]
     .filter(([name]) => name !== NONE)
     .map(([name, setting, word]) => `${word} = ${ESTIMATORS[name].code(setting).replace("GAMMA", state.gamma)}`);
-  byId("code").textContent = [
-    "import telescope", "", "ends = {\"terminated\": terminated, \"truncated\": truncated, \"mask\": mask}", ...lines].join("\n");
+  const imports = lines.some((text) => text.includes("np.")) ? ["import numpy as np", "import telescope"] : ["import telescope"];
+  byId("code").textContent = [...imports, "", 'ends = {"terminated": terminated, "truncated": truncated, "mask": mask}', ...lines].join("\n");
 }

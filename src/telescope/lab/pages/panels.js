@@ -51,7 +51,7 @@ const PANELS = [
   {
     name: "difference", title: "Difference", height: 64, says: "Â of A minus Â of B.", wants: (now) => now.two,
     now: (now, t) => named("A − B", 4, now.difference[t]),
-    lists: (now) => [now.difference],
+    lists: (now) => [now.difference, [0.001 * least(now.lowest), 0.001 * most(now.highest)]], // rounding stays small
     draw: (now, x, y, [first, last]) => stroked(bars(now.difference, first, last, x, y), "var(--series-4)", x),
   },
   {
@@ -66,6 +66,9 @@ const PANELS = [
         .join(""),
   },
 ];
+
+const least = (list) => list.reduce((a, b) => Math.min(a, b), 0);
+const most = (list) => list.reduce((a, b) => Math.max(a, b), 0);
 
 /** A number with its name and the colour of its series. */
 const named = (name, series, x) => `<i style="--mark: var(--series-${series})"></i>${name} <b>${short(x)}</b>`;

@@ -16,6 +16,8 @@ import torch
 
 from telescope import algorithms
 from telescope.checks import on_device
+from telescope.language.checks import readable
+from telescope.language.data.chat import Message, Template
 from telescope.language.data.inputs import inputs
 from telescope.language.data.rewards import is_folder, load_function, name_of
 from telescope.language.data.tasks import without_ends
@@ -50,9 +52,9 @@ class Answers:
 
     @memory()
     def complete(
-        self, prompts: Sequence[str], *, max_tokens: int = 64, temperature: float = 1.0, rng: Any = None
+        self, prompts: Sequence[str | list[Message]], *, max_tokens: int = 64, temperature: float = 1.0, rng: Any = None
     ) -> list[str]:
-        """Complete each prompt: greedily, or with `rng` (a NumPy generator) by sampling.
+        """Complete each prompt, a text or a conversation: greedily, or with `rng` (a NumPy generator) by sampling.
 
         temperature: for sampling. 0 is greedy.
         """
@@ -61,7 +63,7 @@ class Answers:
         if max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}; expected at least 1")
         greedy = rng is None or _checked(temperature, None, None, 1).temperature == 0
-        asked = encode(self.tokenizer, prompts, self.config.device)
+        asked = encode(self.tokenizer, list(map(self._text, prompts)), self.config.device)
         noise = None if greedy else rng.random((len(prompts), max_tokens), dtype=np.float32)
         uniforms = None if noise is None else torch.from_numpy(noise).to(self.config.device)
         found = sample(
@@ -73,6 +75,11 @@ class Answers:
             temperature=1.0 if greedy else temperature,
         )
         return decode(self.tokenizer, found, self.ends)
+
+    def _text(self, prompt: str | list[Message]) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return Template(self.tokenizer, str(self.folder.path)).asked({"prompt": prompt})
 
     @memory()
     def evaluate(
@@ -101,7 +108,7 @@ class Answers:
                     f"{next(iter(asked))} has no effect on a reward model, which samples nothing; leave it out"
                 )
             return self._ordered(prompts)
-        task = without_ends(self.config.open_task(), end_texts(self.tokenizer, self.ends))
+        task = self._task()
         rows = task.held_out[:prompts]
         limits: dict[str, Any] = {"ends": self.ends, "max_tokens": self.config.max_tokens or task.max_tokens}
         limits["at_once"] = self.config.at_once
@@ -118,6 +125,10 @@ class Answers:
         kl = None if reference is None else distance(self.model, reference, self.tokenizer, rows, **limits)
         former = {"kl": kl}  # the name of kl_completion until 1.0
         return {**measured, "kl_completion": kl, **first, "prompts": len(rows), **former}
+
+    def _task(self) -> Any:
+        ends = end_texts(self.tokenizer, self.ends)
+        return without_ends(readable(self.config, self.config.open_task(), self.tokenizer, ends), ends)
 
     def _own(self, *, needed: bool) -> Scoring | None:
         """The run's reward as a function. If it is missing and not needed, there is only a warning."""
@@ -153,7 +164,7 @@ class Answers:
 
     def _ordered(self, pairs: int) -> dict[str, Any]:
         model = RewardModel.load(os.fspath(self.folder), self.config.device)
-        rows = self.config.open_task().pairs(generator(0, PAIRS, 2**31), pairs, held_out=True)
+        rows = self._task().pairs(generator(0, PAIRS, 2**31), pairs, held_out=True)
         with torch.no_grad():
             margin = torch.cat([model.pair_loss(rows[i : i + 256])[1] for i in range(0, len(rows), 256)])
         return {"accuracy": accuracy(margin), "margin": float(margin.mean()), "pairs": len(rows)}

@@ -22,6 +22,7 @@ from telescope.commands.evaluate import evaluate
 from telescope.commands.lab import lab
 from telescope.commands.plot import plot
 from telescope.commands.report import report
+from telescope.commands.show import show
 from telescope.commands.standins import with_standins
 from telescope.commands.train import train
 from telescope.commands.tune import tune
@@ -38,6 +39,7 @@ USAGE = """usage: telescope COMMAND …
   telescope plot RUN [RUN …] --out FILE     draw learning curves
   telescope report RUN [RUN …]              compare runs of any library on one HTML page
   telescope tune ALGORITHM ENV [flags]      search for better settings
+  telescope show DATA --model M             show the tokens that a language model reads, and where the loss counts
   telescope algorithms [--json]             list what can be trained
   telescope doctor rollout.npz              find mistakes in a rollout, whatever library made it
   telescope lab study                       measure every estimator on a world whose truth is known
@@ -53,6 +55,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "plot": plot,
     "report": report,
+    "show": show,
     "algorithms": algorithms,
     "tune": tune,
     "doctor": doctor,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import sys
@@ -81,7 +82,7 @@ def begin(
         return None, follow(algorithm, config, None, **more)
     if algorithm in LANGUAGE:
         made_from = inputs(config)
-    subject = subject_of(named).removesuffix(".jsonl").strip("/").replace("/", "-")
+    subject = re.sub(r"\.(jsonl?|csv|parquet)$", "", subject_of(named)).strip("/").replace("/", "-")
     out = out or Path("runs") / f"{called(config)}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder.create(
         out, config, algorithm=algorithm, execution=shared.execution(config), command=command, inputs=made_from

@@ -87,6 +87,7 @@ OTHER = {
     "truncation": "drop",
     "truncation_penalty": 0.5,
     "batch_size": 3,
+    "loss_on": "assistant",
     "stop_at": 0.5,
 }
 """Another value for each field."""
@@ -98,7 +99,7 @@ TELLING = {
     "ppo, by length": {"lam", "lam_rule", "lam_alpha", "returns_lam"},
     "ppo, by segment": {"lam", "lam_rule", "lam_border", "returns_lam"},
     "ppo, head": {"value_coefficient", "lora_rank", "micro_batch"},
-    "sft": {"batch_size", "stop_at", "lora_rank", "max_tokens", "micro_batch"},
+    "sft": {"batch_size", "loss_on", "stop_at", "lora_rank", "max_tokens", "micro_batch"},
     "sft, no answer is right": {"stop_at"},
     "reward_model": {"batch_size", "lora_rank", "max_tokens", "micro_batch", "digits", "eval_prompts"},
 }

@@ -3,13 +3,11 @@
 Leaves out what the settings do.
 """
 
-import json
-
 import pytest
 
 from telescope.algorithms import grpo, meant, reward_model, rlhf, sft
 from telescope.commands.train import train_arguments
-from telescope.language.data.tasks import from_file, open_task
+from telescope.language.data.tasks import open_task
 from telescope.language.models import causal as models
 
 GIVEN = {"sft": 2e-5, "reward_model": 1e-5, "grpo": 1e-6, "gspo": 1e-6, "rlhf": 1e-6}
@@ -84,25 +82,18 @@ def test_the_command_line_goes_by_the_model(name, task, folders):
     assert said.learning_rate == 0.5
 
 
-@pytest.mark.parametrize("name", ["x.parquet", "data/x.csv", "x.JSON", "x.jsonl.gz", "x.txt"])
+@pytest.mark.parametrize("name", ["data/x.tsv", "x.xlsx", "x.jsonl.gz", "x.txt"])
 def test_a_file_of_another_kind_is_a_task_and_refused_with_what_to_do(name):
     """Not an environment that nobody has heard of."""
     assert meant("ppo", name)[0] == "rlhf"
-    with pytest.raises(ValueError, match=r"expected a \.jsonl file.*to_json"):
+    with pytest.raises(ValueError, match=r"expected a file of rows.*to_json"):
         open_task(name)
 
 
 def test_a_folder_of_data_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"expected a \.jsonl file"):
+    with pytest.raises(ValueError, match=r"expected a file of rows"):
         open_task(str(tmp_path))
 
 
 def test_an_environment_is_none():
     assert meant("ppo", "CartPole-v1")[0] == "ppo"
-
-
-def test_a_chat_for_a_prompt_is_refused_with_what_to_do(tmp_path):
-    row = {"prompt": [{"role": "user", "content": "add 1+1"}], "answer": "2"}
-    (tmp_path / "x.jsonl").write_text(json.dumps(row))
-    with pytest.raises(ValueError, match=r"prompt in row 1 .*expected a string; .*apply_chat_template"):
-        from_file(str(tmp_path / "x.jsonl"))

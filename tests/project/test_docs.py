@@ -93,7 +93,7 @@ COMMANDS = [
 
 def check_task(config):
     """A built-in task is one, a file says of itself that it is not there."""
-    if config.task.endswith(".jsonl"):
+    if config.task.endswith((".jsonl", ".csv", ".parquet")):
         with pytest.raises(ValueError, match="No such file"):
             config.open_task()
     else:
@@ -105,7 +105,8 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
     def only_parse(*arguments):
         raise Parsed(commands.arguments.parse(*arguments))
 
-    for module in (commands.train, commands.evaluate, commands.plot, commands.report, commands.doctor, commands.lab):
+    names = ("train", "evaluate", "plot", "show", "report", "doctor", "lab")
+    for module in (getattr(commands, name) for name in names):
         monkeypatch.setattr(module, "parse", only_parse)
     run = types.SimpleNamespace(algorithm="grpo" if "--prompts" in command else "ppo")
     run.config_to_use = lambda cls, **_: cls(env="Pendulum-v1")

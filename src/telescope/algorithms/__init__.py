@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -50,7 +51,9 @@ PRESETS = {
 """Presets with a name of their own on the command line → their module. Its `preset` takes the name as `name`."""
 
 FILES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".arrow", ".feather", ".xlsx", ".gz", ".zst", ".zip")
-"""Endings of data files. Only the first is supported; the others are listed so that the error message says so."""
+"""Endings of data files. The first four are supported; the others are listed so that the error message says so."""
+SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
+"""Files in a folder that `datasets` saved."""
 
 
 def meant(name: str, subject: str | None) -> tuple[str, dict[str, str]]:
@@ -59,7 +62,11 @@ def meant(name: str, subject: str | None) -> tuple[str, dict[str, str]]:
     `gspo` is a row of `grpo`. On a language task (`lm/…`, or a data file) `ppo` is `rlhf`, and `reinforce` another row
     of `grpo`. On an environment `grpo` and its rows are `group_episodes`. This imports no module.
     """
-    text = subject is not None and (subject.startswith("lm/") or subject.lower().endswith(FILES))
+    text = subject is not None and (
+        subject.startswith("lm/")
+        or subject.lower().endswith(FILES)
+        or any(os.path.isfile(os.path.join(subject, file)) for file in SAVED)
+    )
     if name == "reinforce" and not text:
         return name, {}
     if (name == "grpo" or PRESETS.get(name) == "grpo") and subject is not None and not text:

@@ -35,7 +35,7 @@ class RewardModelling(LanguageConfig):
     given: ClassVar[dict[str, float]] = {"learning_rate": 1e-5}
 
     task: str = "lm/taste"
-    """Built-in task with preference pairs (lm/taste), or a JSONL file with `prompt`, `chosen` and `rejected`."""
+    """Built-in task with preference pairs (lm/taste), or a data file with `prompt`, `chosen` and `rejected`."""
     total_steps: int = 200
     """Number of iterations, of one update each."""
     batch_size: int = 256

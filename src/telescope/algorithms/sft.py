@@ -1,6 +1,6 @@
 """Supervised fine-tuning: maximise the likelihood of correct answers, usually before reinforcement learning.
 
-The loop is `train`. Rows need a `prompt` and an `answer`; the built-in tasks have both.
+The loop is `train`. Rows need a `prompt` and a `completion` or an `answer`, or `messages`.
 """
 
 # B demonstrations of T tokens
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from telescope.checks import in_unit_interval, positive
+from telescope.checks import in_unit_interval, positive, unread
 from telescope.language import parallel
 from telescope.language.config import LanguageConfig
 from telescope.language.data.tasks import Task
@@ -28,11 +28,13 @@ from telescope.threads import own_settings
 class SFT(LanguageConfig):
     """Maximum likelihood on demonstrations."""
 
-    learned: ClassVar[tuple[str, ...]] = ("answer",)
+    learned: ClassVar[tuple[str, ...]] = ("completion", "answer")
     given: ClassVar[dict[str, float]] = {"learning_rate": 2e-5}
 
     batch_size: int = 256
     """Number of demonstrations per step."""
+    loss_on: Literal["completion", "assistant"] = "completion"
+    """Of conversations, learn the completion alone, or every turn of the assistant, also those within the prompt."""
     stop_at: float | None = None
     """Stop at the first evaluation that solves this share of held-out prompts. none: train all steps."""
 
@@ -50,6 +52,8 @@ class SFT(LanguageConfig):
     def open_task(self) -> Task:
         task = super().open_task()
         require_answers(task.rows)
+        if self.loss_on == "assistant" and not any(isinstance(row["prompt"], list) for row in task.rows[:1]):
+            unread(self, "loss_on", "give rows with messages", f"the rows of {task.name} are not conversations")
         if self.stop_at is not None and task.metric != "exact_match":
             raise ValueError(
                 f"stop_at is {self.stop_at}, but {task.name} has no correct answers to compare with; leave it out"
@@ -86,7 +90,7 @@ def train(config: SFT, resume: dict[str, Any] | None = None) -> Iterator[Iterati
         rows = session.task.draw(session.generator(DEMONSTRATIONS), config.batch_size)
         batch = demonstrations(session.tokenizer, rows, session.ends, config.device)
         with session.timed("update"):
-            weights, total = batch.mask / batch.mask.sum(), 0.0  # [B, T]
+            weights, total = batch.learned / batch.learned.sum(), 0.0  # [B, T]
             for piece in session.pieces(len(rows)):
                 loss = (weights[piece] * cross_entropy(policy, batch.part(piece))).sum()
                 loss.backward()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from telescope.language.config import LanguageConfig
-from telescope.language.data.tasks import Task, is_held_out
+from telescope.language.data.tasks import Task, in_words, is_held_out
 from telescope.language.data.text import plain_ids, prompt_ids
 from telescope.language.models import causal as models
 from telescope.language.models import pretrained
@@ -22,7 +22,7 @@ def require_known(config: LanguageConfig, task: Task, about: Any, tokenizer: Any
         return
     pretrained.require_vocabulary(config.model, tokenizer, size)
     columns = ("prompt", *config.learned)
-    texts = (row[name] for row in task.rows or task.held_out for name in columns if name in row)
+    texts = (row[name] for row in task.rows or task.held_out for name in columns if isinstance(row.get(name), str))
     pretrained.require_known(config.model, tokenizer, size, texts)
 
 
@@ -37,7 +37,7 @@ def require_room(config: LanguageConfig, task: Task, about: Any, tokenizer: Any)
         return
     limit = (config.max_tokens or task.max_tokens) if config.samples else 0
     for row in task.rows or task.held_out:
-        answers = [row[name] for name in config.learned if name in row]
+        answers = [row[name] for name in config.learned if isinstance(row.get(name), str)]
         sizes = [len(text.encode()) for text in (row["prompt"], *answers)]
         if sum(sizes) + limit + SPECIAL <= context:  # a token has at least one byte, so most texts need no closer look
             continue
@@ -49,6 +49,12 @@ def require_room(config: LanguageConfig, task: Task, about: Any, tokenizer: Any)
                 f"the prompt {name!r} has {asked} tokens, and up to {follow} may follow, but the context of "
                 f"{config.model} is {context} tokens; shorten it, or lower max_tokens"
             )
+
+
+def readable(config: LanguageConfig, task: Task, tokenizer: Any, ends: tuple[str, ...]) -> Task:
+    """The task with conversations as the text that the model reads; see `in_words`."""
+    every = getattr(config, "loss_on", "") == "assistant"
+    return in_words(task, tokenizer, config.model, config.learned, ends if every else None)
 
 
 def remarks(config: LanguageConfig, task: Task, tokenizer: Any, ends: tuple[str, ...]) -> list[str]:

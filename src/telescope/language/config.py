@@ -37,7 +37,7 @@ class LanguageConfig:
     """Learning rates for all other models."""
 
     task: str = "lm/addition"
-    """Built-in task (lm/addition, lm/sort, lm/reverse, lm/taste), or a JSONL file with one prompt per row."""
+    """Built-in task (lm/addition, lm/sort, lm/reverse, lm/taste), or a file of rows: JSONL, JSON, CSV, Parquet, …"""
     model: str = TINY
     """Model to start from: tiny (built in, untrained), a run folder, a transformers folder, or a name on the hub."""
     digits: int | None = None

@@ -11,10 +11,11 @@ from typing import Any
 
 from telescope.checks import require_device
 from telescope.language import parallel
-from telescope.language.checks import require_known, require_room
+from telescope.language.checks import readable, require_known, require_room
 from telescope.language.config import LanguageConfig
+from telescope.language.data.chat import Template, source
 from telescope.language.data.rewards import given_to, is_folder, load_function, name_of
-from telescope.language.data.text import prompt_ids
+from telescope.language.data.text import end_texts, prompt_ids
 from telescope.language.models import causal as models
 from telescope.language.models.heads import require_head
 from telescope.language.randomness import PROMPTS, generator
@@ -42,7 +43,8 @@ def work(config: LanguageConfig) -> float:
     if layers is None or width is None:
         return math.inf
     task = config.open_task()
-    text = task.held_out[0]["prompt"] if task.held_out else ""
+    if isinstance(text := task.held_out[0]["prompt"] if task.held_out else "", list):
+        text = Template(tokenizer, config.model).asked(task.held_out[0])
     tokens = len(prompt_ids(tokenizer, [text])[0]) + (config.max_tokens or task.max_tokens)
     return float(12 * layers * width**2 * tokens * config.rows)
 
@@ -51,7 +53,7 @@ def try_out(config: LanguageConfig) -> None:
     """Raise a ValueError if the device, task, reward or model does not exist."""
     require_device(config)
     about, tokenizer = models.require(config.model)
-    task = config.open_task()
+    task = readable(config, config.open_task(), tokenizer, end_texts(tokenizer, [tokenizer.eos_token_id]))
     require_known(config, task, about, tokenizer)
     require_room(config, task, about, tokenizer)
     reward = getattr(config, "reward", None)
@@ -59,4 +61,4 @@ def try_out(config: LanguageConfig) -> None:
         require_head(reward)
     elif (function := task.reward if reward is None else load_function(reward)) is not None:
         row = task.draw(generator(config.seed, PROMPTS), 1)[0]
-        given_to(function, row, name=f"of {task.name}" if reward is None else name_of(reward))
+        given_to(function, source(row), name=f"of {task.name}" if reward is None else name_of(reward))

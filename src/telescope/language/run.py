@@ -19,7 +19,7 @@ from torch import nn
 from telescope import iteration
 from telescope.checks import fitting
 from telescope.language import parallel
-from telescope.language.checks import remarks, require_known, require_room
+from telescope.language.checks import readable, remarks, require_known, require_room
 from telescope.language.config import LanguageConfig
 from telescope.language.data.tasks import Reward, Task, without_ends
 from telescope.language.data.text import end_texts
@@ -102,10 +102,11 @@ class Session:
             warnings.simplefilter("always")
             policy, self.tokenizer = models.load(config.model, seed=config.seed, dtype=getattr(torch, config.dtype))
         self.notes += [str(warning.message) for warning in said]
-        require_known(config, self.task, policy.config, self.tokenizer)
-        require_room(config, self.task, policy.config, self.tokenizer)
         self.ends = models.ends_of(policy, self.tokenizer)
         ends = end_texts(self.tokenizer, self.ends)
+        self.task = readable(config, self.task, self.tokenizer, ends)
+        require_known(config, self.task, policy.config, self.tokenizer)
+        require_room(config, self.task, policy.config, self.tokenizer)
         if config.sharding == "fsdp" and parallel.size() == 1:
             self.notes.append(
                 "sharding has no effect in one process, which holds all weights; start ranks with torchrun"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from telescope.checks import ABSENT, file_digest
+from telescope.language.data.files import is_data
 from telescope.language.models.causal import TINY, folder_of
 
 
@@ -32,8 +33,8 @@ def inputs(config: Any) -> dict[str, str]:
     Built-in tasks and models have none.
     """
     found = {}
-    if config.task.endswith(".jsonl"):
-        found["task"] = file_digest(Path(config.task))
+    if is_data(config.task):
+        found["task"] = _data(Path(config.task))
     if (folder := _model_folder(config.model)) is not None:
         found["model"] = _model(folder)
     reward = getattr(config, "reward", None)
@@ -50,8 +51,16 @@ def _whole(name: str, source: Any) -> str | None:
     if name == "reward" and ":" in source and not os.path.exists(source):
         file, _, function = source.rpartition(":")
         return f"{os.path.abspath(file)}:{function}"
-    is_path = source.endswith(".jsonl") if name == "task" else os.path.exists(source) and source != TINY
+    is_path = is_data(source) if name == "task" else os.path.exists(source) and source != TINY
     return os.path.abspath(source) if is_path else None
+
+
+def _data(path: Path) -> str:
+    """The digest of a data file, or of all files of a saved folder."""
+    if not path.is_dir():
+        return file_digest(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith((".", "cache-")))
+    return _of([(str(file.relative_to(path)), file_digest(file)) for file in files])
 
 
 def _model_folder(source: str) -> Path | None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
+from telescope.language.data.chat import as_completion, source
 from telescope.language.data.tasks import Reward, Row
 
 
@@ -138,13 +139,16 @@ def _unknown(name: str, parameter: str | None, columns: Sequence[str]) -> str:
 def score(function: Reward, rows: Sequence[Row], completions: Sequence[str], *, name: str) -> Tensor:
     """One score per completion, [B] float32; NaN where the function gave None (not scored).
 
-    The function receives lists of the prompts, the completions, and all other columns of the rows; see `given_to`.
+    The function receives lists of the prompts, the completions, and all other columns of the rows; see `given_to`. Of
+    conversations it receives lists of messages, as the data has them.
     Errors of the function become a ValueError that names it, and the completion if there is one.
     """
-    columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
+    given_rows = [source(row) for row in rows]
+    columns = {key: [row.get(key) for row in given_rows] for key in given_rows[0] if key != "prompt"}
     given = given_to(function, columns, name=name)
     prompts = [row["prompt"] for row in rows]
-    lists = columns | {"prompts": list(prompts), "completions": list(completions)}
+    lists: dict[str, list[Any]] = {**columns, "prompts": [row["prompt"] for row in given_rows]}
+    lists["completions"] = [as_completion(row, text) for row, text in zip(rows, completions, strict=True)]
     keywords = {parameter: lists[what] for parameter, what in given.keywords.items()}
     try:
         scores = function(*(lists[what] for what in given.positions), **keywords)

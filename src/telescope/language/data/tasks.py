@@ -6,21 +6,18 @@ learned reward models.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from telescope.language.data.chat import Message, Template, key_of, rendered, text_of
+from telescope.language.data.files import READERS, Row, is_data, read_rows
 from telescope.language.data.text import open_text
 
-Row = dict[str, Any]
-"""A row of the data: `prompt`, `answer` if there is one correct answer, and any other columns."""
 Reward = Callable[..., Sequence[float | None]]
 """(prompts, completions, **columns) by name → one score per completion; None where it cannot be scored."""
 
@@ -50,14 +47,19 @@ class Task(NamedTuple):
     """All rows of a file; empty for a built-in task, which draws endlessly."""
 
 
-def is_held_out(prompt: str) -> bool:
+def is_held_out(prompt: str | list[Message]) -> bool:
     """Whether this prompt belongs to the held-out tenth."""
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % 10 == 0
+    return int.from_bytes(hashlib.sha256(key_of(prompt).encode()).digest()[:8], "big") % 10 == 0
 
 
-def exact_match(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str], **_: Any) -> list[float]:
-    """1 if the completion equals the answer, otherwise 0."""
-    return [float(completion == right) for completion, right in zip(completions, answer, strict=True)]
+def exact_match(prompts: Sequence[Any], completions: Sequence[Any], *, answer: Sequence[str], **_: Any) -> list[float]:
+    """1 if the completion equals the answer, otherwise 0. A message is compared without its thoughts."""
+    return [float(final(completion) == right) for completion, right in zip(completions, answer, strict=True)]
+
+
+def final(completion: str | list[Message]) -> str:
+    """A text itself; of an assistant's message, what follows its thoughts."""
+    return completion if isinstance(completion, str) else text_of(completion).rpartition("</think>")[2].strip()
 
 
 def without_ends(task: Task, ends: tuple[str, ...]) -> Task:
@@ -65,23 +67,23 @@ def without_ends(task: Task, ends: tuple[str, ...]) -> Task:
     if task.reward is not exact_match or not task.rows:
         return task
 
-    def match(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str], **_: Any) -> list[float]:
+    def match(prompts: Sequence[Any], completions: Sequence[Any], *, answer: Sequence[str], **_: Any) -> list[float]:
         return exact_match(prompts, completions, answer=[open_text(one, ends) for one in answer])
 
     return task._replace(reward=match)
 
 
 def open_task(name: str, digits: int | None = None) -> Task:
-    """A built-in task by its name, or the task of a JSONL file."""
+    """A built-in task by its name, or the task of a data file."""
     if name in BUILT_IN:
         return BUILT_IN[name](name, digits)
-    if name.endswith(".jsonl"):
+    if is_data(name):
         _without_digits(name, digits)
         return from_file(name)
     if os.path.exists(name) or os.path.splitext(name)[1]:
         raise ValueError(
-            f"task is {name!r}; expected a .jsonl file with one JSON object per line; pandas writes one with "
-            "to_json('data.jsonl', orient='records', lines=True)"
+            f"task is {name!r}; expected a file of rows ({', '.join(READERS)}) or a folder that datasets saved; pandas "
+            "writes such a file with to_json('data.jsonl', orient='records', lines=True)"
         )
     known = ", ".join(BUILT_IN)
     raise ValueError(f"task is {name!r}; expected one of {known}, or a .jsonl file with a prompt in each row")
@@ -223,7 +225,7 @@ def _verifiable(name: str, row: Callable[[np.random.Generator], Row], max_tokens
 
 
 def from_file(path: str) -> Task:
-    """A JSONL file as a task. If each row has an `answer`, the default reward is 1 for an exact match."""
+    """A data file as a task. If each row has an `answer`, the default reward is 1 for an exact match."""
     rows = read_rows(path, ("prompt",), alike=True)
     training = [row for row in rows if not is_held_out(row["prompt"])]
     held_out = [row for row in rows if is_held_out(row["prompt"])]
@@ -239,12 +241,10 @@ def from_file(path: str) -> Task:
 
 
 def pairs_of(name: str, digits: int | None = None) -> Task:
-    """A task with preference pairs: a built-in one, or a JSONL file with `prompt`, `chosen`, `rejected`."""
-    if not name.endswith(".jsonl"):
+    """A task with preference pairs: a built-in one, or a file with `prompt`, `chosen`, `rejected`."""
+    if not is_data(name):
         if (task := open_task(name, digits)).pairs is None:
-            raise ValueError(
-                f"task is {name!r}, which has no preference pairs; use lm/taste, or a .jsonl file with pairs"
-            )
+            raise ValueError(f"task is {name!r}, which has no preference pairs; use lm/taste, or a file with pairs")
         return task
     _without_digits(name, digits)
     rows = read_rows(name, ("prompt", "chosen", "rejected"))
@@ -261,6 +261,28 @@ def pairs_of(name: str, digits: int | None = None) -> Task:
     return Task(name, lambda rng, count: pairs(rng, count), kept[True], None, "accuracy", 64, False, pairs, rows)
 
 
+def in_words(
+    task: Task, tokenizer: Any, model: str, learned: Sequence[str] = (), ends: tuple[str, ...] | None = None
+) -> Task:
+    """The task with conversations rendered by the tokenizer's chat template, for a model of this name.
+
+    learned: the columns of answers. ends: the texts that end a turn, if every turn of the assistant is learned.
+    """
+    if not any(isinstance(row["prompt"], list) for row in task.rows[:1]):
+        return task
+    render, pairs = rendered(task.rows, Template(tokenizer, model), learned, ends), task.pairs
+
+    def draw(rng: np.random.Generator, count: int) -> list[Row]:
+        return list(map(render, task.draw(rng, count)))
+
+    def drawn_pairs(rng: np.random.Generator, count: int, held_out: bool = False) -> list[Row]:
+        assert pairs is not None
+        return list(map(render, pairs(rng, count, held_out)))
+
+    rows, held_out = ([render(row) for row in rows] for rows in (task.rows, task.held_out))
+    return task._replace(draw=draw, held_out=held_out, rows=rows, pairs=drawn_pairs if pairs else None)
+
+
 def require_reward(task: Task, reward: str | Reward | None) -> None:
     """Raise a ValueError if there is no reward."""
     if reward is None and task.reward is None and task.pairs is None:
@@ -268,51 +290,3 @@ def require_reward(task: Task, reward: str | Reward | None) -> None:
             f"{task.name} has no answers to check (a string `answer` in every row), so it needs a reward: "
             "--reward FILE.py:FUNCTION, or the run folder of a reward model"
         )
-
-
-def read_rows(path: str | os.PathLike[str], fields: Sequence[str], *, alike: bool = False) -> list[Row]:
-    """The rows of a JSONL file. Each is an object with the named fields, which must be non-empty strings.
-
-    Errors name the row (from 1) and the field. alike: every row must have the same fields as the first, because a
-    reward function receives them as lists.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{os.fspath(path)} cannot be read as a file of rows: {error.strerror}") from error
-    rows = list[Row]()
-    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
-        if line.strip():
-            place = f"row {number} of {os.fspath(path)}"
-            rows.append(_row(line, place, fields))
-            if alike and (lacking := rows[0].keys() ^ rows[-1].keys()):
-                raise ValueError(_unlike(place, min(lacking), rows[-1]))
-    if not rows:
-        raise ValueError(f"{os.fspath(path)} has no rows; expected a JSON object in each line")
-    return rows
-
-
-def _unlike(place: str, field: str, row: Row) -> str:
-    if field in row:
-        return f"{place} has the field {field!r}, which the first row lacks; give it there too (null for none)"
-    return f"{place} has no field {field!r}, which the first row has; give it there too (null for none)"
-
-
-def _row(line: bytes, place: str, fields: Sequence[str]) -> Row:
-    try:
-        row = json.loads(line.decode())
-        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is not text
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is not JSON in UTF-8: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{place} is a {type(row).__name__}; expected a JSON object")
-    for field in fields:
-        if field not in row:
-            raise ValueError(f"{place} has no field {field!r}; it has {', '.join(map(repr, row)) or 'none'}")
-        if not isinstance(row[field], str):
-            chat = "; tokenizer.apply_chat_template(messages, tokenize=False, …) turns a chat into one"
-            hint = chat if isinstance(row[field], list) else ""
-            raise ValueError(f"{field} in {place} is {row[field]!r}; expected a string{hint}")
-        if not row[field].strip():
-            raise ValueError(f"{field} in {place} is empty")
-    return row

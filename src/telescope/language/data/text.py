@@ -33,6 +33,19 @@ def answer_ids(tokenizer: Any, answers: Sequence[str], ends: int | Sequence[int]
     return [ids if ids and ids[-1] in ends else [*ids, ends[0]] for ids in tokens]
 
 
+def turn_ids(tokenizer: Any, turns: Sequence[tuple[str, bool]], ends: Sequence[int]) -> tuple[list[int], list[bool]]:
+    """The tokens of a conversation's turns after its first text, and whether each belongs to a learned turn.
+
+    The last learned turn has one end token, as an answer has.
+    """
+    tokens, learned = list[int](), list[bool]()
+    for i, (text, own) in enumerate(turns):
+        last = own and not any(later for _, later in turns[i + 1 :])
+        [ids] = answer_ids(tokenizer, [text], ends) if last else following_ids(tokenizer, [text])
+        tokens, learned = tokens + ids, learned + [own] * len(ids)
+    return tokens, learned
+
+
 def following_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The tokens of texts that follow another text.
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from telescope.language.data.chat import Message, Template, as_completion, source, text_of
 from telescope.language.data.tasks import Row, Task
 from telescope.language.experience.supervised import Texts, texts
 from telescope.language.models import causal as models
@@ -39,6 +40,7 @@ class RewardModel:
         trunk, width = trunk_of(policy), output_of(policy).shape[1]
         self.network = Scalar(width, trunk).to(device, next(policy.parameters()).dtype)
         self.tokenizer, self.ends, self.device = tokenizer, ends, device
+        self.template: Template | None = None
         self.at_once: int | None = None
         """Texts per forward pass in scoring. None: all."""
 
@@ -57,11 +59,26 @@ class RewardModel:
         values = self.network.along(batch.prompts, (batch.tokens, batch.mask))
         return values.gather(1, batch.mask.sum(1, keepdim=True))[:, 0]
 
+    def asked_and_said(self, row: Row, completion: str | list[Message]) -> tuple[str, str]:
+        """Prompt and completion as this model reads them: conversations by its own chat template."""
+        known = source(row)
+        if isinstance(known["prompt"], str):
+            return known["prompt"], text_of(completion)
+        self.template = self.template or Template(self.tokenizer, "the reward model")
+        content, last = text_of(completion), known["prompt"][-1]
+        if isinstance(completion, str):
+            content = text_of(as_completion(row, completion))
+        if last["role"] == "assistant":  # the template joins them
+            content = content.removeprefix(self.template.prefill(known))
+        found = self.template.render({**known, "chosen": content}, ("chosen",))
+        return found["prompt"], found["chosen"]
+
     @torch.no_grad()
-    def scores(self, rows: Sequence[Row], completions: Sequence[str]) -> Tensor:
+    def scores(self, rows: Sequence[Row], completions: Sequence[str | list[Message]]) -> Tensor:
         """Scores [B] of texts, which are tokenised again because the reward model may have another vocabulary."""
-        prompts = [row["prompt"] for row in rows]
-        batch = texts(self.tokenizer, prompts, completions, self.ends, self.device)
+        asked = [self.asked_and_said(row, text) for row, text in zip(rows, completions, strict=True)]
+        prompts, answers = ([pair[i] for pair in asked] for i in (0, 1))
+        batch = texts(self.tokenizer, prompts, answers, self.ends, self.device)
         size = self.at_once or max(1, len(prompts))
         pieces = [batch.part(slice(start, start + size)) for start in range(0, max(1, len(prompts)), size)]
         found = torch.cat([self.last(piece) for piece in pieces]).float()
@@ -73,9 +90,13 @@ class RewardModel:
             )
         return found
 
-    def reward(self, prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
+    def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """The scores as a reward function."""
-        return self.scores([{"prompt": prompt} for prompt in prompts], completions).tolist()  # type: ignore[no-any-return]
+        rows = [
+            {"prompt": prompt, **{name: column[i] for name, column in columns.items()}}
+            for i, prompt in enumerate(prompts)
+        ]
+        return self.scores(rows, completions).tolist()  # type: ignore[no-any-return]
 
     def pair_loss(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """−log σ(r(chosen) − r(rejected)) of each pair [B], and the margin between the scores [B]."""

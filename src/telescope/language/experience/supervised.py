@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from telescope.language.data.chat import is_conversation
 from telescope.language.data.tasks import Row
-from telescope.language.data.text import answer_ids
+from telescope.language.data.text import answer_ids, turn_ids
 from telescope.language.experience.sampling import Prompts, encode
 from telescope.language.log_probs import token_log_probs
 from telescope.language.models.states import bias_of, completion_states, output_of, trunk_of
@@ -25,41 +26,54 @@ class Texts(NamedTuple):
     prompts: Prompts
     tokens: Tensor  # [B, T], padded on the right
     mask: Tensor  # [B, T], True on tokens of the answer and its end token
+    learned: Tensor  # [B, T], True where the loss counts: everywhere in `mask`, or on the assistant's turns
 
     def part(self, rows: slice) -> Texts:
         """The demonstrations of this piece."""
-        return Texts(self.prompts.rows(rows), self.tokens[rows], self.mask[rows])
+        return Texts(self.prompts.rows(rows), self.tokens[rows], self.mask[rows], self.learned[rows])
 
 
 def texts(
     tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], ends: int | Sequence[int], device: str
 ) -> Texts:
     """Prompts and answers as tokens. An answer without an end token gets the first of `ends`."""
+    ends = [ends] if isinstance(ends, int) else list(ends)
     ids = answer_ids(tokenizer, answers, ends)
+    owned = [[True] * len(one) for one in ids]
+    for i, answer in enumerate(answers):
+        if (turns := getattr(answer, "pieces", None)) is not None:
+            ids[i], owned[i] = turn_ids(tokenizer, turns, ends)
     width = max(map(len, ids), default=0)
     tokens, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
-    for i, one in enumerate(ids):
-        tokens[i, : len(one)], mask[i, : len(one)] = torch.tensor(one), True
-    return Texts(encode(tokenizer, prompts, device), tokens.to(device), mask.to(device))
+    learned = torch.zeros_like(mask)
+    for i, (one, own) in enumerate(zip(ids, owned, strict=True)):
+        tokens[i, : len(one)], mask[i, : len(one)], learned[i, : len(one)] = torch.tensor(one), True, torch.tensor(own)
+    return Texts(encode(tokenizer, prompts, device), tokens.to(device), mask.to(device), learned.to(device))
 
 
 def demonstrations(tokenizer: Any, rows: Sequence[Row], ends: int | Sequence[int], device: str) -> Texts:
-    """Rows with a `prompt` and its correct `answer`, as tokens."""
+    """Rows with a `prompt` and its `completion` or correct `answer`, as tokens."""
     require_answers(rows)
-    return texts(tokenizer, [row["prompt"] for row in rows], [row["answer"] for row in rows], ends, device)
+    return texts(tokenizer, [row["prompt"] for row in rows], [answer_of(row) for row in rows], ends, device)
+
+
+def answer_of(row: Row) -> Any:
+    """What SFT learns from a row: its `completion`, or otherwise its `answer`."""
+    return row.get("answer") if row.get("completion") is None else row["completion"]
 
 
 def require_answers(rows: Sequence[Row]) -> None:
     """Raise a ValueError that names the first row without an answer."""
     for row in rows:
-        if not isinstance(row.get("answer"), str):
-            what = "no answer" if row.get("answer") is None else f"the answer {row['answer']!r}, which is not a string"
+        if not isinstance(answer := answer_of(row), str) and not is_conversation(answer):
+            what = "no answer" if answer is None else f"the answer {answer!r}, which is not a string"
             raise ValueError(
-                f"the row with prompt {row['prompt']!r} has {what}; SFT needs a correct answer in each row"
+                f"the row with prompt {row['prompt']!r} has {what}; SFT needs a completion or a correct answer in each "
+                "row"
             )
 
 
 def cross_entropy(policy: nn.Module, batch: Texts) -> Tensor:
-    """−log π of each token of the answers [B, T], 0 where masked."""
+    """−log π of each learned token of the answers [B, T], 0 elsewhere."""
     states = completion_states(trunk_of(policy), batch.prompts, (batch.tokens, batch.mask))
-    return -token_log_probs(states, output_of(policy), batch.tokens, mask=batch.mask, bias=bias_of(policy)).log_probs
+    return -token_log_probs(states, output_of(policy), batch.tokens, mask=batch.learned, bias=bias_of(policy)).log_probs

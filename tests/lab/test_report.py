@@ -20,7 +20,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 def made(folder, *runs, **options):
-    path = write([*runs], folder / "report.html", **options)
+    path = write([*runs], folder / "report.html", **{"replay": 0, **options})
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -267,6 +267,23 @@ def test_a_rollout_that_cannot_be_read_is_a_note(tmp_path):
     assert "is no npz file" in made(tmp_path, path).text
 
 
+def test_saved_agents_play_a_rollout(tmp_path):
+    sizes = {"--num-envs": 2, "--num-steps": 32, "--minibatch-size": 32, "--epochs": 1, "--total-steps": 128}
+    flags = [str(word) for pair in sizes.items() for word in pair]
+    assert cli.main(["train", "ppo", "CartPole-v1", *flags, "--out", str(tmp_path / "run")]) == 0
+    page = made(tmp_path, tmp_path / "run", replay=40)
+    rows = rows_of(page, "advantages", 1)
+    assert 100 < int(rows["rows"][0]) <= 160  # rows of resets do not count
+    assert rows["γ, λ"] == ["0.99, 0.95"]
+    assert "nothing wrong was found" in page.text
+    assert "played by seed 0" in page.text
+
+
+def test_agents_that_cannot_play_are_a_note(tmp_path):
+    page = made(tmp_path, ours(tmp_path / "run", [[1.0, 2.0]]), replay=8)
+    assert "its agents could not play a rollout: " in page.text
+
+
 # Figures
 
 
@@ -309,6 +326,7 @@ def test_the_command_writes_the_page_and_names_what_is_wrong(tmp_path, capsys):
         ([str(path), "--scale", "3", "1"], "expected a low score, then a higher one"),
         ([str(path), "--columns", "step"], "expected OURS=THEIRS"),
         ([str(path), "--convention", "x"], "convention"),
+        ([str(path), "--replay", "-1"], "expected a number of steps"),
     ):
         assert cli.main(["report", *arguments, "--out", str(tmp_path / "page.html")]) in (1, 2)
         assert words in capsys.readouterr().err

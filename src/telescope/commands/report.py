@@ -36,9 +36,16 @@ class ReportOptions:
     convention: str = "telescope"
     """Library that wrote the rollout.npz in the folders, as in telescope doctor."""
 
+    replay: int = 256
+    """Steps that the saved agents of a run play, in 4 environments each, if its folder keeps no rollout; 0: none."""
+    trust: bool = False
+    """Let agents play although somebody else began the run and its folder names code (an environment's module)."""
+
     def __post_init__(self) -> None:
         if not 0 < self.final <= 1:
             raise ValueError(f"final is {self.final}; expected a share above 0 and at most 1, such as 0.1")
+        if self.replay < 0:
+            raise ValueError(f"replay is {self.replay}; expected a number of steps, or 0")
         if self.scale is not None and not self.scale[0] < self.scale[1]:
             raise ValueError(f"scale is {self.scale[0]} {self.scale[1]}; expected a low score, then a higher one")
 

@@ -37,6 +37,8 @@ def write(
     columns: Sequence[str] = (),
     scale: tuple[float, float] | None = None,
     convention: str = "telescope",
+    replay: int = 256,
+    trust: bool = False,
 ) -> Path:
     """Write the report of these folders into one HTML file, atomically, and return its path.
 
@@ -62,7 +64,7 @@ def write(
             comparison(scores, column, scale),
             learned(ordered, column),
             time_table(ordered),
-            advantages(kept(ordered, convention)),
+            advantages(kept(ordered, convention, replay, trust)),
             settings_table(ordered),
             runs_table(read),
         ]

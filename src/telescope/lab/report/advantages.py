@@ -1,11 +1,12 @@
-"""The rollout that a run keeps: statistics of its advantages, and what the doctor finds in it.
+"""A rollout of each run, kept in its folder or played by its agents: its advantages, and what the doctor finds in it.
 
-Leaves out how mistakes are found (`telescope.lab.doctor`).
+Leaves out how mistakes are found (`telescope.lab.doctor`) and how agents play (`telescope.lab.playing`).
 """
 
 # T time, N rows that count
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +22,13 @@ from telescope.lab.reading import Report
 from telescope.lab.report import plots
 from telescope.lab.report.files import Floats
 from telescope.lab.report.lines import Line
+from telescope.lab.report.runs import Run
 from telescope.metrics import explained_variance
 
 KEPT = "rollout.npz"
 """The file in a run's folder."""
+PLAYED, ENVS = 6, 4
+"""Lines whose agents play at most, and environments that they play in: loading agents takes most of a report's time."""
 BINS = 60
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -33,9 +37,10 @@ class Kept(NamedTuple):
     """What one rollout says."""
 
     line: Line
-    path: Path
+    source: str
+    """Where it comes from."""
     examined: Report | None
-    """None if the file cannot be read."""
+    """None if there is no rollout."""
     problem: str
     advantages: Floats  # [N]
     explained: float
@@ -44,24 +49,48 @@ class Kept(NamedTuple):
     rollout: Rollout | None
 
 
-def kept(some: Sequence[Line], convention: str) -> list[Kept]:
-    """The rollouts of all runs that have one."""
-    found = []
+def kept(some: Sequence[Line], convention: str, replay: int, trust: bool) -> list[Kept]:
+    """The rollouts of all runs that have one. Of other lines, the agents of the first run of ours play one."""
+    found, played = list[Kept](), 0
     for line in some:
+        before = len(found)
         for run in line.runs:
-            path = run.path / KEPT if run.path.is_dir() else run.path.parent / KEPT
+            path = (run.path if run.path.is_dir() else run.path.parent) / KEPT
             if path.is_file():
-                found.append(_of(line, path, convention))
+                found.append(_read(line, path, convention))
+        mine = [run for run in line.runs if run.library == "telescope" and run.clock == "steps" and run.status]
+        if len(found) == before and mine and replay and played < PLAYED:
+            found.append(_play(line, mine[0], replay, trust))
+            played += 1
     return found
 
 
-def _of(line: Line, path: Path, convention: str) -> Kept:
+def _read(line: Line, path: Path, convention: str) -> Kept:
     try:
-        rollout = read(path, convention)
-        report = examine(rollout)
-        rows = rows_of(rollout)
+        return _of(line, str(path), read(path, convention))
     except (ValueError, OSError) as error:
-        return Kept(line, path, None, str(error), np.zeros(0), np.nan, 0, 0, None)
+        return _without(line, str(path), str(error))
+
+
+def _play(line: Line, run: Run, steps: int, trust: bool) -> Kept:
+    """A rollout of a run's first seed. Whatever goes wrong in somebody's environment is told on the page."""
+    try:
+        from telescope.lab.playing import played
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rollout, _ = played(run.path, steps=steps, envs=ENVS, trust=trust)
+    except Exception as error:
+        return _without(line, str(run.path), f"its agents could not play a rollout: {error}")
+    return _of(line, f"played by seed {run.seeds[0]} of {run.path}: {steps} steps in {ENVS} environments", rollout)
+
+
+def _without(line: Line, source: str, problem: str) -> Kept:
+    return Kept(line, source, None, problem, np.zeros(0), np.nan, 0, 0, None)
+
+
+def _of(line: Line, source: str, rollout: Rollout) -> Kept:
+    report, rows = examine(rollout), rows_of(rollout)
     live = rows.live
     computed = rows.advantages
     if np.isnan(computed[live]).all() and rollout.gamma is not None and rollout.lam is not None:
@@ -79,7 +108,7 @@ def _of(line: Line, path: Path, convention: str) -> Kept:
     known = live & np.isfinite(computed + rows.values)
     explained = float(explained_variance(rows.values, computed + rows.values, known)) if known.any() else np.nan
     episodes = int((rows.terminated | rows.truncated).sum())
-    return Kept(line, path, report, "", numbers, explained, int(live.sum()), episodes, rollout)
+    return Kept(line, source, report, "", numbers, explained, int(live.sum()), episodes, rollout)
 
 
 def advantages(some: Sequence[Kept]) -> str:
@@ -95,7 +124,7 @@ def advantages(some: Sequence[Kept]) -> str:
     )
     findings = "".join(_findings(one) for one in some)
     return f"""<section class="card" id="advantages"><h2>Advantages and mistakes</h2>
-<p class="soft">Of the rollout that a run keeps as <code>{KEPT}</code>.</p>
+<p class="soft">Of the rollout that a run keeps as <code>{KEPT}</code>, or that the agents of its checkpoint play.</p>
 <div class="columns">{figure}<div>{table}</div></div><h3>What the doctor says</h3>{findings}</section>"""
 
 
@@ -135,7 +164,7 @@ def _statistics(some: Sequence[Kept]) -> str:
 
 def _histogram(some: Sequence[Kept]) -> str:
     every = np.concatenate([one.advantages for one in some])
-    low, high = np.quantile(every, [0.002, 0.998])
+    low, high = np.quantile(every, [0.01, 0.99])
     x = plots.axis(float(low), float(high), snug=high > low)
     edges = np.linspace(x.low, x.high, BINS + 1)
     shares = [np.histogram(one.advantages, edges)[0] / len(one.advantages) for one in some]
@@ -160,7 +189,7 @@ def _histogram(some: Sequence[Kept]) -> str:
         rows,
         x.at(middles).tolist(),
     )
-    words = "How the advantages are distributed, without the 0.4 % at the ends."
+    words = "How the advantages are distributed, without the 2 % at the ends."
     return plots.figure("Histogram of the advantages", shapes, x, y, ("advantage", "share of rows"), table, words=words)
 
 
@@ -169,17 +198,19 @@ def _filled(x: Floats, y: Floats) -> str:
 
 
 def _findings(one: Kept) -> str:
-    path = f'<span class="soft">{escaped(one.path)}</span>'
+    path = f'<span class="soft">{escaped(one.source)}</span>'
     name = f"{plots.swatch(one.line.colour)}<strong>{escaped(one.line.label)}</strong> {path}"
     if one.examined is None:
         return f'<p class="note bad">{name}<br>{escaped(one.problem)}</p>'
     items = [
-        f"<strong>{escaped(f.name)}</strong>: {escaped(f.sentence)}.{_where(f.row, f.rows)}"
-        for f in one.examined.findings
+        f"<strong>{escaped(found.name)}</strong>: {escaped(found.sentence)}.{_where(found.row, found.rows)}"
+        for found in one.examined.findings
     ]
     notes = [f"note: {escaped(note)}" for note in one.examined.notes]
-    said = "".join(f"<li>{item}</li>" for item in [*items, *notes]) or "<li>nothing wrong was found</li>"
-    return f'<div class="note{" bad" if items else ""}">{name}<ul class="plain">{said}</ul></div>'
+    said = "".join(f"<li>{item}</li>" for item in [*items, *notes])
+    if not items:
+        said = f"<li>nothing wrong was found</li>{said}"
+    return f'<div class="{"note bad" if items else "said"}">{name}<ul class="plain">{said}</ul></div>'
 
 
 def _where(row: tuple[int, ...] | None, rows: int) -> str:

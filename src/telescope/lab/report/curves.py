@@ -65,13 +65,16 @@ def learned(some: Sequence[Line], but: str) -> str:
             parts.append(f'<details class="part"{opened}>{title}{shown}</details>' if len(found) > 1 else shown)
     if not parts:
         return ""
-    return f"""<section class="card" id="learned"><h2>How they learned</h2>
-<p class="soft">Interquartile mean over seeds; the band goes from the lowest to the highest seed.</p>
+    several = any(line.seeds > 1 for line in some)
+    words = "Interquartile mean over seeds; the band goes from the lowest to the highest seed." if several else ""
+    return f"""<section class="card" id="learned"><h2>How {"they" if len(some) > 1 else "it"} learned</h2>
+<p class="soft">{words}</p>
 {"".join(parts)}</section>"""
 
 
 def _names(some: Sequence[Line]) -> list[tuple[str, int]]:
-    return [(line.label, line.colour) for line in some]
+    """The entries of a legend. A line alone needs none."""
+    return [(line.label, line.colour) for line in some] if len(some) > 1 else []
 
 
 def _figure(env: str, some: Sequence[Line], column: str, *, small: bool, titled: bool) -> str:
@@ -95,7 +98,7 @@ def _figure(env: str, some: Sequence[Line], column: str, *, small: bool, titled:
     name, labels = f"{what.title}{f' on {env}' if env else ''}", (clock, what.unit or " ")
     words = _words(having, found, what.sentence if small else "")
     body = plots.figure(name, shapes, x, y, labels, _table(having, found, bands, x, clock), words=words)
-    mine = plots.legend(_names(having)) if titled and not small else ""
+    mine = plots.legend([(line.label, line.colour) for line in having]) if titled and not small else ""
     return f"<div>{f'<h3>{escaped(title)}</h3>' if titled and title else ''}{mine}{body}</div>"
 
 

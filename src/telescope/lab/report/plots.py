@@ -46,8 +46,7 @@ def axis(low: float, high: float, *, count: int = 5, snug: bool = False, cheap: 
     if not (math.isfinite(low) and math.isfinite(high)):
         low, high = 0.0, 1.0
     if high <= low:
-        margin = abs(low) * 0.1 or 1.0
-        low, high = low - margin, high + margin
+        low, high = (low - 0.1 * abs(low), low + 0.1 * abs(low)) if low else (0.0, 1.0)
     rough = (high - low) / count
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= rough * 0.999)

@@ -113,16 +113,20 @@ def _scores(title: str, some: Sequence[Scored], scale: Scale | None, gaps: bool)
 
 def _units(scales: Mapping[str, Scale | None], *, known: bool) -> str:
     """What the optimality gap counts in."""
-    found = {scale: None for scale in scales.values() if scale}
+    found: dict[Scale, list[str]] = {}
+    for env, scale in scales.items():
+        if scale is not None:
+            found.setdefault(scale, []).append(escaped(env))
     if not found:
         return ""
-    names = {scale: [env for env in scales if scales[env] == scale] for scale in found}
-    of = [
-        f"{escaped(', '.join(mine))}: {plots.number(scale.low)} … {plots.number(scale.target)}".lstrip(": ")
-        for scale, mine in names.items()
-    ]
-    ends = "from random actions to Gymnasium’s reward threshold" if known else "from the low score to the target"
-    return f'<p class="small soft">Optimality gap: the share of the way {ends} that is missing. {"; ".join(of)}.</p>'
+    share = all(scale == Scale(0.0, 1.0) for scale in found)
+    ends = (
+        "from random actions to Gymnasium’s reward threshold"
+        if known and not share
+        else "from the low score to the target"
+    )
+    of = [f"{', '.join(envs)} {plots.short(low)} … {plots.short(high)}" for (low, high), envs in found.items()]
+    return f'<p class="small soft">Optimality gap: the share of the way {ends} that is missing ({"; ".join(of)}).</p>'
 
 
 def _progress(line: Line) -> str:
@@ -302,7 +306,7 @@ def _sentence(on: str, some: Sequence[Scored], what: str) -> str:
     score = f"{plots.number(best.iqm)} {around(best) if len(best.scores) > 1 else '(one seed)'}"
     names = [f"<strong>{escaped(one.line.label)}</strong>" for one in some if one.iqm == best.iqm]
     if len(some) == 1:
-        return f"{names[0]}{on} ends at an {escaped(what)} of {score}."
+        return f"{names[0]}{on}: final {escaped(what)} {score}."
     if len(names) > 1:
         return f"{', '.join(names[:-1])} and {names[-1]} end equal{on}: {score}."
     odds = chance([best.scores], [some[1].scores])

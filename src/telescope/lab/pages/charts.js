@@ -18,23 +18,23 @@ const escaped = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCode
 /** A map from [low, high] to [from, to]. */
 const linear = (low, high, from, to) => (x) => from + ((x - low) / (high - low || 1)) * (to - from);
 
-/** The least and the largest of some lists of numbers, with 0 between them and some air. */
-function domain(...lists) {
-  let low = 0, high = 0;
+/** The least and the largest of some lists of numbers, with some air: around 0, or anywhere. */
+function domain(lists, anywhere = false) {
+  let low = anywhere ? Infinity : 0, high = anywhere ? -Infinity : 0;
   for (const list of lists)
     for (let i = 0; i < list.length; i++) {
       if (list[i] < low) low = list[i];
       if (list[i] > high) high = list[i];
     }
-  if (high - low < 1e-12) return [-1, 1];
+  if (high - low < 1e-9 * Math.max(Math.abs(low), Math.abs(high), 1e-3)) return anywhere ? [low - 1, high + 1] : [-1, 1];
   const air = 0.06 * (high - low);
-  return [low < 0 ? low - air : 0, high > 0 ? high + air : 0];
+  return [low < 0 || anywhere ? low - air : 0, high > 0 || anywhere ? high + air : 0];
 }
 
 /** About `count` round numbers between low and high. */
 function ticks(low, high, count) {
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= 0.75 * raw);
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step);
   return found;
@@ -93,7 +93,7 @@ function eachPixel(values, first, last, perPixel, found) {
 }
 
 /** Horizontal grid lines with their numbers, inside [left, right]. */
-function grid(low, high, y, left, right, count = 3) {
+function grid(low, high, y, left, right, count) {
   return ticks(low, high, count)
     .map((v) => {
       const at = y(v).toFixed(1), zero = Math.abs(v) < 1e-12 * (high - low) || v === 0;
@@ -105,7 +105,7 @@ function grid(low, high, y, left, right, count = 3) {
 /** A small chart of curves over λ in [0, 1]: {curves: [{values, mark}], at: [{lam, value, mark}]}. */
 function overLambda(width, height, { xs, curves, at = [] }) {
   const left = 46, right = width - 10, top = 8, bottom = height - 22;
-  const [low, high] = domain(...curves.map((c) => c.values), at.map((one) => one.value));
+  const [low, high] = domain([...curves.map((c) => c.values), at.map((one) => one.value)]);
   const x = linear(0, 1, left, right), y = linear(low, high, bottom, top);
   const paths = curves.map(({ values, mark, dashed }) =>
     `<path class="curve${dashed ? " dashed" : ""}" style="stroke:${mark}" d="M${values.map((v, i) => `${x(xs[i]).toFixed(1)},${y(v).toFixed(1)}`).join("L")}"/>`);

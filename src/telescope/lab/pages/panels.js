@@ -23,7 +23,7 @@ const PANELS = [
     draw: (now, x, y, [first, last]) => stroked(bars(now.column.rewards, first, last, x, y), "var(--series-8)", x),
   },
   {
-    name: "values", title: "Values and targets", height: 104, says: "V, and what the critic would learn: V + Â.",
+    name: "values", title: "Values and targets", height: 104, anywhere: true, says: "V, and what the critic would learn: V + Â.",
     now: (now, t) => named("V", 3, now.column.values[t]) + both(now, (made) => made.targets[t]),
     lists: (now) => [now.column.values, now.one.targets, now.two ? now.two.targets : []],
     draw: (now, x, y, view) =>
@@ -78,14 +78,15 @@ const both = (now, number) =>
     .map(([name, series, made]) => named(name, series, number(made)))
     .join("");
 const weightOf = (made, t) => made.weights && (t >= state.step ? made.weights[t - state.step] || 0 : 0);
-const curve = (path, mark, dashed) => `<path class="curve${dashed ? " dashed" : ""}" style="stroke:${mark}" d="${path}"/>`;
+const curve = (path, mark, dashed, width = 1.75) =>
+  `<path class="curve${dashed ? " dashed" : ""}" style="stroke:${mark};stroke-width:${width}" d="${path}"/>`;
 
 /** A line through a number per step, with dots where steps are far apart. */
 function series(values, [first, last], x, y, mark, dashed) {
   const dots = [];
   if (x(1) - x(0) > 14)
     for (let t = first; t <= last; t++) dots.push(`<circle r="2.6" cx="${x(t).toFixed(1)}" cy="${y(values[t]).toFixed(1)}" style="fill:${mark}"/>`);
-  return curve(line(values, first, last, x, y), mark, dashed) + dots.join("");
+  return curve(line(values, first, last, x, y), mark, dashed && x(1) - x(0) > 1, x(1) - x(0) > 1 ? 1.75 : 1) + dots.join("");
 }
 
 /** Bars as wide as their steps allow. */
@@ -146,11 +147,11 @@ function drawPanels(now) {
     if (frame.hidden) continue;
     const parts = panel.lists(now).map((list) => (list.length > 2 ? list.subarray(view[0], view[1] + 1) : list));
     const height = Math.round(panel.height * taller);
-    const [low, high] = domain(...parts), y = linear(low, high, height - 6, 6);
+    const [low, high] = domain(parts, panel.anywhere), y = linear(low, high, height - 6, 6);
     const lines = crowded ? "" : ends.map((t) => `<path class="end ${KIND[kinds[t]]}" d="M${endAt(x, t, width).toFixed(1)},0V${height}"/>`).join("");
     const svg = frame.querySelector("svg");
     svg.setAttribute("height", height);
-    svg.innerHTML = grid(low, high, y, LEFT, width - RIGHT) + lines + panel.draw(now, x, y, view) +
+    svg.innerHTML = grid(low, high, y, LEFT, width - RIGHT, Math.max(2, height / 32)) + lines + panel.draw(now, x, y, view) +
       `<path class="cursor" d="M${x(state.step).toFixed(1)},0V${height}"/><path class="hover" d=""/>`;
   }
   drawAxis(now, x, ends, crowded, width);
@@ -192,7 +193,7 @@ function stepAt(clientX) {
 /** The whole column in one strip: its episodes as bands, advantages as a line, and the part in view. */
 function drawOverview(now) {
   const svg = byId("overview"), width = svg.clientWidth, height = 34, column = now.column;
-  const x = linear(-0.5, column.n - 0.5, 1, width - 1), [low, high] = domain(now.one.advantages);
+  const x = linear(-0.5, column.n - 0.5, 1, width - 1), [low, high] = domain([now.one.advantages]);
   const shades = now.episodes.length > width / 3 ? [] : now.episodes.filter((_, i) => i % 2 === 0);
   const marks = now.episodes.length > width / 12 ? [] : now.episodes;
   svg.innerHTML =

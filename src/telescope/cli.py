@@ -44,6 +44,7 @@ USAGE = """usage: telescope COMMAND …
   telescope doctor rollout.npz              find mistakes in a rollout, whatever library made it
   telescope lab study                       measure every estimator on a world whose truth is known
   telescope lab explore RUN|rollout.npz     see advantages change with λ, in one HTML page
+  telescope lab gae-paper                   learn the GAE paper's cart-pole with every λ and γ, and draw its figure
   telescope --version
 
 Each command explains its flags with --help (telescope train ppo CartPole-v1 --help shows that environment's preset).

@@ -1,6 +1,6 @@
 """`telescope lab WORD`: a table of words, and `study`, every estimator against the truth of a small world.
 
-Leaves out what is measured (`telescope.lab.study`), and `explore` (`explore.py`).
+Leaves out what is measured (`telescope.lab.study`), `explore` (`explore.py`) and `gae-paper` (`gae_paper.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from telescope.commands.arguments import HELP, parse, positionals
 from telescope.commands.explore import ExploreOptions, explore
+from telescope.commands.gae_paper import MapOptions, gae_paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Word(NamedTuple):
 WORDS = {
     "study": Word("", StudyOptions, _study),
     "explore": Word(" RUN|rollout.npz", ExploreOptions, explore),
+    "gae-paper": Word("", MapOptions, gae_paper),
 }
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 from rollouts import advantages, rollout, world
+from test_files import MAKERS
 
 import telescope
 from telescope import cli, lab
@@ -314,6 +315,17 @@ def test_tokens_are_shown_as_text_and_choose_a_step(opened):
     assert page.locator("#tokens").inner_text() == "two xy & z"
 
 
+def test_a_sweep_moves_lam_until_it_is_stopped(opened):
+    page = opened(recorded(0), a="gae:0.9")
+    page.locator("#sweep").click()
+    page.wait_for_function("() => state.firstSetting.lam > 0 && state.firstSetting.lam < 0.9")
+    page.locator("#sweep").click()
+    stopped = setting_of(page, "first")
+    page.evaluate(DRAWN)
+    assert setting_of(page, "first") == stopped
+    assert page.locator("#sweep").get_attribute("aria-pressed") == "false"
+
+
 def test_every_control_has_a_name_and_nothing_is_wider_than_a_phone(chromium, opened):
     page = opened(recorded(0), b="k_step:5")
     unnamed = page.evaluate("""() => [...document.querySelectorAll("select, input, button, [role]")]
@@ -378,6 +390,28 @@ def test_missing_successors_are_recovered_from_recorded_advantages():
     data = embedded(explorer.html(wrong))
     assert "stands in" in " ".join(data["notes"])
     np.testing.assert_array_equal(numbers_of(data["arrays"]["reached"]), w.values.T[cut.T])
+
+
+@pytest.mark.filterwarnings("ignore:.*jax:DeprecationWarning")  # rlax calls old names of jax
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_page_of_every_library_has_the_advantages_that_it_computed(name, tmp_path):
+    for seed in range(6):
+        path = lab.record(tmp_path / "r.npz", **MAKERS[name](np.random.default_rng(seed)))
+        data = embedded(explorer.html(explorer.from_file(path, name)[0]))
+        arrays = {key: numbers_of(one) for key, one in data["arrays"].items()}
+        shape = data["shape"][::-1]
+        flags = arrays["flags"].reshape(shape).T
+        values = arrays["values"].reshape(shape).T.astype(np.float64)
+        ends = {"terminated": flags & 1 > 0, "truncated": flags & 2 > 0, "mask": flags & 4 > 0}
+        usual = telescope.next_values(values, np.zeros(len(values[0])), **ends, final_values=np.zeros_like(values))
+        reached = usual.T.ravel().copy()
+        reached[arrays.get("places", slice(None))] = arrays["reached"]
+        rewards, reached = arrays["rewards"].reshape(shape).T, reached.reshape(shape).T
+        found, _ = telescope.gae(rewards, values, reached, **ends, gamma=data["gamma"], lam=data["lam"])
+        recorded = arrays["advantages"].reshape(shape).T
+        scale = np.abs(recorded).max()
+        np.testing.assert_allclose(found, recorded * ends["mask"], rtol=0, atol=1e-4 * scale)
+        assert all("recovered" in note for note in data["notes"])
 
 
 def test_what_is_missing_is_said():

@@ -263,6 +263,14 @@ def test_the_same_run_twice_is_not_two_seeds(tmp_path):
     assert [line.seeds for line in lines(found([f"mine={tmp_path}/*"]))] == [2]
 
 
+def test_folders_of_other_names_are_told_apart_where_seeds_meet(tmp_path):
+    for seed in range(3):  # in the order a0 a1 a2 b1 b2: b1 and b2 are no third and fourth seed of a
+        for name in ("a", "b")[: 1 + (seed > 0)]:
+            ours(tmp_path / f"{name}-seed{seed}", [[1.0, 2.0]], config=Config(seed=seed))
+    some = lines(found([tmp_path / f"{name}-seed{seed}" for seed in (1, 2) for name in "ab"] + [tmp_path / "a-seed0"]))
+    assert sorted((line.label, line.seeds) for line in some) == [("a", 3), ("b", 2)]
+
+
 def test_names_and_wildcards(tmp_path):
     for name in ("x1", "x2", "y"):
         ours(tmp_path / name, [[1.0, 2.0]])
@@ -357,6 +365,7 @@ def test_the_column_is_one_that_all_runs_have(tmp_path):
     assert main_column(both, "auto") == "return_mean"
     with pytest.raises(ValueError, match=r"b has no values of 'eval_return_mean'; it has return_mean"):
         main_column(both, "eval_return_mean")
+    assert main_column(both, "return") == main_column(both, "charts/episodic_return") == "return_mean"
     bare = types.SimpleNamespace(tracks=lambda column: [], columns=["fps"])
     with pytest.raises(ValueError, match="Found: fps"):
         main_column([bare], "auto")

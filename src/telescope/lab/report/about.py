@@ -176,7 +176,7 @@ def runs_table(runs: Sequence[Run]) -> str:
 
 
 def _run_row(run: Run) -> str:
-    status = run.status or ("unfinished" if run.unfinished else "")
+    status = run.status or ("unfinished" if run.unfinished else "finished" if run.total else "")
     steps = f"{run.reached:,.0f}" + (f" of {run.total:,.0f}" if run.total else "")
     chip = f'<span class="chip {status}">{status}</span>' if status else '<span class="soft">not known</span>'
     cells = (run.library, run.method, run.env or "not known")

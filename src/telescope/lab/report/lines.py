@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from telescope.lab.report.files import Floats, Track
-from telescope.lab.report.names import MAIN, SCALES, SHARES, Scale
+from telescope.lab.report.names import MAIN, SCALES, SHARES, SHORT, THEIRS, Scale
 from telescope.lab.report.runs import Run, without_seed
 from telescope.metrics import intervals, iqm
 
@@ -52,13 +52,9 @@ def lines(runs: Sequence[Run], join: str = "seeds") -> list[Line]:
     """
     groups: dict[Hashable, list[Run]] = {}
     for run in runs:
-        if not run.tracks:
-            continue
-        key = _key(run, join)
-        while not run.name and join == "seeds" and _overlap(run, groups.get(key, [])):
-            key = (key, "again")
-        groups.setdefault(key, []).append(run)
-    parts = list(groups.values())
+        if run.tracks:
+            groups.setdefault(_key(run, join), []).append(run)
+    parts = [part for group in groups.values() for part in (_apart(group) if join == "seeds" else [group])]
     labels = _labels(parts)
     colours = _colours([(label, _env(part)) for label, part in zip(labels, parts, strict=True)])
     return [
@@ -95,9 +91,25 @@ def _key(run: Run, join: str) -> Hashable:
     return run.library, run.method, run.env, json.dumps(same, sort_keys=True, default=str)
 
 
-def _overlap(run: Run, others: Sequence[Run]) -> bool:
-    known = {seed for other in others for seed in other.seeds if seed}
-    return bool(known & set(run.seeds))
+def _apart(group: list[Run]) -> list[list[Run]]:
+    """Runs that seem to differ only by their seed. If a seed is there twice, the folders' names tell them apart."""
+    if group[0].name or not _twice(group):
+        return [group]
+    parts: list[list[Run]] = []
+    for run in group:
+        stem = without_seed(run.path.name)
+        fits = (part for part in parts if without_seed(part[0].path.name) == stem and not _twice([*part, run]))
+        if (part := next(fits, None)) is not None:
+            part.append(run)
+        else:
+            parts.append([run])
+    return parts
+
+
+def _twice(runs: Sequence[Run]) -> bool:
+    """Whether a seed is in two of these runs."""
+    seeds = [seed for run in runs for seed in run.seeds if seed]
+    return len(seeds) > len(set(seeds))
 
 
 def _env(part: Sequence[Run]) -> str:
@@ -128,12 +140,14 @@ def environments(some: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def main_column(some: Sequence[Line], metric: str) -> str:
-    """The column that runs are compared by.
+    """The column that runs are compared by. `metric` is its name here, in the other program, or auto.
 
     Raises:
         ValueError: a run lacks it, or they have none of the usual ones in common.
     """
     known = list(dict.fromkeys(column for line in some for column in line.columns))
+    if metric not in ("auto", *known):
+        metric = SHORT.get(metric) or next((ours for ours, theirs in THEIRS.items() if metric in theirs), metric)
     if metric != "auto":
         for line in some:
             if not line.tracks(metric):

@@ -56,7 +56,7 @@ class PredictionConfig(LearnerConfig):
         """The action distribution of the policy."""
         if (run := self.run()) is not None:
             return run.head(action_space)  # type: ignore[no-any-return]
-        return uniform(action_space) if isinstance(action_space, gym.spaces.Box) else distribution(action_space)
+        return uniform(action_space) if type(action_space) is gym.spaces.Box else distribution(action_space)
 
     def bound(self, action_space: gym.Space) -> Bound:
         """The function that maps the head's actions to the environment's."""
@@ -69,7 +69,7 @@ class PredictionConfig(LearnerConfig):
         if (run := self.run()) is None:
             return beside(None, value, self.head(action_space).outputs)
         network: Network = run.network_for(observation_space, action_space)
-        if network.memory or network.shaped:
+        if network.memory or (network.shaped and network.read is None):
             raise ValueError(f"policy is {self.policy!r}, whose network has a memory or reads images; expected neither")
         return beside(network, value, 0)
 
@@ -129,4 +129,4 @@ def beside(policy: Network | None, value: Network, outputs: int) -> Network:
         return act(parameters, observations), value.apply(parts(parameters)[1], observations)[1]
 
     broadcasts = value.broadcasts and (policy is None or policy.broadcasts)
-    return Network(init, apply, act, broadcasts=broadcasts)
+    return Network(init, apply, act, broadcasts=broadcasts, shaped=value.shaped)

@@ -22,8 +22,9 @@ from telescope.control.agents.layout import create
 from telescope.control.agents.networks import Network
 from telescope.control.agents.trial import require_network
 from telescope.control.config import LearnerConfig
-from telescope.control.environments.checks import mask_fit, observation_fit, real_array
+from telescope.control.environments.checks import mask_fit, observation_fit, packed, real_array
 from telescope.control.environments.population import Environments
+from telescope.control.environments.spaces import Packed, PackedObservations
 from telescope.control.evaluate import Evaluation, cut_note, evaluate, evaluation_environments
 from telescope.control.experience.encoding import encoder
 from telescope.control.experience.worlds import normaliser
@@ -37,15 +38,19 @@ class Policy:
     def __init__(self, config: LearnerConfig, state: dict[str, Any], *, network: Network | None = None) -> None:
         self.config, self.seeds = config, config.seed_values
         environments = Environments.of(config, seeds=self.seeds[:1], num_envs=1)
-        self.observation_space, self.action_space = environments.observation_space, environments.action_space
+        self._observations, self._actions = environments.observation_space, environments.action_space
+        self.observation_space, self.action_space = (
+            space.original if isinstance(space, Packed) else space for space in (self._observations, self._actions)
+        )
         environments.close()
-        self._bound = config.bound(self.action_space)
+        self._bound = config.bound(self._actions)
+        network = network or config.own_network(self._observations, self._actions)
         if network is not None:
             require_network(network)
-        network = network or config.network_for(self.observation_space, self.action_space)
-        self._encoder = encoder(self.observation_space, shaped=network.shaped)
+        network = config.agents_network(network, self._observations, self._actions)
+        self._encoder = encoder(self._observations, shaped=network.shaped)
         layout = create(network, self.seeds[:1])[1]
-        self.agent = ActorCritic(network, config.head(self.action_space), layout)
+        self.agent = ActorCritic(network, config.head(self._actions), layout)
         with fitting():
             self.parameters: Tensor = state["parameters"].to(config.device).float().clone()
             rows, statistics = len(self.parameters), state["normaliser"]
@@ -56,7 +61,7 @@ class Policy:
                 f"the run has {self.parameters.shape[1]} parameters per agent, but the network that its config "
                 f"describes has {sum(layout.sizes)}; if it was trained with a network of your own, pass network="
             )
-        self.normaliser = normaliser(config, self._encoder.shape)
+        self.normaliser = normaliser(config, self._encoder)
         self.normaliser.restore(statistics)
 
     def act(
@@ -69,8 +74,9 @@ class Policy:
     ) -> np.ndarray:
         """The action for one observation [*obs], or the actions for a batch [N, *obs].
 
-        It is the policy's mode; with `rng` it is a sample. `action_mask` is [A], or [N, A] for a batch, with True =
-        allowed, as the environment gives it in `info`. `seed` chooses the agent by its seed's value (default: the run's
+        Observations and actions have the structure of their spaces; in a batch each part has N in front. The action is
+        the policy's mode; with `rng` it is a sample. `action_mask` is [A], or [N, A] for a batch, with True = allowed,
+        as the environment gives it in `info`. `seed` chooses the agent by its seed's value (default: the run's
         first). Actions lie in the environment's action space. Observations and masks are checked as in training. A
         policy with a memory needs a `player`, which keeps the memory.
         """
@@ -84,7 +90,7 @@ class Policy:
         vector, inputs, single = self._inputs(observation, seed)
         mask = None
         if action_mask is not None:
-            allowed = mask_fit(self.action_space, action_mask, () if single else (len(inputs),))
+            allowed = mask_fit(self._actions, action_mask, () if single else (len(inputs),))
             mask = torch.as_tensor(allowed.reshape(len(inputs), -1)).to(inputs.device)
         noise = None
         if rng is not None:
@@ -99,9 +105,10 @@ class Policy:
         with torch.no_grad():
             seen = self.agent.see(vector, inputs, memory)
             actions = self.agent.act(vector, seen, noise, mask)
-        chosen = self._bound(actions.cpu().numpy()) + _start(self.action_space)
-        chosen = chosen.astype(self.action_space.dtype)
-        return chosen[0] if single else chosen, seen if width else None
+        chosen = self._bound(actions.cpu().numpy()) + _start(self._actions)
+        chosen = chosen.astype(self._actions.dtype)
+        chosen = chosen[0] if single else chosen
+        return self._actions.native(chosen) if isinstance(self._actions, Packed) else chosen, seen if width else None
 
     def player(self, *, seed: int | None = None, rng: np.random.Generator | None = None) -> Player:
         """One agent that plays episodes and keeps its memory; see `Player`."""
@@ -125,16 +132,18 @@ class Policy:
     def _inputs(self, observation: Any, seed: int | None) -> tuple[Tensor, Tensor, bool]:
         """One agent's parameters, the observations for its network [N, D], and whether it was a single observation."""
         s = self._position(seed)
-        shape = self.observation_space.shape or ()
+        shape = self._observations.shape or ()
+        if isinstance(self._observations, PackedObservations):
+            observation = packed(self._observations, observation)
         observations = real_array(observation, "observation")
         single = observations.shape == shape
         if not single and observations.shape[1:] != shape:
             raise ValueError(f"observation has shape {observations.shape}; expected {shape}, or a batch of those")
-        observations = observation_fit(self.observation_space, () if single else observations.shape[:1])(observations)
+        observations = observation_fit(self._observations, () if single else observations.shape[:1])(observations)
         if not np.isfinite(observations).all():
             raise ValueError("observation holds NaN or infinity; expected finite numbers")
         batch = observations[None] if single else observations
-        encoded = self._encoder.encode(batch[None] - _start(self.observation_space))
+        encoded = self._encoder.encode(batch[None] - _start(self._observations))
         normalised = self.normaliser(np.repeat(encoded, len(self.seeds), axis=0))[s]
         return self.parameters[s], torch.tensor(normalised).to(self.config.device), single
 

@@ -301,6 +301,9 @@ CONTROL = {
     "total_steps": 32,
     "num_envs": 1,
     "env_kwargs": {"max_episode_steps": 9, "g": 1.0},
+    "time_limit": 5,
+    "wrap": ("gymnasium.wrappers:ClipReward", "min_reward=-0.1", "max_reward=0.1"),
+    "frame_stack": 2,
     "backend": "envpool",
     "vectorization": "vector_entry_point",
     "autoreset": "next_step",
@@ -363,6 +366,7 @@ AGENT = {
     "hidden": (4,),
     "normalise_observations": False,
     "clip_observations": 0.01,
+    "network_module": "nowhere:build",
 }
 """Fields of `AgentConfig`, besides."""
 POLICY = {
@@ -375,6 +379,7 @@ POLICY = {
     "action_bounds": "squash",
     "normalise_rewards": False,
     "clip_rewards": 0.01,
+    "critic_observations": ("nothing",),
 }
 """Fields of `PolicyConfig`, besides; with two of `AgentConfig` whose value dqn changes."""
 ON_POLICY = {
@@ -420,6 +425,7 @@ SAC_FIELDS = (
         "critic_hidden": (5,),
         "critic_norm": "layer",
         "adam_beta": 0.5,
+        "critic_observations": ("nothing",),
     }
 )
 TEXT = {"threads": 1, "eval_prompts": 8, "lr_warmup": 0, "eval_every": 1, "total_steps": 2, "max_tokens": 4}

@@ -472,16 +472,9 @@ def test_any_policy_takes_critics():
         with_twins(policy._replace(shaped=True), 3, 1, continuous=True)
 
 
-@pytest.mark.parametrize(
-    ("space", "message"),
-    [
-        (gym.spaces.Box(-np.inf, 1, (1,)), "sac maps −1 … 1 onto finite bounds; wrap"),
-        (gym.spaces.MultiDiscrete([2, 2]), "sac expects Box or Discrete"),
-    ],
-)
-def test_action_spaces_that_it_cannot_act_in_are_refused(space, message):
-    with pytest.raises(ValueError, match=message):
-        SMALL.head(space)
+def test_action_spaces_that_it_cannot_act_in_are_refused():
+    with pytest.raises(ValueError, match="sac expects Box or Discrete"):
+        SMALL.head(gym.spaces.MultiDiscrete([2, 2]))
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_most_incoming_weights_of_each_unit_begin_at_0():
 
 
 def test_the_network_is_torchs_layers_and_runs_in_numpy():
-    network = with_softplus(streaming(5, {"policy": 4, "value": 1}, hidden=(6, 7), sparsity=0.5))
+    network = with_softplus(streaming(5, {"policy": 4, "value": 1}, hidden=(6, 7), sparsity=0.5), 2)
     parameters, x = network.init(np.random.default_rng(0)), torch.randn(9, 5)
 
     def by_torch(part):

@@ -126,7 +126,7 @@ FROM_MEMORY = {
         "net-arch": "hidden",
         "no-anneal-lr": "no-anneal-learning-rate",
         "total_timestep": "total-steps",
-        "max-episode-steps": "env-kwargs",
+        "max-episode-steps": "time-limit",
     },
     "grpo": {
         "num-generations": "group",

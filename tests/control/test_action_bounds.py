@@ -57,11 +57,30 @@ def test_rescaling_is_the_line_through_both_bounds_and_squashing_takes_tanh_firs
 
 
 @pytest.mark.parametrize("how", ["rescale", "squash"])
-def test_what_has_no_bounds_cannot_be_mapped_onto_them(how):
-    with pytest.raises(ValueError, match=f"action_bounds is '{how}', .* not bounded on all sides"):
-        bounding(Box(0.0, np.inf, (1,), np.float32), how)
+def test_only_a_box_has_bounds_to_map_to(how):
     with pytest.raises(ValueError, match=f"action_bounds is '{how}', .* only a Box has bounds"):
         try_out(PPO(action_bounds=how))
+
+
+@pytest.mark.parametrize("how", ["clip", "rescale", "squash", "stretch"])
+def test_numbers_without_a_bound_stay_as_drawn_and_one_bound_is_kept(how):
+    space = Box(np.array([-2, 5, -np.inf, -np.inf]), np.array([2, np.inf, 5, np.inf]), dtype=np.float64)
+    drawn = np.random.default_rng(0).normal(size=(100, 4)) * 2
+    given = np.tanh(drawn) if how == "stretch" else drawn
+    found = bounding(space, how)(given)
+    assert all(map(space.contains, found))
+    assert found[:, 3] == pytest.approx(drawn[:, 3], abs=1e-5)
+    if how in ("squash", "stretch"):
+        assert found[:, 0] == pytest.approx(2 * np.tanh(drawn[:, 0]))
+        assert found[:, 1] == pytest.approx(5 + np.log1p(np.exp(drawn[:, 1])), abs=1e-5)
+        assert found[:, 2] == pytest.approx(5 - np.log1p(np.exp(drawn[:, 2])), abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, bool])
+def test_a_box_of_whole_numbers_gets_the_nearest_one(dtype):
+    space = Box(0, 1, (1,), dtype)
+    found = bounding(space)(np.array([[-3.0], [0.4], [0.6], [7.0]]))
+    assert found.ravel().tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,8 @@ class SAC(OffPolicyConfig):
     """Normalisation of the critics' layers: none, layer, or batch (renormalisation, as CrossQ)."""
     adam_beta: float = 0.9
     """Adam's β₁, for policy, critics and temperature."""
+    critic_observations: tuple[str, ...] = ()
+    """Keys of a Dict observation that only the critics see."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,12 +106,16 @@ class SAC(OffPolicyConfig):
         return soft_head(action_space)
 
     def bound(self, action_space: gym.Space) -> Bound:
-        """From −1 … 1 to a Box's bounds; discrete actions stay as they are."""
-        return bounding(action_space, "rescale" if isinstance(action_space, gym.spaces.Box) else "clip")
+        """From −1 … 1 to a Box's bounds, or to all numbers without them; discrete actions stay as they are."""
+        return bounding(action_space, "stretch" if isinstance(action_space, gym.spaces.Box) else "clip")
 
     def network(self, observation_size: int, action_space: gym.Space) -> Network:
         """A perceptron for the policy, and twin critics."""
         return soft_network(self, self.head(action_space), observation_size)
+
+    def asymmetric_network(self, policy_size: int, observation_size: int, action_space: gym.Space) -> Network:
+        """The same, but the policy reads the first `policy_size` numbers only."""
+        return soft_network(self, self.head(action_space), observation_size, policy_size)
 
 
 SMALL = SAC(total_steps=20_000, num_steps=200, learning_starts=500, replay_capacity=20_000)

@@ -20,6 +20,7 @@ from torch import Tensor
 from telescope.control.agents.distributions import epsilon_greedy_probabilities
 from telescope.control.agents.features import Features, linear_q, of_pair
 from telescope.control.agents.networks import Network
+from telescope.control.agents.reading import reads_rows
 from telescope.control.agents.trial import require_no_network
 from telescope.control.config import for_family
 from telescope.control.experience.steps import Batch, step_of
@@ -43,7 +44,8 @@ class SarsaLambda(LinearConfig, ExploringConfig):
 
     def network_for(self, observation_space: gym.Space, action_space: gym.Space) -> Network:
         """Return Q(s, a) = Σ φ(s) w(a) for these spaces. All weights begin at 0."""
-        return linear_q(self.features_for(observation_space), self.head(action_space).outputs)
+        network = linear_q(self.features_for(observation_space), self.head(action_space).outputs)
+        return reads_rows(network, observation_space)
 
 
 # The settings that flags start from, by environment. MountainCar's are those of the textbook (figure 12.10): no

@@ -61,7 +61,7 @@ class StreamAC(StreamConfig):
         """Perceptrons for policy and value."""
         head = self.head(action_space)
         network = self.streaming(observation_size, {"policy": head.outputs, "value": 1})
-        return with_softplus(network) if head.continuous else network
+        return with_softplus(network, head.scales) if head.scales else network
 
     def bound(self, action_space: gym.Space) -> Bound:
         """The function that keeps a Gaussian's actions within a Box, as `action_bounds` says."""

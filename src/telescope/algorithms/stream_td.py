@@ -21,8 +21,9 @@ from telescope.algorithms import config_class
 from telescope.behaviour import PredictionConfig
 from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.networks import Network
+from telescope.control.agents.reading import reading
 from telescope.control.agents.trial import require_no_network
-from telescope.control.experience.encoding import encoder
+from telescope.control.experience.encoding import input_size
 from telescope.control.experience.steps import Batch, step_of
 from telescope.control.streaming import Learner, StreamConfig, advanced, begun_anew
 from telescope.control.training import Session, mean_statistics
@@ -44,7 +45,7 @@ class StreamTD(StreamConfig, PredictionConfig):
 
     def value_network(self, observation_space: gym.Space) -> Network:
         """Return a perceptron for V(s)."""
-        return self.streaming(encoder(observation_space).size, {"value": 1})
+        return reading(self.streaming(input_size(observation_space), {"value": 1}), observation_space)
 
 
 def preset(env: str) -> StreamTD:

@@ -20,6 +20,7 @@ from telescope.algorithms import config_class
 from telescope.behaviour import PredictionConfig
 from telescope.control.agents.features import Features, linear_v
 from telescope.control.agents.networks import Network
+from telescope.control.agents.reading import reads_rows
 from telescope.control.agents.trial import require_no_network
 from telescope.control.config import for_family
 from telescope.control.experience.steps import Batch, step_of
@@ -45,7 +46,7 @@ class TDLambda(LinearConfig, PredictionConfig):
 
     def value_network(self, observation_space: gym.Space) -> Network:
         """Return V(s) = Σ φ(s) w. All weights begin at 0."""
-        return linear_v(self.features_for(observation_space))
+        return reads_rows(linear_v(self.features_for(observation_space)), observation_space)
 
 
 # The settings that flags start from, by environment.

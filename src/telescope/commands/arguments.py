@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from telescope.checks import hints
 from telescope.commands import keywords
-from telescope.commands.flags import unknown_flag
+from telescope.commands.flags import REPEATABLE, short_for, unknown_flag
 from telescope.renamed import current
 
 HELP = {"-h", "--help"}
@@ -71,6 +71,7 @@ def values(words: Sequence[str], known: Mapping[str, Any], title: str) -> dict[s
     """The values by flag. A ValueError for an unknown flag, a missing value, or a value of the wrong type."""
     found: dict[str, Any] = {}
     for flag, told in _grouped(words):
+        flag, told = short_for(flag, told, known)
         if flag is None:
             raise ValueError(f"{told[0]!r} is not a flag; `{title} --help` lists the arguments")
         name = flag.removeprefix("no-") if _is_switch(flag, known) else flag
@@ -88,6 +89,9 @@ def values(words: Sequence[str], known: Mapping[str, Any], title: str) -> dict[s
             raise ValueError(f"--{flag} takes one value, got {len(told)}: {' '.join(told)}")
         if (count := _how_many(hint)) and len(told) != count and [word.lower() for word in told] != ["none"]:
             raise ValueError(f"--{flag} takes {count} values, got {len(told)}: {' '.join(told)}")
+        if name in REPEATABLE and name in found:
+            found[name] += tuple(told)
+            continue
         if _takes_many(hint) and name in found:
             raise ValueError(f"--{flag} is given twice; give all its values after one --{flag}")
         found[name] = _joined(told, flag, hint)
@@ -99,6 +103,7 @@ def under_current_names(flags: list[str], cls: type[Any]) -> list[str]:
     given: dict[str, Any] = {}
     for flag, values in _grouped(flags):
         name = (flag or "").replace("-", "_")
+        values = [*(given.get(name, []) if name in REPEATABLE else []), *values]
         given[name if values else name.removeprefix("no_")] = values or not name.startswith("no_")
     now = current(cls, given)
     if now == given or HELP & set(flags):

@@ -124,7 +124,8 @@ def _film(policy: Any, folder: str, max_steps: int | None) -> Any:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # otherwise SDL looks for a display and prints errors
     sys.unraisablehook = lambda _: None  # a half-made renderer prints another error when it is freed
     try:
-        return record(config.env, policy.player(), folder, env_kwargs=config.env_kwargs, seed=config.seed, **bound)
+        more = {"env_kwargs": config.env_kwargs, "dressing": config.dressing, **bound}
+        return record(config.env, policy.player(), folder, seed=config.seed, **more)
     except Exception as error:
         if is_users(error):
             raise

@@ -59,7 +59,10 @@ ALIASES = {
     "lora-rank": "lora-r",
     # environment and model
     "env": "env-id",
-    "env-kwargs": "max-episode-steps",
+    "time-limit": "max-episode-steps",
+    "wrap": "wrapper wrappers env-wrapper",
+    "frame-stack": "framestack num-stack n-stack",
+    "network-module": "policy-kwargs",
     "task": "dataset data dataset-name",
     "model": "model-name-or-path pretrain",
     "reward": "reward-funcs reward-function",
@@ -75,10 +78,14 @@ ALIASES = {
 }
 """Our flag → its names in Stable-Baselines3, CleanRL, TRL, verl, OpenRLHF, and common short names."""
 
+SHORT = {"squash": ("action-bounds", "squash"), "network": ("network-module",)}
+"""Our own short forms: flag → the flag that it stands for, and its value if the short form takes none."""
+REPEATABLE = {"wrap"}
+"""Flags that may be given several times; their values follow one another."""
 REMARKS = {
     "vf-coef": "twice Stable-Baselines3's number, because our value loss has a factor ½",
     "deterministic": "evaluation takes the policy's mode unless --stochastic is given",
-    "max-episode-steps": "a registered id takes a time limit: --env-kwargs max_episode_steps 500",
+    "max-episode-steps": "each episode is truncated there",
     "num-minibatches": "a size or a number, as its help says",
     "num-mini-batches": "a number",
     "gradient-accumulation-steps": "completions per forward pass; their number follows",
@@ -88,6 +95,12 @@ REMARKS = {
     "algo": "the algorithm is the word after train, without a flag",
     "env-id": "or the word after the algorithm, without a flag",
 }
+
+
+def short_for(flag: str | None, told: list[str], known: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """The flag and values that a short form stands for; others stay."""
+    long, *value = SHORT.get(flag or "", ("",))
+    return (long, [*value, *told]) if flag not in known and long in known else (flag, told)
 
 
 def unknown_flag(name: str, known: Mapping[str, Any], title: str) -> str:

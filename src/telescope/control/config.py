@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from telescope.control.agents.actions import Bound
     from telescope.control.agents.distributions import Distribution
     from telescope.control.agents.networks import Network
+    from telescope.control.environments.dressing import Dressing
     from telescope.control.experience.normalisation import RewardScaler
 
 MOST_ENVIRONMENTS = 2**20
@@ -61,6 +62,12 @@ class ControlConfig:
     """Number of environments per seed."""
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keyword arguments for the environment, as NAME VALUE pairs."""
+    time_limit: int | None = None
+    """Truncate each episode after this many steps. none: the environment's own limit, if it has one."""
+    wrap: tuple[str, ...] = ()
+    """Wrappers, the innermost first: module:Name, then its arguments as name=value. --wrap may be repeated."""
+    frame_stack: int = 1
+    """Number of the last observations that the policy sees at once. 1: only the present one."""
     backend: Literal["gymnasium", "envpool"] = "gymnasium"
     """Library that steps the environments. EnvPool is often faster, but a resumed run starts new episodes."""
     vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "auto"
@@ -85,7 +92,9 @@ class ControlConfig:
     def __post_init__(self) -> None:
         """Raise a ValueError for values that cannot work."""
         typed(self)
-        positive(self, "seeds", "total_steps", "num_envs", "eval_episodes", "eval_max_steps")
+        positive(
+            self, "seeds", "total_steps", "num_envs", "eval_episodes", "eval_max_steps", "time_limit", "frame_stack"
+        )
         at_least_zero(self, "seed", "eval_every", "threads", "processes")
         if self.seed + self.seeds > 2**63:
             raise ValueError(f"seed is {self.seed}; expected seeds below 2**63")
@@ -98,6 +107,13 @@ class ControlConfig:
             raise ValueError(
                 f"processes is {self.processes}, but there are {self.seeds} seeds to spread; lower processes"
             )
+
+    @property
+    def dressing(self) -> Dressing:
+        """What the run puts around its environments."""
+        from telescope.control.environments.dressing import Dressing
+
+        return Dressing(self.wrap, self.frame_stack, self.time_limit)
 
     @property
     def seed_values(self) -> list[int]:
@@ -157,9 +173,40 @@ class LearnerConfig(ControlConfig):
 
     def network_for(self, observation_space: Any, action_space: Any) -> Network:
         """Return the network for these spaces. Most need only the number of entries of an observation."""
-        from telescope.control.experience.encoding import encoder
+        from telescope.control.agents.reading import policy_size, reading
+        from telescope.control.experience.encoding import input_size
 
-        return self.network(encoder(observation_space).size, action_space)
+        size, unseen = input_size(observation_space), getattr(self, "critic_observations", ())
+        if unseen:
+            network = self.asymmetric_network(policy_size(observation_space, unseen), size, action_space)
+        else:
+            network = self.network(size, action_space)
+        return reading(network, observation_space, unseen)
+
+    def asymmetric_network(self, policy_size: int, observation_size: int, action_space: Any) -> Network:
+        """Return a network whose policy reads the first `policy_size` numbers only."""
+        raise NotImplementedError
+
+    def own_network(self, observation_space: Any, action_space: Any) -> Network | None:
+        """Return the network that `network_module` names; None without one."""
+        if (path := getattr(self, "network_module", None)) is None:
+            return None
+        from telescope.control.agents.named import named_network
+
+        return named_network(path, observation_space, action_space)
+
+    def agents_network(self, own: Network | None, observation_space: Any, action_space: Any) -> Network:
+        """Return the user's own network, or the one for these spaces, in front of the observations as they are kept."""
+        from telescope.control.agents.reading import reading
+
+        if own is None:
+            return self.network_for(observation_space, action_space)
+        if unseen := getattr(self, "critic_observations", ()):
+            raise ValueError(
+                f"critic_observations is {unseen}, but a network of your own reads what it likes; leave it out, or "
+                "keep these parts from the policy inside the network"
+            )
+        return reading(own, observation_space)
 
     def bound(self, action_space: Any) -> Bound:
         """Return the function that maps the head's actions to the environment's."""
@@ -198,6 +245,8 @@ class AgentConfig(LearnerConfig):
     """Widths of the hidden layers. Initial weights are orthogonal, biases zero."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Activation function of the hidden layers."""
+    network_module: str | None = None
+    """Your own network, as module:build, also --network: an nn.Module class or a function of both spaces."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -239,7 +288,9 @@ class PolicyConfig(AgentConfig, RewardConfig):
     log_std: float = 0.0
     """Initial log standard deviation of a Gaussian policy; one learned number per action component."""
     action_bounds: Literal["clip", "rescale", "squash"] = "clip"
-    """How to keep actions within a Box's bounds: clip, rescale from -1 … 1 and clip, or squash with tanh."""
+    """How to keep actions within a Box's bounds: clip, rescale from -1 … 1 and clip, or squash with tanh (--squash)."""
+    critic_observations: tuple[str, ...] = ()
+    """Keys of a Dict observation that only the critic sees; a.b for the part b of a, and an index for a Tuple's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -257,6 +308,19 @@ class PolicyConfig(AgentConfig, RewardConfig):
         from telescope.control.agents.actor import default_network
 
         return default_network(self, observation_size, action_space)
+
+    def asymmetric_network(self, policy_size: int, observation_size: int, action_space: Any) -> Network:
+        """Return perceptrons: the actor reads the first `policy_size` numbers, the critic all of them."""
+        from telescope.control.agents.reading import asymmetric
+
+        for name in ("shared_network", "gru"):
+            if getattr(self, name, 0):
+                raise ValueError(
+                    f"critic_observations is {self.critic_observations}, but {name} is {getattr(self, name)}: policy "
+                    "and critic then share what they see; leave out one of them"
+                )
+        actor, critic = (self.network(size, action_space) for size in (policy_size, observation_size))
+        return asymmetric(actor, critic, policy_size)
 
     def bound(self, action_space: Any) -> Bound:
         """Return the function that keeps a Gaussian's actions within a Box, as `action_bounds` says."""

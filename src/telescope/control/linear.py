@@ -74,7 +74,14 @@ class LinearConfig(LearnerConfig):
         import gymnasium as gym
 
         from telescope.control.agents import features as basis
+        from telescope.control.agents.reading import decoded_bounds, flat
+        from telescope.control.environments.spaces import PackedObservations
 
+        if isinstance(observation_space, PackedObservations):
+            normalised = self.clip_observations if self.normalise_observations else None
+            decoded = gym.spaces.Box(*decoded_bounds(observation_space, normalised), dtype=np.float32)
+            found = dataclasses.replace(self, normalise_observations=False).features_for(decoded)
+            return found._replace(apply=lambda rows: found.apply(flat(observation_space, rows)))
         discrete = isinstance(observation_space, gym.spaces.Discrete)
         kind = ("tabular" if discrete else "tiles") if self.features == "auto" else self.features
         if kind == "tabular" and not discrete:

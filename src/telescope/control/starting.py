@@ -73,8 +73,8 @@ def require_same_shape(start: Start, parameters: Tensor, observation_shape: tupl
 
 def require_fit(state: dict[str, Any], config: LearnerConfig, environments: Environments) -> None:
     """The same check before training begins, for the network that the config describes."""
-    shape = encoder(environments.observation_space).shape
     network = config.network_for(environments.observation_space, environments.action_space)
+    shape = encoder(environments.observation_space, shaped=network.shaped).normalised
     require_same_shape(start_from(state, 1), create(network, [config.seed])[0], shape)
 
 

@@ -91,11 +91,12 @@ class Session:
         self, resume: dict[str, Any] | None, own: Network | None, start: Any, allow_inexact: bool, recurrent: bool
     ) -> None:
         config, environments = self.config, self._environments
+        own = own or config.own_network(environments.observation_space, environments.action_space)
         if own is None and (note := space_note(config, environments.action_space)):
             self.notes.append(note)
         if own is not None:
             require_network(own, recurrent=recurrent)
-        network = own or config.network_for(environments.observation_space, environments.action_space)
+        network = config.agents_network(own, environments.observation_space, environments.action_space)
         self.rollouts = rollouts(config, environments, network, self.kind_of_rollouts)
         self.replay = replay_of(config, environments, self.rollouts.encoder)
         parameters, layout = create(network, config.seed_values, config.device)
@@ -108,7 +109,7 @@ class Session:
                 "evaluate a run folder of it; put it into a module of its own, or continue from Python"
             )
         if own is not None:
-            try_network(self.agent, self.parameters, self.rollouts.encoder, config)
+            try_network(self.agent, self.parameters, environments.observation_space, config)
             self.notes += filter(None, [without_effect(config)])
         if config.eval_every:  # now, so that an error shows before training
             self._evaluation = evaluation_environments(
@@ -132,7 +133,7 @@ class Session:
     def _start_from(self, state: Any) -> None:
         """Take agents and statistics from another run, but not its optimiser, schedules and episodes."""
         start = start_from(state, self.config.seeds)
-        require_same_shape(start, self.parameters, self.rollouts.encoder.shape)
+        require_same_shape(start, self.parameters, self.rollouts.encoder.normalised)
         self.learner = self._first_learner(start.parameters.to(self.config.device).clone())
         self.rollouts.normaliser.restore(start.observations)
         self.rollouts.scaler.restore({**start.rewards, "returns": self.rollouts.scaler.returns})

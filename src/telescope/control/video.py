@@ -14,8 +14,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from telescope.control.environments.dressing import Dressing
 from telescope.control.environments.factory import Factory, find_source, name_of, refused_keywords, time_limit
+from telescope.control.environments.population import dressed
 from telescope.control.environments.snapshots import Recorder
+from telescope.control.environments.spaces import Packed, in_row
 
 
 def record(
@@ -24,6 +27,7 @@ def record(
     folder: str | os.PathLike[str],
     *,
     env_kwargs: Mapping[str, Any] | None = None,
+    dressing: Dressing | None = None,
     seed: int = 0,
     max_steps: int = 3000,
 ) -> Path:
@@ -33,7 +37,7 @@ def record(
     """
     import imageio.v2 as imageio
 
-    world = _world(env, env_kwargs or {})
+    world = _world(env, env_kwargs or {}, dressing or Dressing())
     target = Path(folder) / "episode.mp4"
     film: Any
     try:
@@ -43,8 +47,8 @@ def record(
         with imageio.get_writer(target, fps=fps, macro_block_size=2) as film:  # holds one frame in memory
             for _ in range(max_steps):
                 film.append_data(_frame(world))
-                action = act(observation, action_mask=info.get("action_mask"))
-                observation, _, terminated, truncated, info = world.step(action)
+                action = act(_native(world.observation_space, observation), action_mask=info.get("action_mask"))
+                observation, _, terminated, truncated, info = world.step(in_row(world.action_space, action))
                 if terminated or truncated:
                     break
             else:
@@ -55,16 +59,21 @@ def record(
     return target
 
 
-def _world(env: str | Callable[..., gym.Env], kwargs: Mapping[str, Any]) -> Recorder:
+def _world(env: str | Callable[..., gym.Env], kwargs: Mapping[str, Any], dressing: Dressing) -> Recorder:
     """One environment that renders frames, with the same checks and action masks as in training."""
     source = find_source(env)
+    dressing, kwargs = dressed(dressing, source, kwargs)
     drawing = {**kwargs, "render_mode": "rgb_array"}
     if callable(source) and refused_keywords(source, drawing) and not refused_keywords(source, kwargs):
         raise ValueError(
             f"{name_of(source)} takes no render_mode; a video needs a constructor with render_mode=None "
             "and a render() that returns an array [height, width, 3]"
         )
-    return Factory(source, time_limit(source, drawing))()
+    return Factory(source, time_limit(source, drawing), dressing=dressing)()
+
+
+def _native(space: gym.Space, observation: Any) -> Any:
+    return space.native(observation) if isinstance(space, Packed) else observation
 
 
 def _frame(world: Recorder) -> np.ndarray:

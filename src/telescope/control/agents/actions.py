@@ -13,9 +13,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from telescope.control.environments.spaces import PackedActions
+
 Bound = Callable[[np.ndarray], np.ndarray]
 FARTHEST = 10.0
 """The initial policy takes long to reach a bound that is more than this many standard deviations away."""
+INSIDE = 1 - 2.0**-24
+"""The last float32 below 1, whose atanh is finite."""
 LEAST_INSIDE = 0.4
 """If a smaller share of the initial policy's draws lies within the bounds, most actions are clipped."""
 
@@ -24,50 +28,88 @@ def bounding(space: gym.Space, how: str = "clip") -> Bound:
     """Return the function from drawn actions to the environment's; the identity if the space is not a Box.
 
     "clip" clips to the bounds. "rescale" maps -1 … 1 onto the bounds and then clips. "squash" applies tanh first and
-    never clips. The last two raise a ValueError for a Box without bounds.
+    never clips; a number with one bound is that bound ± log(1 + eˣ). A number without a bound stays as drawn. "stretch"
+    is "squash" of draws that are squashed already. A Box of whole numbers gets the nearest one. Of a Dict or Tuple each
+    Box is mapped.
     """
-    if how == "clip" and not isinstance(space, gym.spaces.Box):
-        return lambda actions: actions
-    if not isinstance(space, gym.spaces.Box):
+    boxes = _boxes(space)
+    if not boxes:
+        if how == "clip":
+            return lambda actions: actions
         raise ValueError(f"action_bounds is {how!r}, but the action space is {space}; only a Box has bounds to map to")
+    if not isinstance(space, PackedActions):
+        return _bounding(boxes[0][1], how)
+    maps = [(columns, box.shape, _bounding(box, how)) for columns, box in boxes]
+
+    def each(actions: np.ndarray) -> np.ndarray:
+        rows = np.array(actions, np.float64)
+        for columns, shape, bound in maps:
+            own = actions[..., columns]
+            rows[..., columns] = bound(own.reshape((*own.shape[:-1], *shape))).reshape(own.shape)
+        return rows
+
+    return each
+
+
+def _bounding(space: gym.spaces.Box, how: str) -> Bound:
     low, high = space.low, space.high
+    below, above = np.isfinite(low), np.isfinite(high)
 
     def clip(actions: np.ndarray) -> np.ndarray:
         return np.minimum(np.maximum(actions, low), high)
 
+    def rounded(actions: np.ndarray) -> np.ndarray:
+        return clip(np.rint(actions))
+
+    within = clip if space.dtype.kind == "f" else rounded  # type: ignore[union-attr]
     if how == "clip":
-        return clip
-    middle, half = _middle_and_half(space, how)
+        return within
+    least, most = (np.where(known, x, 0.0).astype(np.float64) for known, x in ((below, low), (above, high)))
+    middle, half = least / 2 + most / 2, most / 2 - least / 2
+    both, one = below & above, below ^ above
+    if how in ("rescale", "stretch") and both.all():
+        return lambda actions: within(middle + half * actions)
     if how == "rescale":
-        return lambda actions: clip(middle + half * actions)
-    return lambda actions: clip(middle + half * np.tanh(actions))  # rounding may exceed a bound by a bit
+        return lambda actions: within(np.where(both, middle + half * actions, actions))
+
+    def mapped(squashed: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        distance = np.logaddexp(0.0, drawn)
+        beside = np.where(one, np.where(below, least + distance, most - distance), drawn)
+        return within(np.where(both, middle + half * squashed, beside))
+
+    if how == "squash":
+        if both.all():
+            return lambda actions: within(middle + half * np.tanh(actions))  # rounding may exceed a bound by a bit
+        return lambda actions: mapped(np.tanh(actions), actions)
+    return lambda actions: mapped(actions, np.arctanh(np.clip(actions, -INSIDE, INSIDE)))
 
 
-def _middle_and_half(space: gym.spaces.Box, how: str) -> tuple[np.ndarray, np.ndarray]:
-    if not space.is_bounded("both"):
-        raise ValueError(
-            f"action_bounds is {how!r}, but the action space {space} is not bounded on all sides; "
-            "use 'clip', or wrap the environment in gymnasium.wrappers.RescaleAction with bounds of your choice"
-        )
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    return low / 2 + high / 2, high / 2 - low / 2
+def _boxes(space: gym.Space) -> list[tuple[slice, gym.spaces.Box]]:
+    """The Boxes in an action space, and their columns in a row of actions."""
+    if isinstance(space, PackedActions):
+        return [
+            (slice(part.start, part.start + part.entries), part.space)
+            for part in space.parts
+            if isinstance(part.space, gym.spaces.Box)
+        ]
+    return [(slice(None), space)] if isinstance(space, gym.spaces.Box) else []
 
 
 def scale_note(space: gym.Space, log_std: float) -> str:
     """A sentence if the initial policy N(0, σ²) does not match the bounds of a Box; otherwise empty."""
-    if not isinstance(space, gym.spaces.Box):
-        return ""
     std = math.exp(min(log_std, 700.0))
-    inside = [_share_inside(low / std, high / std) for low, high in _bounds(space)]
-    reach = [
-        max(abs(x) / std for x in pair if math.isfinite(x)) for pair in _bounds(space) if any(map(math.isfinite, pair))
-    ]
+    boxes = [box for _, box in _boxes(space)]
+    bounds = [pair for box in boxes for pair in _bounds(box)]
+    inside = [_share_inside(low / std, high / std) for low, high in bounds]
+    reach = [max(abs(x) / std for x in pair if math.isfinite(x)) for pair in bounds if any(map(math.isfinite, pair))]
     if min(inside, default=1.0) >= LEAST_INSIDE and max(reach, default=0.0) <= FARTHEST:
         return ""
-    maps = "--action-bounds rescale (or squash) maps -1 to 1 onto them"
+    maps = "wrap the environment so that both match"
+    if all(box.is_bounded("both") for box in boxes):
+        maps = "--action-bounds rescale (or squash) maps -1 to 1 onto them"
     return (
         f"actions lie in {space}, but the policy begins with mean 0 and standard deviation {std:.3g}, and its draws "
-        f"are clipped to the bounds; {maps if space.is_bounded('both') else 'wrap the environment so that both match'}"
+        f"are clipped to the bounds; {maps}"
     )
 
 

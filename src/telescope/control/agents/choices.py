@@ -22,19 +22,15 @@ from telescope.control.agents.distributions import (
     squashed_gaussian,
     squashed_sample,
 )
+from telescope.control.environments.spaces import PackedActions
 
 
 def soft_head(action_space: gym.Space) -> Distribution:
-    """tanh of a Gaussian in a Box with bounds, softmax in a Discrete space; a ValueError for any other."""
+    """tanh of a Gaussian in a Box, softmax in a Discrete space; a ValueError for any other."""
     if isinstance(action_space, gym.spaces.Discrete):
         return categorical(int(action_space.n))
-    if not isinstance(action_space, gym.spaces.Box):
+    if not isinstance(action_space, gym.spaces.Box) or isinstance(action_space, PackedActions):
         raise ValueError(f"action_space is {action_space}; sac expects Box or Discrete (try ppo)")
-    if not action_space.is_bounded("both"):
-        raise ValueError(
-            f"action_space is {action_space}, but sac maps −1 … 1 onto finite bounds; wrap the environment in "
-            "gymnasium.wrappers.TransformAction with a Box that has bounds, or try ppo, which needs none"
-        )
     return squashed_gaussian(action_space.shape)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from telescope import arrays
 from telescope.arrays import Array
+from telescope.control.environments.spaces import PackedActions
 
 Masks = Array | None
 LOG_STD = (-20.0, 2.0)
@@ -33,7 +34,7 @@ class Distribution(NamedTuple):
     outputs: int
     """K, the number of policy outputs of the network."""
     continuous: bool
-    """Whether the second half of the outputs is log σ."""
+    """Whether the second half of the outputs is log σ. False for a product of several distributions."""
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype
     noise: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -48,6 +49,8 @@ class Distribution(NamedTuple):
     """`entropy(outputs, masks=None)`, summed over the components of an action."""
     kl: Callable[..., Tensor]
     """`kl(outputs, old_outputs, masks=None)`, exactly KL(π_old ‖ π) = Σ π_old (log π_old − log π), in nats."""
+    scales: int = 0
+    """How many of the outputs, the last ones, are log σ."""
 
     def probabilities(self, outputs: Tensor, masks: Masks = None) -> Tensor:
         """π(·|s) [..., A] of a Discrete space, by `log_prob` of each action."""
@@ -57,7 +60,11 @@ class Distribution(NamedTuple):
 
 
 def distribution(space: gym.Space) -> Distribution:
-    """The distribution over a Discrete, MultiDiscrete, MultiBinary or Box action space."""
+    """The distribution over a Discrete, MultiDiscrete, MultiBinary or Box action space, or a product of those."""
+    if isinstance(space, PackedActions):
+        from telescope.control.agents.products import product
+
+        return product([distribution(part.space) for part in space.parts], [sum(part.sizes) for part in space.parts])
     if isinstance(space, gym.spaces.Discrete):
         return categorical(int(space.n))
     if isinstance(space, gym.spaces.MultiDiscrete):
@@ -66,7 +73,8 @@ def distribution(space: gym.Space) -> Distribution:
         return bernoulli(space.shape)
     if isinstance(space, gym.spaces.Box):
         return diagonal_gaussian(space.shape)
-    raise ValueError(f"action_space is {space}; expected Discrete, MultiDiscrete, MultiBinary or Box")
+    known = "Discrete, MultiDiscrete, MultiBinary, Box, or a Dict or Tuple of those"
+    raise ValueError(f"action_space is {space}; expected {known}")
 
 
 def categorical(n: int) -> Distribution:
@@ -238,6 +246,7 @@ def diagonal_gaussian(shape: tuple[int, ...]) -> Distribution:
         log_prob=log_prob,
         entropy=lambda outputs, masks=None: (outputs[..., size:] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1),
         kl=kl,
+        scales=size,
     )
 
 

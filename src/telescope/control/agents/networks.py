@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -51,9 +51,11 @@ class Network(NamedTuple):
     """The size of the memory (H in formulas). It is 0 at the beginning of an episode."""
     shaped: bool = False
     """Whether `apply`, `policy`, `value` and `remember` take observations [N, *shape] with the Box's shape, and uint8
-    as uint8, instead of flat [N, D]. For convolutions."""
+    as uint8, instead of flat [N, D]. For convolutions. Of a Dict or Tuple they get the parts, choices one-hot."""
     module: nn.Module | None = None
     """The name of the module that `from_module` built, for error messages."""
+    read: Callable[[Array], Any] | None = None
+    """From rows of a composite observation to what `module` reads; `reading.reading` sets it."""
     critics: Twins | None = None
     """Critics of actions, for algorithms that learn Q(s, a) beside a policy; `twins.with_twins` adds them."""
 
@@ -68,16 +70,18 @@ def mlp(
     shared: bool = False,
     critic_outputs: int = 0,
     correction: bool = False,
+    scales: int | None = None,
 ) -> Network:
     """Perceptrons for actor and critic: orthogonal weights (gain √2 inside, 0.01 policy, 1 value), zero biases.
 
-    With `log_std` the policy outputs are [mean, log σ]; log σ does not depend on the state and starts at `log_std`, and
-    `outputs` must be even. `shared=True` gives both heads one trunk. The critic returns values [N], or [N, Q] with Q =
-    `critic_outputs` > 0. With `correction` the second of two outputs comes from a perceptron of its own, and begins
-    near 0 (gain 0.01).
+    With `log_std` the last `scales` policy outputs (by default half of them) are log σ, which does not depend on the
+    state and starts at `log_std`. `shared=True` gives both heads one trunk. The critic returns values [N], or [N, Q]
+    with Q = `critic_outputs` > 0. With `correction` the second of two outputs comes from a perceptron of its own, and
+    begins near 0 (gain 0.01).
     """
     act = ACTIVATIONS[activation]
-    heads = outputs if log_std is None else outputs // 2
+    log_stds = 0 if log_std is None else outputs // 2 if scales is None else scales
+    heads = outputs - log_stds
     trunks = ("shared", "shared") if shared else ("policy", "value")
 
     def body(parameters: Parameters, trunk: str, rng: np.random.Generator) -> None:
@@ -92,7 +96,7 @@ def mlp(
         linear(parameters, "policy.out", width, heads, 0.01, rng)
         linear(parameters, "value.out", width, 1 if correction else critic_outputs or 1, 1.0, rng)
         if log_std is not None:
-            parameters["policy.log_std"] = torch.full((heads,), log_std)
+            parameters["policy.log_std"] = torch.full((log_stds,), log_std)
         if correction:  # last, so that all else begins as without it
             body(parameters, "correction", rng)
             linear(parameters, "correction.out", width, 1, 0.01, rng)
@@ -108,7 +112,7 @@ def mlp(
         if log_std is None:
             return outputs
         xp = arrays.library("outputs", outputs)
-        return xp.concatenate([outputs, xp.zeros_like(outputs) + parameters["policy.log_std"]], -1)
+        return xp.concatenate([outputs, xp.zeros_like(outputs[..., :log_stds]) + parameters["policy.log_std"]], -1)
 
     def policy(parameters: Parameters, observations: Array) -> Array:
         return policy_head(parameters, features(parameters, trunks[0], observations))
@@ -221,11 +225,11 @@ def streaming(observation_size: int, outputs: dict[str, int], *, hidden: tuple[i
     return Network(init, apply, policy, broadcasts=True)
 
 
-def with_softplus(network: Network) -> Network:
-    """The network with policy outputs [mean, log σ], from one with [mean, x] and σ = log(1 + eˣ) for each state."""
+def with_softplus(network: Network, scales: int) -> Network:
+    """The network whose last `scales` outputs are log σ, from one with x and σ = log(1 + eˣ) for each state."""
 
     def gaussian(outputs: Array) -> Array:
-        xp, size = arrays.library("outputs", outputs), outputs.shape[-1] // 2
+        xp, size = arrays.library("outputs", outputs), outputs.shape[-1] - scales
         mean, x = outputs[..., :size], xp.clip(outputs[..., size:], -20.0, None)  # further below, log σ would be −∞
         return xp.concatenate([mean, xp.log(xp.logaddexp(xp.zeros_like(x), x))], -1)
 

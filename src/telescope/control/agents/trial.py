@@ -10,13 +10,14 @@ import copy
 from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
 from telescope.control.agents.actor import ActorCritic, Agents
 from telescope.control.agents.networks import Network
 from telescope.control.config import LearnerConfig
-from telescope.control.experience.encoding import Encoder
+from telescope.control.experience.encoding import examples
 
 REPLACED = ("hidden", "activation", "shared_network", "gru", "log_std")
 """Config fields that only the built-in networks use."""
@@ -52,17 +53,13 @@ def without_effect(config: LearnerConfig) -> str:
     return f"{', '.join(changed)} have no effect: network= replaces the built-in networks" if changed else ""
 
 
-def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder, config: LearnerConfig) -> None:
+def try_network(agent: ActorCritic, population: Tensor, space: gym.Space, config: LearnerConfig) -> None:
     """Run `agent` on three observations, alone and for all seeds. Raises a ValueError if anything does not fit.
 
     The critic must return values [N], or [N, Q] with Q = `config.critic_outputs` > 0. Policy and value may have
     parameters in common if `config.may_share`.
     """
-    generator = torch.Generator().manual_seed(0)
-    observations = torch.randn((3, *encoder.shape), generator=generator, dtype=torch.float32)
-    if encoder.kept == torch.uint8:
-        observations = (40 * observations + 128).to(torch.uint8)
-    observations = observations.to(population.device)
+    observations = examples(space, shaped=agent.network.shaped).to(population.device)
     memory = torch.zeros((3, agent.network.memory), device=population.device) if agent.network.memory else None
     vector = population[0]
     answers = partial(_answers, agent, vector, config.critic_outputs)
@@ -76,7 +73,7 @@ def try_network(agent: ActorCritic, population: Tensor, encoder: Encoder, config
         answers(observations[:1], None if memory is None else memory[:1]),
         "gives other outputs for an observation alone than in a batch; rows must not depend on each other",
     )
-    _require_constant_buffers(agent.network.module, observations)
+    _require_constant_buffers(agent.network, observations)
     _require_gradient(agent, vector, observations, memory)
     if not config.may_share:
         _require_apart(agent, vector, observations)
@@ -98,7 +95,8 @@ def _answers(
             seen = agent.see(vector, observations, memory)
             answer = agent.network.apply(agent.layout.unflatten(vector), seen)
     except Exception as error:
-        raise ValueError(f"network fails on observations of shape {tuple(observations.shape)}: {error}") from error
+        given = observations if agent.network.read is None else agent.network.read(observations)
+        raise ValueError(f"network fails on observations {_shapes(given)}: {error}") from error
     if memory is not None and (seen.shape, seen.dtype) != (memory.shape, memory.dtype):
         raise ValueError(
             f"network's remember gives {seen.dtype} of shape {tuple(seen.shape)}; expected {memory.dtype} of shape "
@@ -130,6 +128,14 @@ def _answers(
     return outputs, values
 
 
+def _shapes(given: Any) -> str:
+    """The shape of an observation, or of the parts of a composite one."""
+    if isinstance(given, Tensor):
+        return f"of shape {tuple(given.shape)}"
+    parts = given.items() if isinstance(given, dict) else enumerate(given)
+    return "with " + ", ".join(f"{key!r} {_shapes(part)}" for key, part in parts)
+
+
 def _hint(values: Tensor, rows: int, critic_outputs: int) -> str:
     """How to give values the right shape, if that can be guessed."""
     if critic_outputs:
@@ -153,13 +159,14 @@ def _require_same(found: tuple[Tensor, ...], again: tuple[Tensor, ...], complain
         raise ValueError(f"network {complaint}")
 
 
-def _require_constant_buffers(module: nn.Module | None, observations: Tensor) -> None:
+def _require_constant_buffers(network: Network, observations: Tensor) -> None:
+    module, read = network.module, network.read
     if module is None:
         return
     tried = copy.deepcopy(module).to(observations.device)
     before = {name: buffer.clone() for name, buffer in tried.named_buffers()}
     with torch.no_grad():
-        tried(observations)
+        tried(observations if read is None else read(observations))
     changed = [name for name, buffer in tried.named_buffers() if not torch.equal(buffer, before[name])]
     if changed:
         raise ValueError(

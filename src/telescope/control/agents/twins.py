@@ -69,7 +69,7 @@ def policy_network(observation_size: int, outputs: int, *, hidden: tuple[int, ..
     return Network(init, apply, policy, broadcasts=True)
 
 
-def soft_network(config: Any, head: Distribution, observation_size: int) -> Network:
+def soft_network(config: Any, head: Distribution, observation_size: int, policy_size: int | None = None) -> Network:
     """A perceptron for the policy with this head, and twin critics, as the config of a soft actor–critic has them."""
     actions, widths = head.outputs // 2 if head.continuous else head.outputs, config.critic_hidden or config.hidden
     weights = sum(a * b for a, b in itertools.pairwise((observation_size, *config.hidden, head.outputs)))
@@ -77,9 +77,19 @@ def soft_network(config: Any, head: Distribution, observation_size: int) -> Netw
     # weights, target networks, gradient, and Adam's two moments
     sizes = f"hidden is {config.hidden} and critic_hidden {widths}"
     fits_memory(5 * config.seeds * weights, f"{sizes}, so the networks of {config.seeds} seeds need")
-    policy = policy_network(observation_size, head.outputs, hidden=config.hidden, activation=config.activation)
+    sees = policy_size or observation_size
+    policy = policy_network(sees, head.outputs, hidden=config.hidden, activation=config.activation)
+    if policy_size is not None:
+        policy = seeing(policy, policy_size)
     more: dict[str, Any] = {"hidden": widths, "activation": config.activation, "norm": config.critic_norm}
     return with_twins(policy, observation_size, actions, continuous=head.continuous, **more)
+
+
+def seeing(policy: Network, size: int) -> Network:
+    """The policy of a network that reads the first `size` numbers of an observation only."""
+    read = policy.policy
+    assert read is not None
+    return policy._replace(policy=lambda parameters, observations: read(parameters, observations[..., :size]))
 
 
 def with_twins(

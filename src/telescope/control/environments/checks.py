@@ -7,11 +7,20 @@ A value that does not fit its space raises an error and is never changed to fit.
 # N environments side by side (`lead` is () for one, (N,) for many), A entries of an action mask
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+
+from telescope.control.environments.spaces import (
+    PackedActions,
+    PackedObservations,
+    choices,
+    named,
+    part_of,
+    require_same_keys,
+)
 
 Fit = Callable[..., Any]
 """fit(observation, where="") → the same as an array or number of the space's shape, or ValueError"""
@@ -21,11 +30,14 @@ NUMBERS = "biuf"
 
 
 def observation_fit(space: gym.Space, lead: tuple[int, ...] = (), subject: str = "observation") -> Fit:
-    """Return a check of observations `[*lead, *obs]` of a Box or Discrete space. It costs one comparison of dtypes.
+    """Return a check of observations `[*lead, *obs]` of a space. For a Box or Discrete it costs a comparison of dtypes.
 
     A space of integers accepts only integers within its bounds. A Box of floats accepts every real number of its shape,
-    also beyond its bounds, because simulators and wrappers often exceed them a little.
+    also beyond its bounds, because simulators and wrappers often exceed them a little. Composite observations become
+    rows of bytes.
     """
+    if isinstance(space, PackedObservations):
+        return _packing(space, lead, subject)
     dtype, shape = np.dtype(space.dtype), (*lead, *(space.shape or ()))  # type: ignore[arg-type]
     whole = dtype.kind in "biu"
     low, high = _bounds(space)
@@ -55,10 +67,42 @@ def observation_fit(space: gym.Space, lead: tuple[int, ...] = (), subject: str =
     return fit
 
 
+def _packing(space: PackedObservations, lead: tuple[int, ...], subject: str) -> Fit:
+    """The check of a composite observation, which makes a row of bytes `[*lead, W]` of it; rows stay."""
+    fits = [observation_fit(part.space, lead, f"{subject}{named(part.path)}") for part in space.parts]
+    starts = [getattr(part.space, "start", 0) for part in space.parts]
+    shape = (*lead, *space.shape)
+
+    def fit(x: Any, where: str = "") -> np.ndarray:
+        if type(x) is np.ndarray and x.dtype == np.uint8 and x.shape == shape:
+            return x
+        require_same_keys(space.original, x, f"{subject}{where}")
+        row = np.zeros(shape, np.uint8)
+        for part, own, start in zip(space.parts, fits, starts, strict=True):
+            value = np.asarray(own(part_of(x, part.path, f"{subject}{where}"), where))
+            if part.dtype == "f4" and not np.isfinite(value).all():
+                odd = value[~np.isfinite(value)].flat[0]
+                raise FloatingPointError(f"{subject}{named(part.path)}{where} holds {odd}; expected finite numbers")
+            stop = part.start + part.entries * np.dtype(part.dtype).itemsize
+            row[..., part.start : stop].view(part.dtype)[...] = (value - start).reshape((*lead, part.entries))
+        return row
+
+    return fit
+
+
+def packed(space: PackedObservations, observation: Any, subject: str = "observation") -> np.ndarray:
+    """The row [W] of one observation, or the rows [N, W] of a batch, whose parts have N in front."""
+    part = space.parts[0]
+    found = np.shape(part_of(observation, part.path, subject))
+    return np.asarray(observation_fit(space, found[: len(found) - len(part.space.shape or ())], subject)(observation))
+
+
 def _bounds(space: Any) -> tuple[Any, Any]:
     if isinstance(space, gym.spaces.Discrete):
         return space.start, space.start + space.n - 1
-    return space.low, space.high
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    return (0, 1) if isinstance(space, gym.spaces.MultiBinary) else (space.low, space.high)
 
 
 def _spans(dtype: np.dtype, low: Any, high: Any) -> bool:
@@ -104,9 +148,9 @@ def flags_fit(flags: Any, lead: tuple[int, ...], subject: str) -> np.ndarray:
 
 def mask_sizes(space: gym.Space) -> list[int]:
     """The size of each part of an action mask: [n] for Discrete, nvec for MultiDiscrete, otherwise empty."""
-    if isinstance(space, gym.spaces.Discrete):
-        return [int(space.n)]
-    return [int(n) for n in space.nvec.flat] if isinstance(space, gym.spaces.MultiDiscrete) else []
+    if isinstance(space, PackedActions):
+        return [size for part in space.parts for size in part.sizes]
+    return choices(space)
 
 
 def mask_fit(
@@ -114,11 +158,14 @@ def mask_fit(
 ) -> np.ndarray:
     """An action mask as bools `[*lead, A]`, True = allowed. A MultiDiscrete mask may be a tuple or list of its parts.
 
+    The mask of a Dict or Tuple may have its structure; a part without choices, or without limits, has None or nothing.
     `exempt` `[*lead]` is True where no action is chosen; there the mask may forbid all actions.
     """
     sizes = mask_sizes(space)
     if not sizes:
         raise ValueError(f"{subject} came for the action space {space}; only Discrete and MultiDiscrete have masks")
+    if isinstance(space, PackedActions) and isinstance(mask, Mapping | tuple):
+        return np.concatenate(_part_masks(space, mask, lead, subject, exempt), axis=-1)
     array = real_array(_joined_parts(mask, len(sizes), lead), subject)
     expected = (*lead, sum(sizes))
     # the mask of one environment may have the shape of its actions, [2, 3] for MultiDiscrete([3, 3])
@@ -142,6 +189,21 @@ def mask_fit(
             "(True or 1 is allowed; a mask that is added to logits is turned into one by mask == 0)"
         )
     return allowed
+
+
+def _part_masks(space: PackedActions, mask: Any, lead: tuple[int, ...], subject: str, exempt: Any) -> list[np.ndarray]:
+    """The masks `[*lead, n]` of the parts with choices."""
+    found = []
+    for part in (part for part in space.parts if part.sizes):
+        try:
+            own = part_of(mask, part.path, subject)
+        except ValueError:
+            own = None
+        if own is None:
+            found.append(np.ones((*lead, sum(part.sizes)), bool))
+        else:
+            found.append(mask_fit(part.space, own, lead, f"{subject}{named(part.path)}", exempt))
+    return found
 
 
 def _joined_parts(mask: Any, parts: int, lead: tuple[int, ...]) -> Any:

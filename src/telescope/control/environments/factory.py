@@ -3,8 +3,6 @@
 Leaves out many environments side by side (`lanes.py`).
 """
 
-import difflib
-import importlib
 import inspect
 import os
 import signal
@@ -17,10 +15,13 @@ from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from telescope.control.environments.checks import observation_fit
+from telescope.control.environments.dressing import Dressing
+from telescope.control.environments.importing import attribute, import_module, similar
 from telescope.control.environments.snapshots import Recorder
+from telescope.control.environments.spaces import Packed, Rows, check_parts, packed_actions, packed_observations
 from telescope.control.environments.subprocesses import Reporting
 
 EnvironmentSource = EnvSpec | Callable[..., gym.Env]
@@ -35,6 +36,8 @@ class Factory:
     creator: int = field(default_factory=os.getpid)
     wrap: Callable[[gym.Env], gym.Env] | None = None
     """A wrapper around the environment, for this row only."""
+    dressing: Dressing = Dressing()  # noqa: RUF009
+    """What the run puts around every environment."""
 
     def __call__(self) -> Recorder:
         if os.getpid() != self.creator:
@@ -48,7 +51,9 @@ class Factory:
             raise ValueError(
                 f"env must return a gymnasium.Env, but {name_of(self.source)} returned a {type(env).__name__}"
             )
+        env = self.dressing(env)
         check_spaces(env.observation_space, env.action_space)
+        env = in_rows(env)
         if self.wrap is not None:
             env = self.wrap(env)
         return _handed_out(env if os.getpid() == self.creator else Reporting(env), name_of(self.source))
@@ -94,20 +99,8 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
             "continue from Python, where it exists, with train(config, resume=state) and Policy(config, state)"
         )
     if module:
-        if not all(part.isidentifier() for part in module.split(".")):
-            raise ValueError(f"env is {env!r}; expected an id or module:Id, but {module!r} is not a module name")
-        _find_modules_here()
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            lost = error.name is not None and f"{module}.".startswith(
-                f"{error.name}."
-            )  # not a module that it imports itself
-            hint = "; add its folder to PYTHONPATH, or change into that folder" if lost else ""
-            raise ValueError(
-                f"env {env!r} names the module {module!r}, which cannot be imported: {error}{hint}"
-            ) from error
-        if name not in gym.registry and callable(found := _attribute(sys.modules[module], name)):
+        import_module(module, env, "env")
+        if name not in gym.registry and callable(found := attribute(sys.modules[module], name)):
             return found  # type: ignore[no-any-return]
     try:
         return gym.spec(name)
@@ -115,25 +108,9 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
         if module:
             raise ValueError(
                 f"env is {env!r}, but the module {module!r} neither has a class or function {name!r} nor registers "
-                f"such an id{_similar(name, [*vars(sys.modules[module]), *gym.registry])}"
+                f"such an id{similar(name, [*vars(sys.modules[module]), *gym.registry])}"
             ) from error
         raise ValueError(unknown_id(env, gym.registry)) from error
-
-
-def _find_modules_here() -> None:
-    """Import from the working directory too, as `python -m` does, but only for this import and after all other folders.
-
-    The folder may hold a torch.py of somebody else, and `import torch` must not find it.
-    """
-    if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())
-
-
-def _attribute(module: Any, path: str) -> Any:
-    """The object under a dotted name in a module; None if there is none."""
-    for part in path.split("."):
-        module = getattr(module, part, None)
-    return module
 
 
 UNLIMITED = 2**31 - 1
@@ -160,14 +137,8 @@ def without_limit(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def unknown_id(env: str, known: Any, where: str = "registered with Gymnasium") -> str:
     """The error sentence for an unknown id, with up to three similar ones."""
-    hint = _similar(env, known) or "; is the package that registers it imported?"
+    hint = similar(env, known) or "; is the package that registers it imported?"
     return f"env {env!r} is not {where}{hint} (an id of another package is written module:Id-v0)"
-
-
-def _similar(name: str, known: Any) -> str:
-    """Up to three similar known names, as the end of a sentence."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def name_of(source: EnvironmentSource) -> str:
@@ -226,24 +197,19 @@ def quiet_mujoco() -> Iterator[None]:
         set_mju_user_warning(before)
 
 
+def in_rows(env: gym.Env) -> gym.Env:
+    """The environment with rows for composite spaces; unchanged if it has none."""
+    seen, chosen = packed_observations(env.observation_space), packed_actions(env.action_space)
+    if not isinstance(seen, Packed) and not isinstance(chosen, Packed):
+        return env
+    name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+    return Rows(env, observation_fit(seen, subject=f"the observation that {name} returned"))
+
+
 def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
     """Raise a ValueError for spaces that the agents do not support.
 
-    Supported are Box and Discrete observations, and Discrete, MultiDiscrete, MultiBinary and Box actions.
+    Supported are Box, Discrete, MultiDiscrete and MultiBinary, and nested Dicts and Tuples of those.
     """
-    if not isinstance(observation_space, (spaces.Box, spaces.Discrete)):
-        raise ValueError(
-            f"observation space {observation_space} is not supported, only Box and Discrete are; "
-            + help_with(observation_space)
-        )
-    if not isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)):
-        raise ValueError(
-            f"action space {action_space} is not supported, only Discrete, MultiDiscrete, MultiBinary and "
-            "Box are; wrap the environment in gymnasium.wrappers.TransformAction with one of those"
-        )
-
-
-def help_with(space: gym.Space) -> str:
-    if isinstance(space, (spaces.Dict, spaces.Tuple, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return "wrap the environment in gymnasium.wrappers.FlattenObservation and pass a callable"
-    return "wrap the environment in gymnasium.wrappers.TransformObservation with a Box and pass a callable"
+    check_parts(observation_space, "observation")
+    check_parts(action_space, "action")

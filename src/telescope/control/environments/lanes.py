@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from telescope.checks import same_kind
 from telescope.control.environments.cartpole import ENTRY_POINT, CartPolePopulation
 from telescope.control.environments.checks import flags_fit, mask_fit, observation_fit, rewards_fit
-from telescope.control.environments.factory import Factory, explained, unknown_id
+from telescope.control.environments.factory import Factory, check_spaces, explained, unknown_id
 from telescope.control.environments.snapshots import (
     copy_state,
     pack,
@@ -28,6 +28,7 @@ from telescope.control.environments.snapshots import (
     uncopyable,
     unpack,
 )
+from telescope.control.environments.spaces import packed_actions, packed_observations, row_of
 from telescope.control.environments.subprocesses import ReportedAsyncVectorEnv
 from telescope.control.environments.sync import BriefSyncVectorEnv
 from telescope.control.workers.spawning import is_guarded, sent, startable
@@ -70,8 +71,10 @@ class Lane:
 
     def __init__(self, vector: VectorEnv) -> None:
         self.vector: Any = vector  # Gymnasium's base class lacks get_attr, and seeds may be lists
-        self.observation_space = vector.single_observation_space
-        self.action_space = vector.single_action_space
+        check_spaces(vector.single_observation_space, vector.single_action_space)
+        self.observation_space = packed_observations(vector.single_observation_space)
+        self.action_space = packed_actions(vector.single_action_space)
+        self._takes_rows = self.action_space is vector.single_action_space
         self.mode = vector.metadata.get("autoreset_mode")
         if self.mode not in MODES.values():
             raise ValueError(
@@ -99,7 +102,8 @@ class Lane:
 
     def step(self, actions: np.ndarray) -> Step:
         """Step with actions `[N, *act]`. Environments whose episode ends are reset as this lane's mode says."""
-        observations, rewards, terminated, truncated, infos = self.vector.step(actions)
+        taken = actions if self._takes_rows else self.action_space.native(actions)  # type: ignore[attr-defined]
+        observations, rewards, terminated, truncated, infos = self.vector.step(taken)
         observations = self._fit(observations, " at a step")
         # our own NumPy arrays: Gymnasium does not say of which kind these are, nor who owns them
         rewards = rewards_fit(rewards, self._lead, self._rewards)
@@ -128,12 +132,12 @@ class Lane:
         if self.mode is AutoresetMode.SAME_STEP:
             finals = infos.get("final_obs")
             for row in np.flatnonzero(ended):
-                if finals is None or finals[row] is None:
+                if finals is None or (not isinstance(finals, Mapping) and finals[row] is None):
                     raise ValueError(
                         f"{self._name} resets in the step that ends an episode, but infos['final_obs'] has no final "
                         f"observation of environment {row}; a time limit needs its value, so give it always"
                     )
-                next_observations[row] = self._fit_final(finals[row])
+                next_observations[row] = self._fit_final(row_of(self.observation_space, finals, int(row)))
             return observations, next_observations, masks
         observations, infos = self.vector.reset(options={"reset_mask": ended.copy()})
         observations = self._fit(observations, " at reset")

@@ -18,7 +18,9 @@ try:
     import gymnasium as gym
 except ImportError as error:
     raise ImportError('environments need Gymnasium: pip install "telescope-rl[control]"') from error
+from gymnasium.envs.registration import EnvSpec
 
+from telescope.control.environments.dressing import Dressing
 from telescope.control.environments.factory import (
     Factory,
     check_spaces,
@@ -63,6 +65,7 @@ class Environments:
             mode that they declare.
         env_kwargs: keyword arguments for the environment.
         stream: separates the random numbers of training, evaluation, … under the same seed.
+        dressing: for sync and async, what the run puts around every environment.
         wraps: for sync and async, a wrapper for each of the S·B environments, seed by seed.
 
     Attributes:
@@ -90,6 +93,7 @@ class Environments:
         autoreset: str = "same_step",
         env_kwargs: Mapping[str, Any] | None = None,
         stream: int = 0,
+        dressing: Dressing | None = None,
         wraps: Sequence[Callable[[gym.Env], gym.Env]] | None = None,
     ) -> None:
         check_choice("backend", backend, BACKENDS)
@@ -99,8 +103,9 @@ class Environments:
         self.backend = backend
         self._env, self._stream, self._restarts = env, stream, 0
         self._source = env if backend == "envpool" else find_source(env)
-        self._kwargs = time_limit(self._source, env_kwargs or {})
-        self.vectorization = choose_vectorization(self._source, backend, vectorization)
+        self._dressing, kwargs = dressed(dressing or Dressing(), self._source, env_kwargs or {})
+        self._kwargs = time_limit(self._source, kwargs)
+        self.vectorization = choose_vectorization(self._source, backend, vectorization, self._dressing)
         self._wanted_autoreset, self._wraps = autoreset, wraps
         self.own_episodes = wraps is not None
         self._open()
@@ -110,13 +115,13 @@ class Environments:
         """The environments that a configuration describes, with `more` in the place of its settings."""
         names = ("num_envs", "backend", "vectorization", "autoreset", "env_kwargs")
         settings = {name: getattr(config, name) for name in names} | {"seeds": config.seed_values}
+        settings["dressing"] = config.dressing
         return cls(config.env, **(settings | more))
 
     def _open(self) -> None:
         self._lanes = self._build_lanes()
         lane = self._lanes[0]
         self.observation_space, self.action_space = lane.observation_space, lane.action_space
-        check_spaces(self.observation_space, self.action_space)
         self.autoreset = next(name for name, mode in MODES.items() if mode is lane.mode)
         self.resume_note = lane.resume_note
         self.exact_resume = not lane.resume_note
@@ -132,7 +137,7 @@ class Environments:
             shape = len(self.seeds), self.num_envs
             return own_vector_lanes(self._source, without_limit(self._kwargs), *shape)  # type: ignore[arg-type]
         wraps = self._wraps or itertools.repeat(None, len(self.seeds) * self.num_envs)
-        factories = [Factory(self._source, self._kwargs, wrap=wrap) for wrap in wraps]  # type: ignore[arg-type]
+        factories = [Factory(self._source, self._kwargs, wrap=wrap, dressing=self._dressing) for wrap in wraps]  # type: ignore[arg-type]
         return [recorded_lane(factories, self._wanted_autoreset, self.vectorization == "async")]
 
     def _environment_seeds(self, first: int = 0) -> list[int]:
@@ -290,8 +295,23 @@ def check_counts(seeds: Sequence[int], num_envs: int) -> tuple[list[int], int]:
     return numbers, operator.index(num_envs)
 
 
-def choose_vectorization(source: Any, backend: str, wanted: str) -> str:
+def dressed(dressing: Dressing, source: Any, kwargs: Mapping[str, Any]) -> tuple[Dressing, Mapping[str, Any]]:
+    """The dressing and keyword arguments of this source: an id takes a time limit as an argument."""
+    if dressing.time_limit is None or not isinstance(source, EnvSpec | str):
+        return dressing, kwargs
+    if (other := kwargs.get("max_episode_steps")) not in (None, dressing.time_limit):
+        raise ValueError(f"time_limit is {dressing.time_limit}, but env_kwargs has max_episode_steps {other}; give one")
+    return dressing._replace(time_limit=None), {**kwargs, "max_episode_steps": dressing.time_limit}
+
+
+def choose_vectorization(source: Any, backend: str, wanted: str, dressing: Dressing) -> str:
     """The vectorization to use. Raises a ValueError for one that the source does not support."""
+    if dressing.changes and (backend == "envpool" or wanted == "vector_entry_point"):
+        how = "backend is 'envpool'" if backend == "envpool" else "vectorization is 'vector_entry_point'"
+        raise ValueError(
+            f"{dressing.changes} is set, but {how}, whose environments cannot be wrapped one by one; use backend "
+            "'gymnasium' with vectorization 'sync' or 'async'"
+        )
     if backend == "envpool":
         if not isinstance(source, str):
             raise ValueError(f'env must be an id for backend "envpool"; got {source!r}')
@@ -301,4 +321,4 @@ def choose_vectorization(source: Any, backend: str, wanted: str) -> str:
         raise ValueError(f"{name_of(source)} has no vector entry point; use vectorization 'sync' or 'async'")
     if wanted != "auto":
         return wanted
-    return "vector_entry_point" if has_own else "sync"
+    return "vector_entry_point" if has_own and not dressing.changes else "sync"

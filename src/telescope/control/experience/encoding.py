@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
+
+from telescope.control.agents.reading import width
+from telescope.control.environments.spaces import PackedObservations
 
 
 class Encoder(NamedTuple):
@@ -19,15 +22,27 @@ class Encoder(NamedTuple):
     encode: Callable[[np.ndarray], np.ndarray]
     kept: torch.dtype = torch.float32
     """The dtype in which a rollout stores observations that are not normalised."""
+    floats: int | None = None
+    """Of rows of bytes: how many float32, at the beginning, may be normalised. None: observations are numbers."""
 
     @property
     def size(self) -> int:
         """The number of entries of one observation (D in formulas)."""
         return math.prod(self.shape)
 
+    @property
+    def normalised(self) -> tuple[int, ...]:
+        """The shape of the entries that may be normalised."""
+        return self.shape if self.floats is None else (self.floats,)
+
 
 def encoder(space: gym.Space, *, shaped: bool = False) -> Encoder:
-    """The encoder of a space. Discrete is one-hot. Box is flat floats [D]; with `shaped` it keeps shape and uint8."""
+    """The encoder of a space. Discrete is one-hot. Box is flat floats [D]; with `shaped` it keeps shape and uint8.
+
+    Composite observations stay rows of bytes.
+    """
+    if isinstance(space, PackedObservations):
+        return Encoder(space.shape, lambda rows: rows, torch.uint8, space.floats)
     if isinstance(space, gym.spaces.Discrete):
         table = np.eye(int(space.n), dtype=np.float32)
         return Encoder((int(space.n),), lambda observations: table[observations])
@@ -41,3 +56,30 @@ def encoder(space: gym.Space, *, shaped: bool = False) -> Encoder:
     return Encoder(
         shape, lambda observations: observations.reshape(*observations.shape[:2], *shape).astype(dtype, copy=False)
     )
+
+
+def examples(space: gym.Space, *, shaped: bool) -> torch.Tensor:
+    """Three observations [3, …] of ordinary size, as a network reads them from a rollout."""
+    random = np.random.default_rng(0)
+    found = encoder(space, shaped=shaped)
+    if not isinstance(space, PackedObservations):
+        numbers = random.standard_normal((3, *found.shape), np.float32)
+        return torch.from_numpy(
+            np.clip(40 * numbers + 128, 0, 255).astype(np.uint8) if found.kept == torch.uint8 else numbers
+        )
+    rows = np.zeros((3, *space.shape), np.uint8)
+    for part in space.parts:
+        numbers = random.standard_normal((3, part.entries))
+        if part.sizes or isinstance(part.space, gym.spaces.MultiBinary):
+            numbers = random.integers(0, part.sizes or 2, (3, part.entries))
+        elif part.dtype == "u1":
+            box: Any = part.space
+            numbers = np.clip(40 * numbers + 128, box.low.ravel(), box.high.ravel())
+        stop = part.start + part.entries * np.dtype(part.dtype).itemsize
+        rows[:, part.start : stop].view(part.dtype)[...] = numbers.astype(part.dtype)
+    return torch.from_numpy(rows)
+
+
+def input_size(space: gym.Space) -> int:
+    """D, the numbers that a network of flat observations reads."""
+    return width(space) if isinstance(space, PackedObservations) else encoder(space).size

@@ -150,22 +150,21 @@ class EpisodeRollouts(Rollouts):
         what = "an episode" if each[b] == 1 else f"{each[b]} episodes"
         raise ValueError(
             f"environment {b} of seed {self.seeds[s]} has not finished {what} within num_steps {self.num_steps:,}, the "
-            "most steps of an iteration; give it a time limit (--env-kwargs max_episode_steps 1000; in Python "
-            "env_kwargs={'max_episode_steps': 1000}), or raise num_steps"
+            "most steps of an iteration; give it a time limit (--time-limit 1000; in Python time_limit=1000), or "
+            "raise num_steps"
         )
 
     def _stacked(self, rows: list[Row], finals: FinalsList) -> Rollout:
-        kept = torch.float32 if self.normaliser.enabled else self.encoder.kept
         parts: Row = Row(*zip(*rows, strict=True))  # type: ignore[arg-type]
         return Rollout(
-            observations=_tensor(parts.observations, kept),
+            observations=_tensor(parts.observations, self.kept),
             actions=_tensor(parts.actions, self.distribution.action_dtype),
             rewards=_tensor(parts.rewards, torch.float32),
             terminated=_tensor(parts.terminated, torch.bool),
             truncated=_tensor(parts.truncated, torch.bool),
             mask=_tensor(parts.mask, torch.bool),
             action_masks=None if self._action_masks is None else _tensor(parts.action_masks, torch.bool),
-            last_observations=torch.tensor(self._observations, dtype=kept),
+            last_observations=torch.tensor(self._observations, dtype=self.kept),
             finals=finals.stack(self.encoder.shape),
         )
 

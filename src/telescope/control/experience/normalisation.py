@@ -69,22 +69,43 @@ def removed(whole: Mapping[str, np.ndarray], part: Mapping[str, np.ndarray]) -> 
 class ObservationNormaliser:
     """(o − mean) / √(variance + ε), clipped to ±`clip`. With `enabled` False floats become float32, bytes stay.
 
-    `fixed` leaves the statistics as they were restored.
+    `fixed` leaves the statistics as they were restored. With `floats` observations are rows of bytes, of which only
+    that many float32 at the beginning are normalised.
     """
 
-    def __init__(self, seeds: int, shape: tuple[int, ...], *, enabled: bool, clip: float, fixed: bool = False) -> None:
-        self.enabled, self.clip, self.fixed = enabled, clip, fixed
+    def __init__(
+        self,
+        seeds: int,
+        shape: tuple[int, ...],
+        *,
+        enabled: bool,
+        clip: float,
+        fixed: bool = False,
+        floats: int | None = None,
+    ) -> None:
+        self.enabled, self.clip, self.fixed, self.floats = enabled, clip, fixed, floats
         self.moments = RunningMoments(seeds, shape)
 
     def update(self, observations: np.ndarray, mask: np.ndarray | None = None) -> None:
         """Update the statistics with observations [S, B, *shape]. mask [S, B] is True where the policy acts on them."""
-        if self.enabled and not self.fixed:
-            self.moments.update(observations, mask)
+        if self.enabled and not self.fixed and self.floats != 0:
+            self.moments.update(observations if self.floats is None else self._floats(observations), mask)
 
     def __call__(self, observations: np.ndarray) -> np.ndarray:
         """Normalise observations [S, N, *shape] → float32 [S, N, *shape]."""
         if not self.enabled:
             return observations if observations.dtype == np.uint8 else observations.astype(np.float32, copy=False)
+        if self.floats is not None:
+            rows = observations.copy()
+            self._floats(rows)[...] = self._scaled(self._floats(observations))
+            return rows
+        return self._scaled(observations)
+
+    def _floats(self, rows: np.ndarray) -> np.ndarray:
+        """The numbers that may be normalised, as a view of the rows."""
+        return rows[..., : 4 * (self.floats or 0)].view(np.float32)
+
+    def _scaled(self, observations: np.ndarray) -> np.ndarray:
         scaled = (observations - self.moments.mean[:, None]) * self.moments.scale[:, None]
         return _clipped(scaled, self.clip).astype(np.float32)
 

@@ -114,6 +114,11 @@ class Rollouts:
         numbers = self.num_steps * environments * (self.encoder.size + memory + 4)
         fits_memory(numbers, f"a rollout of num_steps {self.num_steps} × {environments} environments needs")
 
+    @property
+    def kept(self) -> torch.dtype:
+        """The dtype of observations in a rollout."""
+        return torch.float32 if self.normaliser.enabled and self.encoder.floats is None else self.encoder.kept
+
     def may_be_alone(self, minibatch_size: int) -> bool:
         """Whether a minibatch may have only one live sample: by its size, as the last one, or beside reset rows."""
         left_over = self.num_steps * self.shape[1] % minibatch_size
@@ -228,7 +233,7 @@ class Rollouts:
     def _allocate(self) -> Rollout:
         # torch's allocator aligns to 64 bytes, NumPy's does not; so vectorised sums round the same in every process
         rows = (self.num_steps, *self.shape)
-        kept, masks = torch.float32 if self.normaliser.enabled else self.encoder.kept, None
+        kept, masks = self.kept, None
         if self._action_masks is not None:
             masks = torch.zeros((*rows, self._action_masks.shape[-1]), dtype=torch.bool)
         return Rollout(

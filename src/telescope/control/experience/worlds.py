@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from telescope.control.agents.networks import Network
 from telescope.control.config import LearnerConfig
 from telescope.control.environments.population import Environments
-from telescope.control.experience.encoding import encoder
+from telescope.control.experience.encoding import Encoder, encoder
 from telescope.control.experience.normalisation import ObservationNormaliser
 from telescope.control.experience.rollout import Rollouts
 
@@ -23,15 +25,14 @@ def rollouts(
         encoder=encoding,
         distribution=config.head(environments.action_space),
         bound=config.bound(environments.action_space),
-        normaliser=normaliser(config, encoding.shape),
+        normaliser=normaliser(config, encoding),
         scaler=config.scaler(),
         memory=network.memory,
     )
 
 
-def normaliser(config: LearnerConfig, shape: tuple[int, ...]) -> ObservationNormaliser:
+def normaliser(config: LearnerConfig, encoding: Encoder) -> ObservationNormaliser:
     """A new observation normaliser, as the config describes it."""
     fixed = getattr(config, "keeps_statistics", False)
-    return ObservationNormaliser(
-        config.seeds, shape, enabled=config.normalise_observations, clip=config.clip_observations, fixed=fixed
-    )
+    how: dict[str, Any] = {"enabled": config.normalise_observations, "clip": config.clip_observations}
+    return ObservationNormaliser(config.seeds, encoding.normalised, **how, fixed=fixed, floats=encoding.floats)

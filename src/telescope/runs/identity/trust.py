@@ -29,6 +29,12 @@ def code_in(config: Mapping[str, Any]) -> dict[str, str]:
         found[f"env {env!r} imports {env.rpartition(':')[0]}"] = env
     elif isinstance(env, str) and env.startswith("GymV2") and kwargs:  # these import what env_id names
         found[f"env {env!r} imports what env_kwargs {kwargs!r} name"] = canonical(kwargs)
+    for word in config.get("wrap") or ():
+        module, colon, _ = str(word).partition("=")[0].rpartition(":")
+        if colon:
+            found[f"wrap {word!r} imports {module}"] = f"wrap {word}"
+    if network := config.get("network_module"):
+        found[f"network {network!r} imports {str(network).rpartition(':')[0]}"] = f"network {network}"
     rewards = config.get("reward") or ()
     for reward in [rewards] if isinstance(rewards, str) else rewards:
         path = str(reward).rpartition(":")[0]

@@ -21,6 +21,7 @@ from telescope.commands.doctor import doctor
 from telescope.commands.evaluate import evaluate
 from telescope.commands.lab import lab
 from telescope.commands.plot import plot
+from telescope.commands.record import record
 from telescope.commands.report import report
 from telescope.commands.show import show
 from telescope.commands.standins import with_standins
@@ -36,6 +37,7 @@ USAGE = """usage: telescope COMMAND …
   telescope train --resume RUN [flags]      continue a run where it stopped, bit for bit
   telescope train --start RUN [flags]       begin a new run from another run's agents
   telescope eval RUN [flags]                evaluate the agents of a run
+  telescope record RUN --out FILE           write demonstrations, for telescope train bc FILE --env ENV
   telescope plot RUN [RUN …] --out FILE     draw learning curves
   telescope report RUN [RUN …]              compare runs of any library on one HTML page
   telescope tune ALGORITHM ENV [flags]      search for better settings
@@ -57,6 +59,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plot": plot,
     "report": report,
     "show": show,
+    "record": record,
     "algorithms": algorithms,
     "tune": tune,
     "doctor": doctor,
@@ -72,6 +75,7 @@ WORDS = {
     "resume": "train --resume",
     "list": "algorithms",
     "compare": "report",
+    "collect": "record",
     "check": "doctor",
     "diagnose": "doctor",
 }

@@ -23,11 +23,13 @@ from telescope.control.agents.networks import Network
 from telescope.control.agents.trial import require_network
 from telescope.control.config import LearnerConfig
 from telescope.control.environments.checks import mask_fit, observation_fit, packed, real_array
-from telescope.control.environments.population import Environments
+from telescope.control.environments.population import Environments, environment_seed
 from telescope.control.environments.spaces import Packed, PackedObservations
 from telescope.control.evaluate import Evaluation, cut_note, evaluate, evaluation_environments
 from telescope.control.experience.encoding import encoder
 from telescope.control.experience.worlds import normaliser
+from telescope.control.recording import recorded
+from telescope.randomness import RECORDED_ACTIONS, RECORDED_ENVIRONMENTS, generator
 from telescope.runs.files import RunError
 from telescope.runs.folder import RunFolder
 
@@ -173,6 +175,23 @@ class Policy:
         if note := cut_note(result, self.seeds, most):
             warnings.warn(note, stacklevel=2)
         return result
+
+    def record(
+        self, episodes: int, *, stochastic: bool = False, seed: int = 0, max_steps: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Play episodes with the agents in turn, and return their steps as arrays with one row per step.
+
+        Names are observations, actions, rewards, terminated, truncated and, if there are masks, action_masks; a part
+        of a Dict or Tuple has its key behind a dot (observations.camera). Equal arguments give equal episodes.
+        """
+        most = self.config.eval_max_steps if max_steps is None else whole_number("max_steps", max_steps)
+        found = []
+        for e in range(whole_number("episodes", episodes)):
+            agent = self.seeds[e % len(self.seeds)]
+            begins = environment_seed(agent, RECORDED_ENVIRONMENTS, e, seed)
+            rng = generator(begins, RECORDED_ACTIONS) if stochastic else None
+            found.append(recorded(self.config, self.player(seed=agent, rng=rng), [begins], most))
+        return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
     def _position(self, seed: int | None) -> int:
         if seed is None:

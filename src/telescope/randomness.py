@@ -6,6 +6,7 @@ There is no generator state to save, and another seed changes nothing for the ot
 import numpy as np
 
 INIT, ACTIONS, MINIBATCHES, TRAINING_ENVIRONMENTS, EVALUATION_ENVIRONMENTS, EVALUATION_ACTIONS = range(6)
+RECORDED_ENVIRONMENTS, RECORDED_ACTIONS = 20, 21
 REPLAY, BOOTSTRAPS, STARTS, SAMPLES = 6, 7, 8, 9
 
 

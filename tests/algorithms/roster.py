@@ -5,9 +5,11 @@ Leaves out the laws themselves, and the fields of language configurations (`test
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from narrow import narrow
@@ -16,6 +18,7 @@ from telescope.algorithms import (
     a3c,
     actor_critic,
     appo,
+    bc,
     dqn,
     group_episodes,
     grpo,
@@ -508,6 +511,37 @@ TRPO_FIELDS = (
     }
 )
 
+
+def demonstrated() -> str:
+    """Forty episodes of nine steps by somebody who acts linearly, with some noise: the path of the file."""
+    rng = np.random.default_rng(0)
+    seen = rng.uniform(-1, 1, (360, 3)).astype(np.float32)
+    chosen = (seen @ [[1.0], [-0.5], [0.3]] + 0.1 * rng.standard_normal((360, 1))).astype(np.float32)
+    path = Path(tempfile.mkdtemp()) / "demonstrations.npz"
+    np.savez(path, observations=seen, actions=chosen, truncated=np.arange(360) % 9 == 8)
+    return str(path)
+
+
+CLONE = bc.BC(
+    env="Pendulum-v1",
+    env_kwargs={"max_episode_steps": 9},
+    data=demonstrated(),
+    seeds=2,
+    seed=3,
+    total_steps=64,
+    num_steps=32,
+    minibatch_size=8,
+    eval_every=32,
+    eval_episodes=2,
+    eval_max_steps=8,
+    hidden=(8,),
+    normalise_observations=True,
+    learning_rate=1e-2,
+    threads=1,
+    compile="off",
+)
+ONLY_EVALUATED = "the environment acts in evaluations only"
+
 ROSTER = {
     "ppo": Row(
         ppo,
@@ -712,6 +746,34 @@ ROSTER = {
             "exploration_fraction": 0.9,
         },
         inert=UNSEEN,
+    ),
+    "bc": Row(
+        bc,
+        CLONE,
+        {"total_steps": 4000, "num_steps": 400, "eval_every": 0},
+        "loss",
+        0.3,
+        better="lower",
+        other={
+            k: v
+            for k, v in (CONTROL | AGENT).items()
+            if k not in ("env_kwargs", "vectorization", "autoreset", "time_limit", "wrap", "gamma")
+        }
+        | {
+            "data": "nowhere.npz",
+            "num_envs": 2,
+            "minibatch_size": 16,
+            "held_out": 0.5,
+            "adam_eps": 0.1,
+            "anneal_learning_rate": False,
+            "activation": "relu",
+            "shared_network": True,
+            "log_std": -1.0,
+            "action_bounds": "squash",
+        },
+        inert=UNSEEN
+        | dict.fromkeys(("env_kwargs", "vectorization", "autoreset", "time_limit", "wrap"), ONLY_EVALUATED)
+        | {"gamma": "no return is learned"},
     ),
     "sac": Row(
         sac,

@@ -22,6 +22,7 @@ CONFIGS = {
     "reinforce": "Reinforce",
     "trpo": "TRPO",
     "group_episodes": "GroupEpisodes",
+    "bc": "BC",
     "dqn": "DQN",
     "sac": "SAC",
     "pqn": "PQN",

@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     """One result; the page says by which command."""
 
 
-ALL, TOKENS = "Discrete, MultiDiscrete, MultiBinary, Box", "tokens"
+ALL, TOKENS = "Discrete, MultiDiscrete, MultiBinary, Box, Dict, Tuple", "tokens"
 QUANTILES, GROUPS, LANGUAGE, ROWS = "quantile_critics.md", "groups.md", "language.md", "objectives.md"
 GRADIENT = "gradient_ppo.md"
 SARSA, TRUE_ONLINE = "Sutton & Barto 2018, section 12.7", "van Seijen et al. 2016, JMLR 17"
@@ -81,6 +81,7 @@ CATALOGUE = tuple(
             ALL_500,
         ),
         ("gradient_ppo", "environment", "Elelimy et al. 2025, arXiv 2507.09087", "on-policy", ALL, GRADIENT, ALL_500),
+        ("bc", "environment", "Pomerleau 1988, NeurIPS 1", "data", ALL, "bc.md", ""),
         ("dqn", "environment", "Mnih et al. 2015, Nature 518", "off-policy", "Discrete", "dqn.md", DQN),
         ("sac", "environment", "Haarnoja et al. 2018, arXiv 1801.01290", "off-policy", "Discrete, Box", "sac.md", SAC),
         ("crossq", "environment", "Bhatt et al. 2024, arXiv 1902.05605", "off-policy", "Discrete, Box", "sac.md", ""),

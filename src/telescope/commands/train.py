@@ -17,6 +17,15 @@ from telescope.commands.arguments import HELP, notes, parse, under_current_names
 from telescope.renamed import current
 from telescope.runner import begin, draw_curve, follow, follows, run, wait_asleep
 
+DEMONSTRATED = {"bc"}
+"""Algorithms whose subject on the command line is a data set."""
+AGENTS = {
+    *("env", "env_kwargs", "time_limit", "wrap", "frame_stack", "backend", "seeds", "seed"),
+    *("hidden", "activation", "shared_network", "gru", "network_module", "critic_observations"),
+    *("log_std", "action_bounds", "normalise_observations", "clip_observations"),
+}
+"""Settings that describe agents and their environment, which another algorithm takes over with --start."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
@@ -101,10 +110,13 @@ def train_arguments(
 
     file = value_of("config", flags)
     begun_from = value_of("start", flags)
-    settings = _settings_of(begun_from, name, trusted="--trust" in flags)
-    settings |= {} if file is None else read_toml(file)
     given = positional or value_of("task", flags) or value_of("env", flags)
+    language = given is not None and meant(name, given)[0] in LANGUAGE
+    settings = _settings_of(begun_from, name, trusted="--trust" in flags, language=language)
+    settings |= {} if file is None else read_toml(file)
     algorithm, preset = meant(name, given or settings.get("task") or settings.get("env"))
+    if positional is not None and algorithm in DEMONSTRATED and value_of("data", flags) is None:
+        positional, flags = None, ["--data", positional, *flags]
     if algorithm in LANGUAGE:
         if sum(word.partition("=")[0] == "--reward" for word in flags) > 1:
             raise ValueError("--reward is given twice, but a run has one reward; add them in a function of your own")
@@ -132,8 +144,11 @@ def train_arguments(
     return parsed.config, parsed.run
 
 
-def _settings_of(run: str | None, name: str, *, trusted: bool) -> dict[str, Any]:
-    """The settings of the run given by --start, for a new run of algorithm `name`; None without --start."""
+def _settings_of(run: str | None, name: str, *, trusted: bool, language: bool) -> dict[str, Any]:
+    """The settings of the run given by --start, for a new run of algorithm `name`; none without --start.
+
+    Another algorithm takes those that describe environment and agents. `language`: whether it is for a language task.
+    """
     from telescope.runs.folder import RunFolder
     from telescope.runs.formats.config import to_mapping
 
@@ -143,9 +158,12 @@ def _settings_of(run: str | None, name: str, *, trusted: bool) -> dict[str, Any]
     if folder.algorithm in LANGUAGE:
         raise ValueError(f"--start is for agents in environments; for a language model use --model {run}/model")
     algorithm, preset = meant(name, "an environment")
-    if folder.algorithm != algorithm:
-        raise ValueError(f"--start {run} is a run of {folder.algorithm}; {name} cannot start from its agents")
     settings = to_mapping(folder.config_to_use(config_class(folder.algorithm), trusted=trusted))
+    if folder.algorithm != algorithm:
+        if language or algorithm in LANGUAGE:
+            raise ValueError(f"--start {run} is a run of {folder.algorithm}; {name} cannot start from its agents")
+        known = config_class(algorithm).__dataclass_fields__
+        return {field: value for field, value in settings.items() if field in AGENTS and field in known}
     return settings | ({"objective": preset["name"]} if "objective" in settings and preset else {})
 
 

@@ -187,6 +187,9 @@ class LearnerConfig(ControlConfig):
         """Return a network whose policy reads the first `policy_size` numbers only."""
         raise NotImplementedError
 
+    def try_out(self, observation_space: Any, action_space: Any) -> None:
+        """Raise a ValueError if anything else that the settings name does not fit these spaces."""
+
     def own_network(self, observation_space: Any, action_space: Any) -> Network | None:
         """Return the network that `network_module` names; None without one."""
         if (path := getattr(self, "network_module", None)) is None:

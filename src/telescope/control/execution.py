@@ -101,6 +101,7 @@ def try_out(config: LearnerConfig, start: dict[str, Any] | None = None) -> None:
     environments.close()
     config.bound(environments.action_space)
     config.head(environments.action_space)
+    config.try_out(environments.observation_space, environments.action_space)
     if isinstance(config, OffPolicyConfig):
         require_memory(config, environments)
     if start is not None:

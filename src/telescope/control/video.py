@@ -18,7 +18,7 @@ from telescope.control.environments.dressing import Dressing
 from telescope.control.environments.factory import Factory, find_source, name_of, refused_keywords, time_limit
 from telescope.control.environments.population import dressed
 from telescope.control.environments.snapshots import Recorder
-from telescope.control.environments.spaces import Packed, in_row
+from telescope.control.environments.spaces import in_row, native
 
 
 def record(
@@ -47,7 +47,7 @@ def record(
         with imageio.get_writer(target, fps=fps, macro_block_size=2) as film:  # holds one frame in memory
             for _ in range(max_steps):
                 film.append_data(_frame(world))
-                action = act(_native(world.observation_space, observation), action_mask=info.get("action_mask"))
+                action = act(native(world.observation_space, observation), action_mask=info.get("action_mask"))
                 observation, _, terminated, truncated, info = world.step(in_row(world.action_space, action))
                 if terminated or truncated:
                     break
@@ -70,10 +70,6 @@ def _world(env: str | Callable[..., gym.Env], kwargs: Mapping[str, Any], dressin
             "and a render() that returns an array [height, width, 3]"
         )
     return Factory(source, time_limit(source, drawing), dressing=dressing)()
-
-
-def _native(space: gym.Space, observation: Any) -> Any:
-    return space.native(observation) if isinstance(space, Packed) else observation
 
 
 def _frame(world: Recorder) -> np.ndarray:

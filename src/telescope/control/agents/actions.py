@@ -20,6 +20,8 @@ FARTHEST = 10.0
 """The initial policy takes long to reach a bound that is more than this many standard deviations away."""
 INSIDE = 1 - 2.0**-24
 """The last float32 below 1, whose atanh is finite."""
+NEAR = 0.999
+"""How near to its bound a squashed action of a demonstration is taken."""
 LEAST_INSIDE = 0.4
 """If a smaller share of the initial policy's draws lies within the bounds, most actions are clipped."""
 
@@ -82,6 +84,41 @@ def _bounding(space: gym.spaces.Box, how: str) -> Bound:
             return lambda actions: within(middle + half * np.tanh(actions))  # rounding may exceed a bound by a bit
         return lambda actions: mapped(np.tanh(actions), actions)
     return lambda actions: mapped(actions, np.arctanh(np.clip(actions, -INSIDE, INSIDE)))
+
+
+def unbounding(space: gym.Space, how: str = "clip") -> Bound:
+    """The function from an environment's actions to draws that `bounding` maps to them.
+
+    Squashed actions are taken up to `NEAR` of the way to their bounds, because a bound itself is infinitely far.
+    """
+    boxes = _boxes(space)
+    if how == "clip" or not boxes:
+        return lambda actions: actions
+
+    def back(actions: np.ndarray) -> np.ndarray:
+        rows = np.array(actions, np.float64)
+        for columns, box in boxes:
+            own = rows[..., columns] if isinstance(space, PackedActions) else rows
+            shape = own.shape[:-1] + box.shape if isinstance(space, PackedActions) else own.shape
+            drawn = _drawn(box, own.reshape(shape), how).reshape(own.shape)
+            if not isinstance(space, PackedActions):
+                return drawn
+            rows[..., columns] = drawn
+        return rows
+
+    return back
+
+
+def _drawn(space: gym.spaces.Box, actions: np.ndarray, how: str) -> np.ndarray:
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    below, above = np.isfinite(low), np.isfinite(high)
+    least, most = np.where(below, low, -1.0), np.where(above, high, 1.0)
+    share = (actions - (least / 2 + most / 2)) / np.maximum(most / 2 - least / 2, 1e-300)  # −1 … 1
+    if how == "rescale":
+        return np.where(below & above, share, actions)
+    distance = np.maximum(np.where(below, actions - least, most - actions), 1 - NEAR)
+    beside = np.where(below ^ above, distance + np.log(-np.expm1(-distance)), actions)  # log(eᵈ − 1)
+    return np.where(below & above, np.arctanh(np.clip(share, -NEAR, NEAR)), beside)
 
 
 def _boxes(space: gym.Space) -> list[tuple[slice, gym.spaces.Box]]:

@@ -73,10 +73,11 @@ class Packed(spaces.Box):
 
     def native(self, rows: np.ndarray) -> Any:
         """Rows [*lead, n] as values of the space, each part with `lead` in front."""
-        found = {part.path: self._native(part, rows) for part in self.parts}
+        found = {part.path: self.part(part, rows) for part in self.parts}
         return assembled(self.original, found)
 
-    def _native(self, part: Part, rows: np.ndarray) -> Any:
+    def part(self, part: Part, rows: np.ndarray) -> Any:
+        """One part of rows [*lead, n], [*lead, *shape]."""
         width = part.entries * np.dtype(part.dtype).itemsize if self.dtype == np.uint8 else part.entries
         entries = np.ascontiguousarray(rows[..., part.start : part.start + width])
         entries = entries.view(part.dtype) if self.dtype == np.uint8 else entries
@@ -207,11 +208,19 @@ def row_of(space: Any, values: Any, row: int) -> Any:
 
 
 def in_row(space: gym.Space, action: Any) -> Any:
-    """An action as the row that packed environments take; the same action if the space is not composite."""
+    """An action as the row that packed environments take, a batch as rows. Without parts it stays as it is."""
     if not isinstance(space, PackedActions):
         return action
-    entries = [np.ravel(part_of(action, part.path, "action") - getattr(part.space, "start", 0)) for part in space.parts]
-    return np.concatenate(entries).astype(np.float64)
+    entries = []
+    for part in space.parts:
+        own = np.asarray(part_of(action, part.path, "action")) - getattr(part.space, "start", 0)
+        entries.append(own.reshape((*own.shape[: own.ndim - len(part.space.shape or ())], part.entries)))
+    return np.concatenate(entries, axis=-1).astype(np.float64)
+
+
+def native(space: gym.Space, row: Any) -> Any:
+    """A row of a packed space as a value of the original one; the same value if the space is not packed."""
+    return space.native(row) if isinstance(space, Packed) else row
 
 
 class Rows(gym.Wrapper):

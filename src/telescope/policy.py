@@ -184,7 +184,7 @@ class Policy:
         Names are observations, actions, rewards, terminated, truncated and, if there are masks, action_masks; a part
         of a Dict or Tuple has its key behind a dot (observations.camera). Equal arguments give equal episodes.
         """
-        most = self.config.eval_max_steps if max_steps is None else whole_number("max_steps", max_steps)
+        most = whole_number("max_steps", self.config.eval_max_steps if max_steps is None else max_steps)
         found = []
         for e in range(whole_number("episodes", episodes)):
             agent = self.seeds[e % len(self.seeds)]

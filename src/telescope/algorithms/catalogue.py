@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     """One result; the page says by which command."""
 
 
-ALL, TOKENS = "Discrete, MultiDiscrete, MultiBinary, Box, Dict, Tuple", "tokens"
+ALL, TOKENS = "Discrete, MultiDiscrete, MultiBinary, Box, Dict", "tokens"
 QUANTILES, GROUPS, LANGUAGE, ROWS = "quantile_critics.md", "groups.md", "language.md", "objectives.md"
 GRADIENT = "gradient_ppo.md"
 SARSA, TRUE_ONLINE = "Sutton & Barto 2018, section 12.7", "van Seijen et al. 2016, JMLR 17"

@@ -116,7 +116,7 @@ def train_arguments(
     settings |= {} if file is None else read_toml(file)
     algorithm, preset = meant(name, given or settings.get("task") or settings.get("env"))
     if positional is not None and algorithm in DEMONSTRATED and value_of("data", flags) is None:
-        positional, flags = None, ["--data", positional, *flags]
+        flags, positional = ["--data", positional, *flags], None
     if algorithm in LANGUAGE:
         if sum(word.partition("=")[0] == "--reward" for word in flags) > 1:
             raise ValueError("--reward is given twice, but a run has one reward; add them in a function of your own")

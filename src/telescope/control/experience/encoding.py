@@ -63,13 +63,13 @@ def examples(space: gym.Space, *, shaped: bool) -> torch.Tensor:
     random = np.random.default_rng(0)
     found = encoder(space, shaped=shaped)
     if not isinstance(space, PackedObservations):
-        numbers = random.standard_normal((3, *found.shape), np.float32)
-        return torch.from_numpy(
-            np.clip(40 * numbers + 128, 0, 255).astype(np.uint8) if found.kept == torch.uint8 else numbers
-        )
+        floats = random.standard_normal((3, *found.shape), np.float32)
+        if found.kept == torch.uint8:
+            return torch.from_numpy(np.clip(40 * floats + 128, 0, 255).astype(np.uint8))
+        return torch.from_numpy(floats)
     rows = np.zeros((3, *space.shape), np.uint8)
     for part in space.parts:
-        numbers = random.standard_normal((3, part.entries))
+        numbers: np.ndarray = random.standard_normal((3, part.entries))
         if part.sizes or isinstance(part.space, gym.spaces.MultiBinary):
             numbers = random.integers(0, part.sizes or 2, (3, part.entries))
         elif part.dtype == "u1":

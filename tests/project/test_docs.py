@@ -105,7 +105,7 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
     def only_parse(*arguments):
         raise Parsed(commands.arguments.parse(*arguments))
 
-    names = ("train", "evaluate", "plot", "show", "report", "doctor", "lab")
+    names = ("train", "evaluate", "plot", "show", "report", "record", "doctor", "lab")
     for module in (getattr(commands, name) for name in names):
         monkeypatch.setattr(module, "parse", only_parse)
     run = types.SimpleNamespace(algorithm="grpo" if "--prompts" in command else "ppo")
@@ -117,7 +117,11 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
         cli.main(shlex.split(command, comments=True)[1:])
     options = parsed.value.args[0]
     if hasattr(options, "config"):
-        gym.spec(options.config.env) if hasattr(options.config, "env") else check_task(options.config)
+        env = getattr(options.config, "env", None)
+        if env is None:
+            check_task(options.config)
+        elif not env.startswith("my_"):  # a function in the reader's package
+            gym.spec(env)
 
 
 def test_the_config_file_is_one():

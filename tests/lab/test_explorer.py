@@ -266,7 +266,7 @@ def test_the_keyboard_moves_steps_episodes_and_zoom(opened):
     press(page, "#steps", "End", "ArrowRight")  # beyond the view, which follows
     assert page.evaluate("() => [state.step, ...state.view]") == [20, 11, 20]
     press(page, "#steps", "PageUp", "+")
-    assert page.evaluate("() => state.view[1] - state.view[0]") < 9
+    assert page.evaluate("() => [state.step, ...state.view]") == [0, 0, 6]
     press(page, "#steps", "-", "-", "-")
     assert page.evaluate("() => state.view") == [0, 29]
 

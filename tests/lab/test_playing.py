@@ -124,10 +124,13 @@ def test_completions_have_the_advantages_that_ppo_learns_from(tmp_path, truncati
 
 def test_completions_of_grpo_have_their_score_at_the_last_token(tmp_path):
     (tmp_path / "rewards.py").write_text(REWARD)
-    config = grpo.GRPO(task="lm/addition", group=4, reward=f"{tmp_path / 'rewards.py'}:digit", **LANGUAGE)
+    longer = {**LANGUAGE, "max_tokens": 12}  # some end before
+    config = grpo.GRPO(task="lm/addition", group=4, reward=f"{tmp_path / 'rewards.py'}:digit", **longer)
     rollout, extras = completed(telescope.train(config, tmp_path / "run").path, prompts=2)
     assert rollout.values is None
     last = rollout.terminated.astype(bool)
+    np.testing.assert_array_equal(last.argmax(0), rollout.mask.sum(0) - 1)
+    assert len(set(rollout.mask.sum(0))) > 1
     assert (last.sum(0) == 1).all()
     scores = [float(name.rpartition(" ")[2]) for name in extras.columns]
     np.testing.assert_allclose(rollout.rewards.T[last.T], scores, rtol=1e-2)

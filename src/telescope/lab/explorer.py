@@ -160,13 +160,13 @@ def _embedded(rows: Rows, found: Mapping[str, Any]) -> dict[str, dict[str, str]]
     flags = 1 * rows.terminated + 2 * rows.truncated + 4 * rows.live
     arrays = {"rewards": rows.rewards, "values": rows.values} | _recorded(rows, found)
     if found.get("log_ratios") is not None:
-        arrays["log_ratios"] = np.asarray(found["log_ratios"], np.float64).reshape(rows.live.shape)
+        arrays["log_ratios"] = _kept(np.asarray(found["log_ratios"], np.float64).reshape(rows.live.shape))
     packed = {name: _packed(_columns(np.where(rows.live, x, 0.0))) for name, x in arrays.items()}
     return packed | {"flags": _packed(_columns(flags.astype(np.uint8)))} | _reached(rows)
 
 
 def _recorded(rows: Rows, found: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Recorded advantages and, if these are not V + Â, targets; of many steps as float32: they are compared by eye."""
+    """Recorded advantages and, if these are not V + Â, targets."""
     if np.isnan(rows.advantages).all():  # neither advantages nor returns are recorded
         return {}
     recorded = {"advantages": rows.advantages}
@@ -175,9 +175,12 @@ def _recorded(rows: Rows, found: Mapping[str, Any]) -> dict[str, np.ndarray]:
         usual = rows.values + rows.advantages
         if not np.allclose(returns[rows.live], usual[rows.live], rtol=1e-5, atol=1e-7):
             recorded["returns"] = returns
-    if rows.live.size > MANY:
-        recorded = {name: x.astype(np.float32).astype(np.float64) for name, x in recorded.items()}
-    return recorded
+    return {name: _kept(x) for name, x in recorded.items()}
+
+
+def _kept(x: np.ndarray) -> np.ndarray:
+    """The numbers; of many steps as float32 has them, for these are compared by eye."""
+    return x.astype(np.float32).astype(np.float64) if x.size > MANY else x
 
 
 def _reached(rows: Rows) -> dict[str, dict[str, str]]:

@@ -3,6 +3,7 @@
 Leaves out reading (`test_report_reading.py`) and the statistics themselves (`test_metrics.py`).
 """
 
+import dataclasses
 import re
 import shutil
 
@@ -165,6 +166,18 @@ def test_only_settings_that_differ_are_in_the_table(tmp_path):
     page = made(tmp_path, tmp_path / "a", tmp_path / "b")
     assert page.tables["settings"][0] == [["setting", "a", "b"], ["lam", "0.9", "0.95"]]
     assert "4 settings are equal in all" in page.text  # the seed is none of them
+
+
+def test_settings_that_only_some_lines_have_are_apart(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Clipped(Config):
+        clip: float = 0.2
+
+    ours(tmp_path / "a", [[1.0, 2.0]], config=Config(lam=0.5))
+    ours(tmp_path / "b", [[1.0, 2.0]], config=Clipped())
+    page = made(tmp_path, tmp_path / "a", tmp_path / "b")
+    assert page.tables["settings"][0][1:] == [["lam", "0.5", "0.95"]]
+    assert page.tables["settings"][1][1:] == [["clip", "–", "0.2"]]
 
 
 # What it says

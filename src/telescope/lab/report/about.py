@@ -101,23 +101,36 @@ def duration(seconds: float) -> str:
 
 # Settings
 
+ABSENT = "–"
+"""Stands for a setting that a line does not have."""
+
 
 def settings_table(some: Sequence[Line]) -> str:
-    """The fields that differ between lines; those that are equal in all, folded away."""
+    """The fields that differ between lines that have them. Those that are equal, or that only some have, are folded."""
     known = [line for line in some if any(run.settings for run in line.runs)]
     if not known:
         return ""
     names = sorted({name for line in known for run in line.runs for name in run.settings} - {"seed"})
     values = {name: [_value(line, name) for line in known] for name in names}
-    differing = [name for name in names if len(set(values[name])) > 1]
-    equal = [name for name in names if name not in differing]
+    kinds = {name: set(values[name]) - {ABSENT} for name in names}
+    differing = [name for name in names if len(kinds[name]) > 1]
+    partly = [name for name in names if name not in differing and ABSENT in values[name]]
+    equal = [name for name in names if name not in differing and name not in partly]
     words = "What differs between the lines." if len(known) > 1 else "The settings of the runs."
     if len(known) > 1 and not differing:
-        words = "All settings are equal."
+        words = "All settings that the lines share are equal."
     unknown = ", ".join(line.label for line in some if line not in known)
-    without = f'<p class="small soft">Nothing is known of {escaped(unknown)}.</p>' if unknown else ""
+    without = f'<p class="small soft">No settings are known of {escaped(unknown)}.</p>' if unknown else ""
     return f"""<section class="card" id="settings"><h2>Settings</h2><p class="soft">{words}</p>
-{_differing(known, differing, values)}{_equal(equal, values, alone=len(known) == 1)}{without}</section>"""
+{_differing(known, differing, values)}{_equal(equal, values, alone=len(known) == 1)}
+{_partly(known, partly, values)}{without}</section>"""
+
+
+def _partly(known: Sequence[Line], names: Sequence[str], values: Mapping[str, Sequence[str]]) -> str:
+    if not names:
+        return ""
+    summary = f"{len(names)} settings that only some lines have"
+    return f"<details><summary>{summary}</summary>{_differing(known, names, values)}</details>"
 
 
 def _differing(known: Sequence[Line], names: Sequence[str], values: Mapping[str, Sequence[str]]) -> str:
@@ -148,7 +161,7 @@ def _equal(names: Sequence[str], values: Mapping[str, Sequence[str]], *, alone: 
 
 def _value(line: Line, name: str) -> str:
     """A setting as text; several if a line's runs differ."""
-    found = [_text(run.settings[name]) if name in run.settings else "–" for run in line.runs]
+    found = [_text(run.settings[name]) if name in run.settings else ABSENT for run in line.runs]
     distinct = list(dict.fromkeys(found))
     return escaped(", ".join(distinct[:4]) + (" …" if len(distinct) > 4 else ""))
 
@@ -181,7 +194,7 @@ def _run_row(run: Run) -> str:
     chip = f'<span class="chip {status}">{status}</span>' if status else '<span class="soft">not known</span>'
     cells = (run.library, run.method, run.env or "not known")
     middle = "".join(f"<td>{escaped(cell)}</td>" for cell in cells)
-    seeds = ", ".join(seed for seed in run.seeds if seed) or str(len(run.seeds))
+    seeds = ", ".join(seed for seed in run.seeds if seed) or "not known"
     return (
         f'<tr><td class="path"><code>{escaped(run.path)}</code></td>{middle}<td>{chip}</td><td>{steps}</td>'
         f"<td>{escaped(seeds)}</td><td>{escaped('; '.join(run.notes))}</td></tr>"

@@ -85,7 +85,7 @@ def _key(run: Run, join: str) -> Hashable:
         return run.method, run.env
     if join == "none":
         return str(run.path)
-    if not run.settings or run.settings.keys() <= {"env_id"}:
+    if not run.settings:
         return run.library, str(run.path.parent), without_seed(run.path.name), run.env
     same = {name: value for name, value in run.settings.items() if name not in OWN}
     return run.library, run.method, run.env, json.dumps(same, sort_keys=True, default=str)

@@ -203,12 +203,12 @@ def _theirs(path: Path, files: Sequence[Path], name: str, columns: Mapping[str, 
         libraries.append(_library(library, read))
     if not libraries:
         return None
-    own = {key: value for key, value in settings.items() if key != "seed"}
+    own = {key: value for key, value in settings.items() if key != "seed"} if settings.keys() > {"env_id"} else {}
     env = str(_first(settings, ENV) or "")
     method = str(_first(settings, METHOD) or _method(path, env))
     total = _first(settings, TOTAL)
     seed = settings.get("seed")
-    if seed is not None:
+    if seed is not None and all(len(seeds) == 1 for seeds in tracks.values()):
         tracks = {column: {str(seed): one for one in seeds.values()} for column, seeds in tracks.items()}
     notes = [*notes, *_damage(damaged)]
     known = float(total) if isinstance(total, int | float) else None

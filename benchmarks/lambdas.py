@@ -1,4 +1,4 @@
-"""The table of docs/lambda.md: PPO with three rules for λ, 8 seeds each: `python -m benchmarks.lambdas CartPole`.
+"""The table of docs/lambda_rules.md: PPO with three rules for λ, 8 seeds each: `python -m benchmarks.lambdas CartPole`.
 
 Each row is a run folder. A run that was stopped continues; a finished one is only evaluated. Words select rows by
 name (ENVIRONMENT-RULE); without any, all are made, which takes days. `--quick` tries everything out in a minute.

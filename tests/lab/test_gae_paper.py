@@ -1,5 +1,6 @@
 """The GAE paper's cart-pole: its physics, its batches and its steps against plain versions."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -21,7 +22,7 @@ def small():
 
 def states(count):
     rng = np.random.default_rng(0)
-    scale = np.array([[2.0], [2.0], [0.3], [3.0]])
+    scale = np.array([[3.0], [2.0], [0.3], [3.0]])
     return scale * rng.uniform(-1, 1, (4, count)), rng.uniform(-10, 10, count)
 
 
@@ -136,6 +137,14 @@ def test_the_steps_stay_within_both_trust_regions(small):
         assert 0 < moved <= SETTINGS.max_value_change
         policy = agent.layout.part("policy.")
         assert torch.equal(fitted[0][0, policy], improved[0, policy])
+
+
+def test_whitened_advantages_have_mean_0_and_deviation_1(small):
+    whitened = Experiment(trajectories=4, limit=60, settings=dataclasses.replace(SETTINGS, normalise_advantages=True))
+    parameters, flight = play(small, [7])
+    plain, found = (experiment.batch(parameters, flight, 0.99, 0.95) for experiment in (small, whitened))
+    a, b = plain.advantages[plain.live], found.advantages[found.live]
+    torch.testing.assert_close(b, (a - a.mean()) / a.std(correction=0), rtol=1e-3, atol=1e-3)
 
 
 def test_a_seed_alone_is_the_same_as_in_company(small):

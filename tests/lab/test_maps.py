@@ -19,7 +19,7 @@ CELLS = cells((0.0, 0.9, None), (0.9, 1.0))
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     experiment = gae_paper.Experiment(trajectories=2, limit=30)
-    monkeypatch.setattr(maps, "_experiment", lambda: experiment)
+    monkeypatch.setattr(maps, "_experiment", lambda whiten: experiment)
     return experiment
 
 
@@ -114,6 +114,7 @@ def test_the_defaults_are_the_papers_and_quick_is_smaller():
     task, wanted = chosen(MapOptions())
     assert task == Task(maps.PAPER, 21, 20)
     assert wanted == cells((*LAMS, None), GAMMAS)
+    assert chosen(MapOptions(whiten=True))[0].whiten
     quick, few = chosen(MapOptions(quick=True, gammas=(0.9,)))
     assert quick == Task(maps.PAPER, 4, 12)
     assert few == cells((0.0, 0.95, 1.0), (0.9,))
@@ -124,6 +125,7 @@ def test_the_defaults_are_the_papers_and_quick_is_smaller():
     [
         (["--lams", "1.5"], "lams has 1.5; expected numbers between 0 and 1"),
         (["--seeds", "0"], "seeds is 0; expected at least 1"),
+        (["--env", "CartPole-v1", "--whiten"], "whiten is for cart-pole, but env is CartPole-v1"),
         (["--env", "CartPole-v1", "--lams", "none", "1"], "lams has none, but PPO on CartPole-v1 always has a value"),
     ],
 )
@@ -136,7 +138,7 @@ def test_wrong_flags_end_with_a_sentence(flags, sentence, capsys):
 def test_two_processes_give_the_same_map_as_one(tmp_path):
     task = Task(maps.PAPER, seeds=1, iterations=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maps, "_experiment", gae_paper.Experiment)
+        patch.setattr(maps, "_experiment", lambda whiten: gae_paper.Experiment())
         alone = dict(measure(tmp_path / "one", task, CELLS[:2], jobs=1))
     both = dict(measure(tmp_path / "two", task, CELLS[:2], jobs=2))
     assert files(tmp_path / "one") == files(tmp_path / "two")

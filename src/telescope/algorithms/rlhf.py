@@ -50,7 +50,7 @@ class RLHF(RolloutConfig):
     lam: float = 0.95
     """GAE's λ. 0 trusts one token and the critic; 1 trusts the whole completion."""
     lam_rule: Literal["constant", "end_corrected", "length_adaptive", "per_segment"] = "constant"
-    """How λ follows from lam, the completion's length or its improbable tokens. See docs/lambda.md."""
+    """How λ follows from lam, the completion's length or its improbable tokens. See docs/lambda_rules.md."""
     lam_alpha: float = 0.05
     """With lam_rule length_adaptive: the horizon of GAE as a share of the completion, λ = 1 − 1/(α length)."""
     lam_border: float = 0.2

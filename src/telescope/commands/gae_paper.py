@@ -25,10 +25,12 @@ class MapOptions:
     """Values of the discount factor γ. Without this flag: seven of them from 0.9 to 1."""
     iterations: int | None = None
     """Iterations of each run. none: 20 as in the paper, as many as PPO's preset has, a few with --quick."""
+    whiten: bool = False
+    """Whiten the advantages of each batch of cart-pole. The paper does not say that it did."""
     jobs: int = 0
     """Processes that share the cells. 0: one per processor."""
     quick: bool = False
-    """A map of a minute: 4 seeds, λ 0, 0.95 and 1, γ 0.99, 12 iterations, where other flags do not say otherwise."""
+    """A small map: 4 seeds, λ 0, 0.95 and 1, γ 0.99, 12 iterations, where other flags do not say otherwise."""
     out: str = "lab/gae-paper"
     """Folder for gae-paper.png, gae-paper.csv and the curves of each cell. A map that was stopped goes on there."""
 
@@ -92,6 +94,8 @@ def chosen(options: MapOptions) -> tuple[Any, list[Any]]:
         from telescope.algorithms.ppo import preset
 
         iterations = preset(options.env).iterations // (10 if quick else 1)
+    if not paper and options.whiten:
+        raise ValueError(f"whiten is for cart-pole, but env is {options.env}, where PPO's preset decides; leave it out")
     if not paper and None in lams:
         raise ValueError(f"lams has none, but PPO on {options.env} always has a value function; leave none out")
-    return maps.Task(options.env, seeds, iterations), maps.cells(lams, gammas)
+    return maps.Task(options.env, seeds, iterations, options.whiten), maps.cells(lams, gammas)

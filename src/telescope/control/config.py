@@ -339,7 +339,7 @@ class OnPolicyConfig(PolicyConfig):
     lam: float = 0.95
     """GAE's λ, between 0 and 1. 0 trusts one step and the value function; 1 trusts the whole episode."""
     lam_rule: Literal["constant", "end_corrected", "adaptive"] = "constant"
-    """How λ follows from lam: constant, end_corrected near episode ends, adaptive to the critic (docs/lambda.md)."""
+    """How λ follows from lam: constant, end_corrected near episode ends, adaptive to the critic (lambda_rules.md)."""
     lam_low: float = 0.8
     """With lam_rule adaptive: λ where the critic explains all of the returns. lam is λ where it explains nothing."""
     returns_lam: float | None = None

@@ -84,6 +84,7 @@ def _curves(panel: Any, task: Task, found: Map) -> None:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color("#bbbbbb")
     _titles(panel, f"Learning curves at γ = {gamma:g}, mean of {task.seeds} seeds", *names(task))
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.legend(fontsize=7, frameon=False, labelcolor=INK)
 
 

@@ -23,7 +23,7 @@ import torch
 
 from telescope.algorithms import ppo
 from telescope.control.workers.spawning import startable
-from telescope.lab.gae_paper import Experiment
+from telescope.lab.gae_paper import SETTINGS, Experiment
 from telescope.runs.files import read, write_atomic
 
 PAPER = "cart-pole"
@@ -37,6 +37,8 @@ class Task(NamedTuple):
     seeds: int
     iterations: int
     """Updates of the paper's experiment, or iterations of PPO."""
+    whiten: bool = False
+    """Whether the paper's experiment whitens advantages over each batch. PPO's preset says so itself."""
 
 
 class Cell(NamedTuple):
@@ -110,13 +112,14 @@ def learn(task: Task, cell: Cell) -> Curve:
 
 
 @functools.cache
-def _experiment() -> Experiment:
+def _experiment(whiten: bool) -> Experiment:
     """One for all cells of a process: its functions are recorded once for each size of a batch."""
-    return Experiment()
+    return Experiment(settings=dataclasses.replace(SETTINGS, normalise_advantages=whiten))
 
 
 def _by_trpo(task: Task, cell: Cell) -> Curve:
-    scores = _experiment().run(range(task.seeds), gamma=cell.gamma, lam=cell.lam, iterations=task.iterations)
+    experiment = _experiment(task.whiten)
+    scores = experiment.run(range(task.seeds), gamma=cell.gamma, lam=cell.lam, iterations=task.iterations)
     return Curve(np.arange(task.iterations + 1), np.stack(list(scores)))
 
 

@@ -179,6 +179,7 @@ def test_event_files_of_cleanrl(tmp_path):
     run = only(tmp_path)
     assert (run.library, run.method, run.env, run.seeds) == ("CleanRL", "ppo", "CartPole-v1", ["3"])
     assert run.total == 1000
+    assert run.notes == []
     assert run.settings["learning_rate"] == 2.5e-4
     assert list(zip(*column(run, "return_mean"), strict=True)) == points
     assert column(run, "explained_variance").values.tolist() == [0.25]
@@ -193,6 +194,21 @@ def test_a_cut_event_file_keeps_what_came_before(tmp_path):
     kept = column(run, "return_mean").values
     assert 20 < len(kept) < 50
     assert kept.tolist() == list(range(len(kept)))
+    assert "can be read up to byte" in run.notes[0]
+
+
+def test_an_altered_event_file_keeps_what_came_before(tmp_path):
+    path = cleanrl(tmp_path / "run", [(k, float(k)) for k in range(50)])
+    (file,) = path.iterdir()
+    data = bytearray(file.read_bytes())
+    at = len(data) * 2 // 3
+    data[at : at + 8] = b"\xff" * 8
+    file.write_bytes(data)
+    run = only(path)
+    kept = column(run, "return_mean").values
+    assert 10 < len(kept) < 50
+    assert kept.tolist() == list(range(len(kept)))
+    assert f"of {len(data):,}" in run.notes[0]
 
 
 def test_our_own_event_files_without_the_folder(tmp_path):

@@ -46,6 +46,7 @@ class Found(NamedTuple):
     settings: Mapping[str, Any] = MappingProxyType({})
     damaged: int = 0
     """Rows that could not be read."""
+    notes: Sequence[str] = ()
 
 
 def track(steps: Sequence[float] | Floats, values: Sequence[float] | Floats) -> Track | None:
@@ -204,17 +205,32 @@ _OF_SEED = re.compile(r"(.+)/seed_(\d+)")
 
 
 def events(paths: Sequence[Path], given: Mapping[str, str]) -> Found:
-    """TensorBoard's event files: every scalar, and CleanRL's table of hyperparameters."""
+    """TensorBoard's event files: every scalar, and CleanRL's table of hyperparameters.
+
+    A file that is cut or altered counts up to there.
+    """
     loader = require("tensorboard.backend.event_processing.event_file_loader").RawEventFileLoader
     event = require("tensorboard.compat.proto.event_pb2").Event
-    scalars, settings, damaged = dict[str, list[tuple[float, float, float]]](), dict[str, Any](), 0
+    scalars, settings, notes = dict[str, list[tuple[float, float, float]]](), dict[str, Any](), list[str]()
     for path in sorted(paths):
-        try:
+        whole, size = 0, path.stat().st_size  # the loader stops at a damaged record without a word
+        with contextlib.suppress(event_error()):
             for raw in loader(str(path)).Load():
                 _take(event.FromString(raw), scalars, settings)
-        except Exception:  # a record that is cut or altered: what came before it counts
-            damaged += 1
-    return Found(_of_tags(scalars, given), settings, damaged)
+                whole += FRAME + len(raw)
+        if whole < size:
+            notes.append(f"{path.name} can be read up to byte {whole:,} of {size:,}")
+    return Found(_of_tags(scalars, given), settings, notes=notes)
+
+
+FRAME = 16
+"""Bytes around a record of an event file: its length and two checksums."""
+
+
+def event_error() -> type[Exception]:
+    """What protobuf raises where a record is no event."""
+    error: type[Exception] = require("google.protobuf.message").DecodeError
+    return error
 
 
 def _take(event: Any, scalars: dict[str, list[tuple[float, float, float]]], settings: dict[str, Any]) -> None:

@@ -220,14 +220,12 @@ def _at(track: Track, steps: Floats) -> Floats:
 
 
 def band(scores: Floats, *, spread: bool = False) -> Band:
-    """Interquartile mean [K] of [S, K] scores with `metrics.intervals`, or with the lowest and highest seed."""
-    whole = ~np.isnan(scores).any(axis=0)
-    found = np.full((3, scores.shape[1]), np.nan)
-    if len(scores) and whole.any():
-        table = scores[:, whole]
-        low, high = (table.min(axis=0), table.max(axis=0)) if spread else intervals(table)
-        found[:, whole] = iqm(table, axis=0), low, high
-    return Band(*found)
+    """Interquartile mean [K] of [S, K] scores with `metrics.intervals`, or with the lowest and highest seed.
+
+    NaN where a seed has no value: the mean of the others would jump where one begins or ends.
+    """
+    low, high = (scores.min(axis=0), scores.max(axis=0)) if spread else intervals(scores)
+    return Band(iqm(scores, axis=0), low, high)
 
 
 def final_scores(line: Line, column: str, final: float) -> Floats:

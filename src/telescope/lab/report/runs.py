@@ -200,6 +200,7 @@ def _theirs(path: Path, files: Sequence[Path], name: str, columns: Mapping[str, 
         merge(tracks, _one_seed(read.tracks, tracks))
         settings |= {key: value for key, value in read.settings.items() if key not in settings}
         damaged += read.damaged
+        notes = [*notes, *read.notes]
         libraries.append(_library(library, read))
     if not libraries:
         return None

@@ -134,7 +134,7 @@ def test_equal_episodes_whatever_the_autoreset_mode():
 
 
 def test_an_episode_without_an_end_is_an_error_that_names_the_fix():
-    with pytest.raises(ValueError, match=r"num_steps 20, .*time limit .*max_episode_steps"):
+    with pytest.raises(ValueError, match=r"num_steps 20, .*time limit .*--time-limit 1000"):
         run(env=Forever, env_kwargs={"limit": 10**9}, num_steps=20)
 
 

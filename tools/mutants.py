@@ -41,6 +41,7 @@ MODULES = (
     "runner.py",
     "second_order.py",
     "trees.py",
+    "tuning.py",
 )
 PARTS = {"training": ROOMS + MODULES}
 """Words that mean a part of the source, by how its files begin."""

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from telescope.runs.display import Display
     from telescope.runs.folder import RunFolder
 
+DEFAULT_LOG = ("tensorboard",)
+"""Where metrics go besides metrics.csv, if nobody says otherwise."""
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 """How the threads of one step wait for each other: awake for some microseconds, then asleep.
 
@@ -42,18 +44,20 @@ def train(
     out: str | os.PathLike[str] | None = None,
     *,
     checkpoint_seconds: float = 60.0,
+    log: Sequence[Any] = DEFAULT_LOG,
     **more: Any,
 ) -> RunFolder:
     """Train into a run folder, as `telescope train` does, and return the folder for `telescope.load`.
 
     config: the configuration of any algorithm. out: the new folder, by default runs/ALGORITHM-ENV-DATE-TIME.
-    checkpoint_seconds: write a checkpoint at least this often. more: further arguments of the algorithm's `train`, such
-    as `network=`, or `start=` with another run's folder or state. Ctrl-C and SIGTERM write a checkpoint, then raise
-    KeyboardInterrupt and SystemExit.
+    checkpoint_seconds: write a checkpoint at least this often. log: where metrics go besides metrics.csv: names as in
+    `telescope train --log`, and functions that take the rows of an iteration, a list of dicts. more: further arguments
+    of the algorithm's `train`, such as `network=`, or `start=` with another run's folder or state. Ctrl-C and SIGTERM
+    write a checkpoint, then raise KeyboardInterrupt and SystemExit.
     """
     begun_from = more.get("start", "")
     words = ["--start", begun_from if isinstance(begun_from, str) else "STATE"] if begun_from else []
-    folder, status = begin(config, out, checkpoint_seconds, command=["from Python", *words], **more)
+    folder, status = begin(config, out, checkpoint_seconds, command=["from Python", *words], log=log, **more)
     if status == 128 + signal.SIGINT:
         raise KeyboardInterrupt
     if status:
@@ -63,10 +67,19 @@ def train(
 
 
 def begin(
-    config: Any, out: str | os.PathLike[str] | None, checkpoint_seconds: float, *, command: list[str], **more: Any
+    config: Any,
+    out: str | os.PathLike[str] | None,
+    checkpoint_seconds: float,
+    *,
+    command: list[str],
+    log: Sequence[Any] = DEFAULT_LOG,
+    **more: Any,
 ) -> tuple[RunFolder | None, int]:
     """Begin a new run. Return its folder (None on torchrun's other ranks) and exit status."""
     from telescope.runs.folder import RunFolder
+    from telescope.runs.trackers import chosen
+
+    log = chosen(log)
 
     algorithm = algorithm_of(config)
     shared, tried = family(algorithm), {}
@@ -85,11 +98,17 @@ def begin(
     subject = re.sub(r"\.(jsonl?|csv|parquet)$", "", subject_of(named)).strip("/").replace("/", "-")
     out = out or Path("runs") / f"{called(config)}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder.create(
-        out, config, algorithm=algorithm, execution=shared.execution(config), command=command, inputs=made_from
+        out,
+        config,
+        algorithm=algorithm,
+        execution=shared.execution(config),
+        command=command,
+        inputs=made_from,
+        log=[one for one in log if isinstance(one, str)],
     )
     try:
         with folder.lock():
-            return folder, run(folder, config, None, checkpoint_seconds, **more)
+            return folder, run(folder, config, None, checkpoint_seconds, log=log, **more)
     except Exception:
         if algorithm in LANGUAGE:  # a late error about the model must not block the next try
             folder.discard()
@@ -116,11 +135,13 @@ def run(
     checkpoint_seconds: float,
     *,
     resumed: Callable[[], None] | None = None,
+    log: Sequence[Any] = DEFAULT_LOG,
     **more: Any,
 ) -> int:
     """The loop around an algorithm's `train`, under the folder's lock. Return the exit status: 0, or 128 + a signal.
 
-    resumed: what a resumed run records after it has started. A resume that fails changes nothing on disk.
+    resumed: what a resumed run records after it has started. A resume that fails changes nothing on disk. log: where
+    metrics go besides metrics.csv, as `trackers.chosen` returns it.
     """
     from telescope.language import parallel
     from telescope.language.models.memory import sparing
@@ -132,7 +153,7 @@ def run(
         Display(config.total_steps, first_step=0 if state is None else clocks_of(state)) as display,
         _signals(display, folder) as received,
     ):
-        writer = Writer(folder, config, state, display, resumed)
+        writer = Writer(folder, config, state, display, resumed, log)
         try:
             loop = find(folder.algorithm).train(config, state, **more)
             for metrics in sparing(loop) if writer.language else loop:
@@ -169,10 +190,12 @@ class Writer:
         state: dict[str, Any] | None,
         display: Display,
         resumed: Callable[[], None] | None,
+        log: Sequence[Any],
     ) -> None:
         from telescope.runs.chunks import Store
 
         self.folder, self.config, self.display, self.resumed = folder, config, display, resumed
+        self.log = log
         self.language = folder.algorithm in LANGUAGE
         self.resume_step: int | None = None if state is None else state["step"]
         self.clocks = None if state is None else clocks_of(state)
@@ -187,6 +210,7 @@ class Writer:
         if not self.tables:
             self._begin(metrics)
         self.tables["metrics.csv"].write(metrics.rows)
+        self.trackers.write(metrics.rows)
         self.display.show(metrics.rows)
         for sentence in metrics.warnings:
             self.display.note(f"step {metrics.step}: {sentence}")
@@ -202,14 +226,17 @@ class Writer:
 
     def _begin(self, metrics: Any) -> None:
         from telescope.renamed import COLUMNS
+        from telescope.runs.formats.config import to_mapping
         from telescope.runs.formats.log import METRICS, MetricsLog
         from telescope.runs.formats.tables import GrowingTable
+        from telescope.runs.trackers import TENSORBOARD, Trackers
 
         if self.resumed is not None:
             self.resumed()
         self.folder.save_config(self.config)
         self.folder.save_best(self.best)  # those of the checkpoint: later ones will be trained again
         self.folder.set_status("running")
+        self.trackers = Trackers(self.log, self.folder, to_mapping(self.config), self.display.note)
         marks = self.folder.marks
         self.tables[METRICS] = MetricsLog(
             self.folder,
@@ -217,6 +244,7 @@ class Writer:
             resume_step=self.clocks,
             mark=marks.get(METRICS),
             former=COLUMNS.get(self.folder.algorithm),
+            tensorboard=TENSORBOARD in self.log,
         )
         for path in (self.folder.samples_path, self.folder.health_path):
             self.tables[path.name] = GrowingTable(path, resume_step=self.resume_step, mark=marks.get(path.name))
@@ -243,9 +271,11 @@ class Writer:
         self.saved = time.monotonic()
 
     def close(self) -> None:
-        """Close the tables."""
+        """Close the tables and trackers."""
         for table in self.tables.values():
             table.close()
+        if self.tables:
+            self.trackers.close()
 
 
 def clocks_of(state: dict[str, Any]) -> int | dict[int, int]:

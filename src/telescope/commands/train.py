@@ -15,7 +15,7 @@ from telescope.algorithms import CONFIGS, LANGUAGE, PRESETS, config_class, famil
 from telescope.checks import at_least_zero, missing_device
 from telescope.commands.arguments import HELP, notes, parse, under_current_names, value_of
 from telescope.renamed import current
-from telescope.runner import begin, draw_curve, follow, follows, run, wait_asleep
+from telescope.runner import DEFAULT_LOG, begin, draw_curve, follow, follows, run, wait_asleep
 
 DEMONSTRATED = {"bc"}
 """Algorithms whose subject on the command line is a data set."""
@@ -39,6 +39,8 @@ class TrainOptions:
     """Run folder whose agents to start from: parameters, statistics and settings. Flags override the settings."""
     trust: bool = False
     """With --start: run the code that the run names (an environment's module), even if somebody else began the run."""
+    log: tuple[str, ...] = DEFAULT_LOG
+    """Where metrics go besides metrics.csv: tensorboard, wandb, mlflow, trackio, or only csv."""
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints, at most. A killed run loses only the work since its last checkpoint."""
 
@@ -60,6 +62,8 @@ class ResumeOptions:
     """Continue on this device: cpu, cuda, cuda:1, … The last bits may differ from then on."""
     trust: bool = False
     """Run the code that the run names (an environment's module, a reward file), even if somebody else began the run."""
+    log: tuple[str, ...] = ()
+    """Where metrics go besides metrics.csv: tensorboard, wandb, mlflow, trackio, or only csv. Default: as before."""
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints, at most."""
 
@@ -93,7 +97,7 @@ def train(arguments: list[str]) -> int:
     config, options = train_arguments(name, subject, rest)
     more = {} if options.start is None else {"start": options.start}
     command = ["telescope", "train", *arguments]
-    return begin(config, options.out, options.checkpoint_seconds, command=command, **more)[1]
+    return begin(config, options.out, options.checkpoint_seconds, command=command, log=options.log, **more)[1]
 
 
 def train_arguments(
@@ -187,6 +191,7 @@ def resume(arguments: list[str]) -> int:
 def _resume_locked(folder: Any, options: ResumeOptions) -> int:
     from telescope.language import parallel
     from telescope.runs.files import RunError
+    from telescope.runs.trackers import chosen
 
     first = not follows(folder.algorithm)
     say = print if first else lambda *_, **__: None
@@ -241,7 +246,8 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
             folder.set_execution(execution)
 
     more = {} if folder.algorithm in LANGUAGE else {"allow_inexact": options.allow_inexact}
-    return run(folder, config, state, options.checkpoint_seconds, resumed=resumed, **more)
+    log = chosen(options.log or folder.log)
+    return run(folder, config, state, options.checkpoint_seconds, resumed=resumed, log=log, **more)
 
 
 def _require_same_episodes(state: dict[str, Any], options: ResumeOptions) -> None:

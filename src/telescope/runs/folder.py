@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,12 +45,14 @@ class RunFolder(Layout):
         execution: Mapping[str, Any],
         command: list[str],
         inputs: Mapping[str, str] | None = None,
+        log: Sequence[str] = ("tensorboard",),
     ) -> RunFolder:
         """Make a new run folder (and its parents) and write config.toml and run.json.
 
         config: the algorithm's dataclass. execution: settings besides the config that affect the last bits of a run
         (compile mode, threads, device, backend); `check_execution` compares them. command: the command line that
-        started the run. inputs: fields of the configuration that name files, each with its SHA-256.
+        started the run. inputs: fields of the configuration that name files, each with its SHA-256. log: where metrics
+        go besides metrics.csv, also when the run is resumed.
 
         A RunError if the folder exists and is not empty, or cannot be written.
         """
@@ -63,6 +65,7 @@ class RunFolder(Layout):
             remove_leftovers(path)
             folder = cls(path, record.new(to_mapping(config), algorithm, execution, command))
             folder._record["inputs"] = dict(inputs or {})
+            folder._record["log"] = list(log)
             try:
                 folder._write_record()  # first: a run can begin from this file alone
                 write_config(folder.config_path, config)
@@ -129,6 +132,11 @@ class RunFolder(Layout):
     def id(self) -> str:
         """A random name, which its checkpoints contain too."""
         return str(self._record["id"])
+
+    @property
+    def log(self) -> tuple[str, ...]:
+        """Where metrics go besides metrics.csv; runs from before this setting have TensorBoard."""
+        return tuple(self._record.get("log", ("tensorboard",)))
 
     @property
     def execution(self) -> dict[str, Any]:

@@ -99,7 +99,7 @@ function stroked(path, mark, x, opacity = 1) {
 function weighed(now, x, y, first, last) {
   const weights = now.one.weights || [];
   const shade = (t) => Math.ceil(8 * Math.abs(weights[Math.round(t) - state.step] || 0) - 1e-9);
-  let found = stroked(bars(now.deltas, first, last, x, y), "var(--series-1)", x, 0.16);
+  let found = stroked(bars(now.deltas, first, last, x, y), "var(--series-1)", x, "calc(1.3 * var(--pale))");
   for (let level = 1; level <= 8; level++) {
     const path = bars(now.deltas, Math.max(first, state.step), last, x, y, (t) => Math.min(8, shade(t)) === level);
     if (path) found += stroked(path, "var(--series-1)", x, level / 8);

@@ -355,12 +355,10 @@ LINEAR = {
 UNSEEN = {
     "compile": "the same steps, faster; tests/algorithms/test_ppo.py compiles",
     "processes": "the same seeds elsewhere; tests/control/test_spread.py spreads them",
+    "ray_address": "the same seeds on other machines; tests/control/test_cluster.py has a cluster",
 }
-APART = {
-    "actors": "the same loop with actors in other processes; tests/control/test_actors.py starts them",
-    "ray_address": "where they are; tests/control/test_actors.py has a cluster",
-}
-"""Fields of `ActorConfig`."""
+APART = {"actors": "the same loop with actors in other processes; tests/control/test_actors.py starts them"}
+"""A field of `ActorConfig`."""
 AGENT = {
     "num_steps": 8,
     "gamma": 0.5,

@@ -58,6 +58,8 @@ class ResumeOptions:
     """New total number of steps (per seed); learning-rate and clip schedules are recomputed for it."""
     allow_inexact: bool = False
     """Continue even if versions, machine, data, reward or model have changed, or rows of a table are missing."""
+    ray_address: str | None = None
+    """Continue on the Ray cluster at this address, which may be another than before."""
     device: str | None = None
     """Continue on this device: cpu, cuda, cuda:1, … The last bits may differ from then on."""
     trust: bool = False
@@ -205,6 +207,8 @@ def _resume_locked(folder: Any, options: ResumeOptions) -> int:
     if options.total_steps is not None and options.total_steps != config.total_steps:
         config = dataclasses.replace(config, total_steps=options.total_steps)
         say(f"total_steps is now {config.total_steps:,}: schedules are recomputed for it", file=sys.stderr)
+    if options.ray_address is not None:
+        config = dataclasses.replace(config, ray_address=options.ray_address)
     moved = _moved(config, options)
     if moved is not None:
         say(f"device is now {moved}, before {config.device}: the last bits may differ from here on", file=sys.stderr)

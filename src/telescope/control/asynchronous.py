@@ -32,8 +32,6 @@ class ActorConfig(LearnerConfig):
     """Ray actors that act while the learner learns. 0: the learner's own process acts and learns in turn."""
     delay: int = 0
     """Rollouts that an actor collects ahead of the learner. 0: it waits for the update from its last rollout."""
-    ray_address: str | None = None
-    """Ray cluster for the actors: its address, or auto. none: Ray is started on this machine for the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,8 +41,6 @@ class ActorConfig(LearnerConfig):
                 f"processes is {self.processes}, but actors is {self.actors}, and each actor acts for all seeds; "
                 "set processes to 1, or actors to 0"
             )
-        if not self.actors:
-            checks.unread(self, "ray_address", "set actors", "actors is 0, which needs no cluster")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,12 +142,14 @@ class ActorSession(Session):
         started = time.perf_counter()
         self.actors.send(self.iteration, self)
         one = self.actors.gather()
+        waited = time.perf_counter() - started if self.config.actors else 0.0  # type: ignore[attr-defined]
+        self._collecting += waited
         self._episodes = one.episodes
         self._asynchrony = {
             "staleness": float(self.iteration - one.version),
             **self.actors.statistics(),
             "time_queue": max(0.0, time.time() - one.since),
-            "time_wait": time.perf_counter() - started if self.config.actors else 0.0,  # type: ignore[attr-defined]
+            "time_wait": waited,
         }
         return one.made
 

@@ -80,6 +80,8 @@ class ControlConfig:
     """CPU threads per process. 0 chooses: one for small gradient steps, up to 4 (or OMP_NUM_THREADS) for large ones."""
     processes: int = 1
     """Number of processes to spread the seeds over. 0 chooses: one per processor if the run is long enough to pay."""
+    ray_address: str | None = None
+    """Ray cluster to spread the seeds or actors over: its address, or auto. none: this machine alone."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the update and the policy with torch.compile. auto compiles when the run is long enough to pay for it."""
     eval_every: int = 0

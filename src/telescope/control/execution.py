@@ -19,6 +19,7 @@ from telescope.control.environments.population import Environments
 from telescope.control.experience.draws import require_memory
 from telescope.control.off_policy import OffPolicyConfig
 from telescope.control.starting import require_fit
+from telescope.control.workers.cluster import processors_of
 from telescope.processors import most_threads, processors
 
 UPDATES_THAT_PAY = 15_000
@@ -65,9 +66,11 @@ def in_words(execution: dict[str, Any], config: ControlConfig) -> str:
 
 
 def processes_that_pay(config: ControlConfig) -> int:
-    """1 for a short run; otherwise one process per processor, with at least one seed each."""
-    # the work happens elsewhere
-    apart = config.device != "cpu" or config.vectorization == "async" or getattr(config, "actors", 0) > 0
+    """1 for a short run; otherwise one process per processor, here or of the cluster, with at least one seed each."""
+    actors = getattr(config, "actors", 0) > 0
+    if config.ray_address is not None and not actors:
+        return min(processors_of(config.ray_address), config.seeds)
+    apart = config.device != "cpu" or config.vectorization == "async" or actors  # the work happens elsewhere
     if apart or config.seeds * config.total_steps < STEPS_WORTH_SPREADING:
         return 1
     return min(processors(), config.seeds, MOST_PROCESSES)

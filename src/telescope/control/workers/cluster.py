@@ -39,6 +39,12 @@ def ray() -> Any:
     return ray
 
 
+def processors_of(address: str) -> int:
+    """How many processors the cluster at this address has."""
+    with connected(address, 0) as library:
+        return int(library.cluster_resources().get("CPU", 0)) or 1
+
+
 @contextlib.contextmanager
 def connected(address: str | None, processors: int) -> Iterator[Any]:
     """Ray, connected to the cluster at `address`; without one, started on this machine with so many processors.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -20,6 +20,7 @@ from telescope.checks import fitting
 from telescope.control.config import LearnerConfig
 from telescope.control.execution import execution
 from telescope.control.starting import rows_of, start_from
+from telescope.control.workers.nodes import RayWorkers
 from telescope.control.workers.transport import Workers
 from telescope.iteration import AgentIteration
 
@@ -39,7 +40,7 @@ def over_processes(train: Train) -> Train:
         if config.processes == 0:
             decided = resume["execution"] if resume else execution(config)
             config = dataclasses.replace(config, processes=decided["processes"])
-        if config.processes == 1:
+        if config.processes == 1 and not (resume and "shares" in resume) and not on_cluster(config):
             return train(config, resume, **more)
         return _SpreadRun(spread, config, resume, more).train()
 
@@ -58,7 +59,8 @@ class _SpreadRun:
         self.execution = resume["execution"] if resume else execution(config)
         parts = shares(config, self.execution["threads"])
         sizes = " + ".join(str(part.seeds) for part in parts)
-        self.note = f"the seeds are spread over {config.processes} processes: {sizes} (--processes)"
+        where = f" of the cluster at {config.ray_address}" if on_cluster(config) else ""
+        self.note = f"the seeds are spread over {config.processes} processes{where}: {sizes} (--processes)"
         with fitting():
             states = [None] * len(parts) if resume is None else split(resume, parts)
         self.times = dict.fromkeys((*TIMES, "time_total"), 0.0)
@@ -72,7 +74,11 @@ class _SpreadRun:
             (train, parts[i], states[i], {**more, **_start_of(more, config, parts[i])}, registered(parts[i]))
             for i in self.places
         ]
-        self.workers = Workers(_iterations, jobs, _report)
+        self.workers: Any = (
+            RayWorkers(_iterations, jobs, _report, address=config.ray_address, restored=_restored)
+            if on_cluster(config)
+            else Workers(_iterations, jobs, _report)
+        )
         self.last: list[Any] | None = None
 
     def train(self) -> Iterator[AgentIteration]:
@@ -154,6 +160,17 @@ def _iterations(train: Train, config: LearnerConfig, state: Any, more: dict[str,
     return train(config, state, **more)
 
 
+def _restored(job: Sequence[Any], state: dict[str, Any]) -> list[Any]:
+    """The job of a share, beginning from one of its states."""
+    train, config, _, more, spec = job
+    return [train, config, state, {**more, "start": None}, spec]
+
+
+def on_cluster(config: Any) -> bool:
+    """Whether the shares train on a cluster. Actors are on it themselves, beside their learner."""
+    return config.ray_address is not None and not getattr(config, "actors", 0)
+
+
 def _report(metrics: AgentIteration) -> dict[str, Any]:
     """A worker's report about an iteration."""
     return {name: getattr(metrics, name) for name in ("rows", "step", "finished", "notes", "warnings")}
@@ -171,7 +188,7 @@ def shares(config: Any, threads: int) -> list[Any]:
     sizes = [len(part) for part in np.array_split(config.seed_values, config.processes)]
     starts = np.cumsum([config.seed, *sizes[:-1]])
     return [
-        dataclasses.replace(config, seed=int(seed), seeds=size, processes=1, threads=threads)
+        dataclasses.replace(config, seed=int(seed), seeds=size, processes=1, threads=threads, ray_address=None)
         for seed, size in zip(starts, sizes, strict=True)
     ]
 

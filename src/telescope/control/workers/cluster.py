@@ -9,14 +9,19 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 OBJECT_STORE = 400_000_000
 """Bytes of shared memory for objects on a machine where we start Ray. Rollouts on their way need a small part of it."""
-QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-"""Ray's environment variables: no warning about a new default at each start, and no report of its use."""
+QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_local_fs_capacity_threshold": "1",
+}
+"""Ray's environment variables: no warnings about a new default and a full disk, and no report of its use."""
 
 
 def ray() -> Any:
@@ -56,16 +61,17 @@ def connected(address: str | None, processors: int) -> Iterator[Any]:
     if library.is_initialized():
         yield library
         return
+    _require_reachable(address)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    own = {"num_cpus": processors, "object_store_memory": OBJECT_STORE} if address is None else {"address": address}
+    own: dict[str, Any] = {"address": address}
+    if address is None:  # "local", because Ray would otherwise join any cluster that this machine belongs to
+        own = {"address": "local", "num_cpus": processors, "object_store_memory": OBJECT_STORE}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             library.init(**own, include_dashboard=False, log_to_driver=True, logging_level=logging.ERROR)
     except ConnectionError as error:
-        raise ValueError(
-            f"there is no Ray cluster at ray_address {address!r} ({error}); start one: ray start --head"
-        ) from error
+        raise ValueError(_nobody(address, error)) from error
     finally:
         with contextlib.suppress(ValueError):
             for number, handler in handlers.items():
@@ -74,3 +80,18 @@ def connected(address: str | None, processors: int) -> Iterator[Any]:
         yield library
     finally:
         library.shutdown()
+
+
+def _require_reachable(address: str | None) -> None:
+    """Raise a ValueError if nobody listens at HOST:PORT. Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ValueError(_nobody(address, error)) from error
+
+
+def _nobody(address: str | None, error: Exception) -> str:
+    return f"there is no Ray cluster at ray_address {address!r} ({error}); start one: ray start --head"

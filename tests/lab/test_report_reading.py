@@ -73,6 +73,16 @@ def test_damaged_rows_are_left_out_and_counted(tmp_path):
     assert "metrics.csv was changed" in run.notes[-1] or len(run.notes) == 1
 
 
+def test_a_seed_that_is_none_of_the_run_is_damage(tmp_path):
+    path = ours(tmp_path / "run", [[1.0, 2.0], [3.0, 4.0]])
+    text = (path / "metrics.csv").read_text().replace("1000,1,1,4.0", "1000,1,71,4.0")
+    (path / "metrics.csv").write_text(text)
+    run = only(path)
+    assert run.seeds == ["0", "1"]
+    assert column(run, "return_mean", "1").values.tolist() == [3.0]
+    assert run.notes[0] == "1 damaged row was left out"
+
+
 def test_a_row_that_is_being_written_is_no_damage(tmp_path):
     path = ours(tmp_path / "run", [[1.0, 2.0]])
     with open(path / "metrics.csv", "a") as file:

@@ -69,7 +69,7 @@ def tracks_of(table: Mapping[str, Floats], seeds: Sequence[str], given: Mapping[
         step = np.nancumsum(table[ours["length_mean"][0]])
     else:
         raise RunError(
-            f"{where} has the columns {', '.join(table) or 'none'}; expected one with steps. Name it: "
+            f"{where} has the columns {_named(list(table))}; expected one with steps. Name it: "
             "--columns step=COLUMN return=COLUMN"
         )
     labels, found = np.array(seeds), Tracks()
@@ -81,6 +81,12 @@ def tracks_of(table: Mapping[str, Floats], seeds: Sequence[str], given: Mapping[
             if (made := track(step[mine], factor * table[theirs][mine])) is not None:
                 found.setdefault(column, {})[label] = made
     return found
+
+
+def _named(columns: Sequence[str], most: int = 12) -> str:
+    """The names of columns for a sentence, whatever bytes they are."""
+    plain = ["".join(letter if letter.isprintable() else "?" for letter in name[:30]) for name in columns[:most]]
+    return ", ".join(plain) + (f" and {len(columns) - most} more" if len(columns) > most else "") or "none"
 
 
 class Numbers(NamedTuple):

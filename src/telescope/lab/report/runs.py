@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from telescope.lab.report.files import (
     Found,
     Tracks,
@@ -135,6 +137,9 @@ def _run(path: Path, name: str, columns: Mapping[str, str]) -> Run | None:
 
 def _ours(folder: RunFolder, name: str) -> Run:
     table, seeds, damaged, _ = numbers(folder.metrics_path) if folder.metrics_path.is_file() else ({}, [], 0, {})
+    mine = np.isin(seeds, [str(seed) for seed in folder.seeds])  # a seed that is none of the run's is damage
+    table, seeds = {name: x[mine] for name, x in table.items()}, list(np.array(seeds)[mine])
+    damaged += len(mine) - int(mine.sum())
     names = columns_today(COLUMNS.get(folder.algorithm, {}), list(table))
     tracks = (
         tracks_of({names[column]: x for column, x in table.items()}, seeds, {}, shown(folder.path)) if table else {}

@@ -56,10 +56,11 @@ def learned(some: Sequence[Line], but: str) -> str:
     """Every column that the runs have, in small figures."""
     parts, found = list[str](), environments(some)
     for env, mine in found.items():
-        columns = [name for name in QUANTITIES if name != but and any(line.tracks(name) for line in mine)]
-        if columns:
-            figures = "".join(_figure(env, mine, name, small=True, titled=True) for name in columns)
-            shown = f'{plots.legend(_names(mine))}<div class="columns small">{figures}</div>'
+        columns = list(dict.fromkeys(column for line in mine for column in line.columns if column != but))
+        known = [name for name in QUANTITIES if name in columns]
+        others = [name for name in columns if name not in QUANTITIES and not name.startswith("time")]
+        if known or others:
+            shown = f"{plots.legend(_names(mine))}{_small(env, mine, known)}{_folded(env, mine, others)}"
             opened = "" if parts else " open"
             title = f"<summary>{escaped(env or 'unknown environment')}</summary>"
             parts.append(f'<details class="part"{opened}>{title}{shown}</details>' if len(found) > 1 else shown)
@@ -70,6 +71,18 @@ def learned(some: Sequence[Line], but: str) -> str:
     return f"""<section class="card" id="learned"><h2>How {"they" if len(some) > 1 else "it"} learned</h2>
 <p class="soft">{words}</p>
 {"".join(parts)}</section>"""
+
+
+def _small(env: str, some: Sequence[Line], columns: Sequence[str]) -> str:
+    figures = [_figure(env, some, name, small=True, titled=True) for name in columns]
+    return f'<div class="columns small">{"".join(figures)}</div>'
+
+
+def _folded(env: str, some: Sequence[Line], columns: Sequence[str]) -> str:
+    """Columns that the report has no words for."""
+    if not columns:
+        return ""
+    return f"<details><summary>{len(columns)} other columns</summary>{_small(env, some, columns)}</details>"
 
 
 def _names(some: Sequence[Line]) -> list[tuple[str, int]]:

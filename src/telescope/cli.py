@@ -25,6 +25,7 @@ from telescope.commands.record import record
 from telescope.commands.report import report
 from telescope.commands.show import show
 from telescope.commands.standins import with_standins
+from telescope.commands.sweep import sweep
 from telescope.commands.train import train
 from telescope.commands.tune import tune
 from telescope.failures import installed, is_users, missing_extra
@@ -41,6 +42,7 @@ USAGE = """usage: telescope COMMAND …
   telescope plot RUN [RUN …] --out FILE     draw learning curves
   telescope report RUN [RUN …]              compare runs of any library on one HTML page
   telescope tune ALGORITHM ENV [flags]      search for better settings
+  telescope sweep FILE.toml [flags]         a grid of settings, or random draws, on all processors or a cluster
   telescope show DATA --model M             show the tokens that a language model reads, and where the loss counts
   telescope algorithms [--json]             list what can be trained
   telescope doctor rollout.npz              find mistakes in a rollout, whatever library made it
@@ -62,6 +64,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "record": record,
     "algorithms": algorithms,
     "tune": tune,
+    "sweep": sweep,
     "doctor": doctor,
     "lab": lab,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from telescope.algorithms import PRESETS, algorithm_of
@@ -85,8 +86,13 @@ def _read(file: str) -> Space:
     """A search space from a TOML file."""
     from telescope.runs.formats.config import read_toml
 
+    return space_of(read_toml(file), file)
+
+
+def space_of(mapping: Mapping[str, Any], file: str) -> Space:
+    """A search space from the tables of a TOML file."""
     space: dict[str, Choice | Range] = {}
-    for name, values in read_toml(file).items():
+    for name, values in mapping.items():
         if isinstance(values, list):
             space[name] = Choice(tuple(tuple(one) if isinstance(one, list) else one for one in values))
         elif isinstance(values, dict) and {"low", "high"} <= values.keys() <= set(Range._fields):

@@ -19,11 +19,11 @@ from telescope.checks import on_device
 from telescope.language.checks import readable
 from telescope.language.data.chat import Message, Template
 from telescope.language.data.inputs import inputs
-from telescope.language.data.rewards import is_folder, load_function, name_of
+from telescope.language.data.rewards import Scorer, every, is_folder, load_function, name_of, parsed
 from telescope.language.data.tasks import without_ends
 from telescope.language.data.text import end_texts
 from telescope.language.evaluate import Sampling, answered, distance, usual
-from telescope.language.experience.preferences import RewardModel, accuracy
+from telescope.language.experience.preferences import RewardModel, accuracy, load_reward_model
 from telescope.language.experience.sampling import COLDEST, decode, encode, sample
 from telescope.language.models import causal as models
 from telescope.language.models import pretrained
@@ -132,14 +132,23 @@ class Answers:
 
     def _own(self, *, needed: bool) -> Scoring | None:
         """The run's reward as a function. If it is missing and not needed, there is only a warning."""
-        source = getattr(self.config, "reward", None)
-        if source is None:
+        rewards = list(map(parsed, every(getattr(self.config, "reward", None))))
+        if not rewards:
             return None
         try:
-            if is_folder(source):
-                return Scoring(RewardModel.load(source, self.config.device).reward, source)
-            self.folder.require_trust(self.trust)
-            return Scoring(load_function(source), name_of(source))
+            if not all(is_folder(reward) for reward, _ in rewards):
+                self.folder.require_trust(self.trust)
+            scorers = [
+                Scorer(
+                    load_reward_model(reward, self.config.device, self.config.at_once).reward
+                    if is_folder(reward)
+                    else load_function(reward),
+                    name_of(reward),
+                    weight=weight,
+                )
+                for reward, weight in rewards
+            ]
+            return Scoring(scorers, self.config.reward_seconds)
         except (RunError, ValueError) as error:
             if needed:
                 raise

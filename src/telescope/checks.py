@@ -27,12 +27,15 @@ def typed(config: object) -> None:
     """Check every field against its annotation. A value of another type raises a ValueError.
 
     NumPy scalars become Python numbers; ints become floats, and lists become tuples, if the annotation says so. A field
-    whose metadata says `callable` also accepts a function (only from Python).
+    whose metadata says `callable` also accepts functions (only from Python).
     """
     cls: Any = type(config)
     functions = {field.name for field in dataclasses.fields(cls) if field.metadata.get("callable")}
     for name, hint in hints(cls).items():
-        if name in functions and callable(getattr(config, name)):
+        if name in functions and callable(value := getattr(config, name)):
+            continue
+        if name in functions and isinstance(value, list | tuple) and any(map(callable, value)):
+            object.__setattr__(config, name, tuple(x if callable(x) else fitted(x, str, name) for x in value))
             continue
         object.__setattr__(config, name, fitted(getattr(config, name), hint, name))
 

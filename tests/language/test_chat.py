@@ -12,12 +12,13 @@ from small_models import save, tokenizer_of
 from telescope.algorithms import config_class, find, grpo, sft
 from telescope.cli import main
 from telescope.language.checks import readable
-from telescope.language.data.chat import Template, as_completion, parted, source, text_of
+from telescope.language.data.chat import Template, as_completion, parted, source
 from telescope.language.data.rewards import score
 from telescope.language.data.tasks import exact_match, is_held_out
 from telescope.language.data.text import answer_ids, end_texts, prompt_ids
 from telescope.language.experience.sampling import encode
 from telescope.language.experience.supervised import demonstrations
+from telescope.rewards import text_of
 from telescope.runs import RunFolder
 
 USER, ASSISTANT, SYSTEM = ({"role": role, "content": ""} for role in ("user", "assistant", "system"))

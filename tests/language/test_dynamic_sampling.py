@@ -12,7 +12,8 @@ from telescope.algorithms import grpo
 from telescope.language.data.rewards import overlong
 from telescope.language.data.tasks import is_held_out, open_task
 from telescope.language.experience.dynamic import collect, joined
-from telescope.language.experience.rollout import ROLLOUT_STATISTICS, RolloutSession, all_equal
+from telescope.language.experience.rollout import RolloutSession
+from telescope.language.experience.statistics import ROLLOUT_STATISTICS, all_equal
 from telescope.objectives.advantages import sample_advantages
 
 REWARDS = """

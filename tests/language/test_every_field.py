@@ -4,6 +4,7 @@ One list of fields for all algorithms; a new field joins it. Leaves out what eac
 """
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -53,6 +54,8 @@ OTHER = {
     "threads": 2,
     "sharding": "fsdp",
     "reward": lambda completions: [float(len(completion)) for completion in completions],
+    "reward_seconds": 0.01,
+    "normalise_each": True,
     "overlong_cache": 1,
     "prompts": 6,
     "group": 3,
@@ -169,6 +172,8 @@ def test_each_field_acts_or_is_refused_or_told(name, field, bases, folder, monke
         value = "own"
     if field == "task" and name == "reward_model":
         value = "lm/sort"  # which has no pairs
+    if field == "reward_seconds":  # which only shows where a function is slow
+        config = dataclasses.replace(config, reward=lambda completions: time.sleep(0.5))
     if field == "stop_at":
         monkeypatch.setattr(sft, "held_out", lambda session: {"exact_match": 0.75})
     if name not in bases:

@@ -14,7 +14,8 @@ import torch
 
 from telescope.algorithms import grpo, rlhf
 from telescope.language import health
-from telescope.language.experience.rollout import Completions, Prompts, Rollout, RolloutSession, rollout_statistics
+from telescope.language.experience.rollout import Completions, Prompts, Rollout, RolloutSession
+from telescope.language.experience.statistics import rollout_statistics
 from telescope.losses import kl_k3
 from telescope.runs.formats.tables import GrowingTable
 

@@ -123,7 +123,7 @@ def test_a_function_that_never_sees_completions_is_refused(function):
         given_to(function, ROWS[0], name="f")
 
 
-def test_several_rewards_are_refused_by_name(capsys):
+def test_a_second_flag_for_rewards_is_refused(capsys):
     """All but the last were dropped, silently."""
     flags = ["--reward", "one.py:f", "--reward=two.py:f"]
     assert main(["train", "grpo", "lm/reverse", *flags]) == 2

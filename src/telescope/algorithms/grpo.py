@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from telescope.checks import at_least_zero
+from telescope.checks import at_least_zero, unread
 from telescope.language import parallel
 from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
 from telescope.language.experience.dynamic import collect
 from telescope.language.experience.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
-from telescope.language.experience.rollout import ROLLOUT_STATISTICS, Rollout, RolloutSession, all_equal
+from telescope.language.experience.rollout import Rollout, RolloutSession
+from telescope.language.experience.statistics import ROLLOUT_STATISTICS, all_equal
 from telescope.language.run import Iteration
 from telescope.losses import kl_k3
-from telescope.objectives.advantages import penalised_scores, sample_advantages, token_advantages
+from telescope.objectives.advantages import apart_advantages, penalised_scores, sample_advantages, token_advantages
 from telescope.objectives.frameworks import named, with_clip
 from telescope.objectives.loss import kl_penalty, largest, mismatch, policy_loss, token_weights
 from telescope.objectives.rows import Objective, cautions, describe
@@ -46,6 +47,8 @@ class GRPO(RolloutConfig):
     """Coefficient of the KL to the reference model; 0 needs no reference model. none: the objective's own."""
     resample: int = 0
     """Replace groups whose scores are all equal by new prompts, in at most this many rounds (DAPO). 0 keeps them."""
+    normalise_each: bool = False
+    """With several rewards: compare each within its group by itself, before the weighted sum (GDPO)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +56,16 @@ class GRPO(RolloutConfig):
         if row(self).critic:
             raise ValueError(f"objective is {self.objective!r}, which needs a critic: telescope train ppo {self.task}")
         self.require_company(row(self).whiten)
+        objective = row(self)
+        if not isinstance(self.reward, tuple):
+            unread(self, "normalise_each", "give several rewards", "there is at most one reward")
+        elif self.normalise_each and (
+            objective.baseline == "none" or (objective.beta and objective.kl_place != "loss")
+        ):
+            raise ValueError(
+                f"normalise_each is set, but {self.objective} has no baseline in its group, or its KL in the reward; "
+                "choose a row like grpo"
+            )
         if self.group < 2 and row(self).baseline != "none":
             raise ValueError(
                 f"group is {self.group}, but {self.objective} compares completions of one prompt; expected 2 or more"
@@ -116,6 +129,10 @@ def train(config: GRPO, resume: dict[str, Any] | None = None) -> Iterator[Iterat
 def advantages_of(session: RolloutSession, rollout: Rollout) -> Tensor:
     """Advantages per token [B, T], from the scores of the whole rollout."""
     objective, mask = session.objective, rollout.completions.mask  # [B, T]
+    if rollout.apart and rollout.each is not None:
+        groups = rollout.each.unflatten(1, (-1, rollout.group))  # [R, N, G]
+        advantages = apart_advantages(objective, groups, session.weights).view(-1)  # [B]
+        return token_advantages(objective, advantages, mask, usable=~rollout.scores.isnan())
     kl = None
     if rollout.reference is not None and objective.kl_place == "reward":
         kl = kl_penalty(objective, rollout.completions.log_probs, rollout.reference, mask)

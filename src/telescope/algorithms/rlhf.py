@@ -19,7 +19,8 @@ from telescope.language import parallel
 from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
 from telescope.language.experience.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
-from telescope.language.experience.rollout import ROLLOUT_STATISTICS, Rollout, RolloutSession, rollout_statistics
+from telescope.language.experience.rollout import Rollout, RolloutSession
+from telescope.language.experience.statistics import ROLLOUT_STATISTICS, rollout_statistics
 from telescope.language.models.heads import Scalar
 from telescope.language.run import Iteration
 from telescope.losses import clipped_value_loss, kl_k3, squared_value_loss

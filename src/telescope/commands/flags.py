@@ -65,7 +65,9 @@ ALIASES = {
     "network-module": "policy-kwargs",
     "task": "dataset data dataset-name",
     "model": "model-name-or-path pretrain",
-    "reward": "reward-funcs reward-function",
+    "reward": "reward-funcs reward-function reward-weights reward-model",
+    "normalise-each": "multi-objective-aggregation",
+    "loss-on": "assistant-only-loss completion-only-loss train-on-responses-only",
     # evaluation and files
     "eval-every": "eval-freq",
     "eval-episodes": "n-eval-episodes",
@@ -93,6 +95,8 @@ REMARKS = {
     "cuda": "--device cuda",
     "gpu": "--device cuda",
     "algo": "the algorithm is the word after train, without a flag",
+    "reward-weights": "a weight follows its reward: --reward f.py:a f.py:b@0.3",
+    "multi-objective-aggregation": "normalize_then_sum is --normalise-each",
     "env-id": "or the word after the algorithm, without a flag",
 }
 

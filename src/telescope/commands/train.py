@@ -124,8 +124,6 @@ def train_arguments(
     if positional is not None and algorithm in DEMONSTRATED and value_of("data", flags) is None:
         flags, positional = ["--data", positional, *flags], None
     if algorithm in LANGUAGE:
-        if sum(word.partition("=")[0] == "--reward" for word in flags) > 1:
-            raise ValueError("--reward is given twice, but a run has one reward; add them in a function of your own")
         preset["model"] = value_of("model", flags) or settings.get("model") or "tiny"
     cls = config_class(algorithm)
     with notes(DeprecationWarning):

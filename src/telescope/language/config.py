@@ -9,6 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from telescope.checks import at_least_zero, in_unit_interval, positive, typed, unread
+from telescope.language.data.rewards import every, is_folder, parsed
 from telescope.language.data.tasks import Reward, Task, open_task, require_reward
 from telescope.language.models.causal import TINY, is_built_in
 
@@ -118,8 +119,10 @@ class LanguageConfig:
 class RolloutConfig(LanguageConfig):
     """The settings that algorithms on sampled completions share."""
 
-    reward: Source | None = dataclasses.field(default=None, metadata={"callable": True})
-    """Reward: FILE.py:FUNCTION (from Python also a function), or a reward model's run folder. none: the task's own."""
+    reward: Source | tuple[Source, ...] | None = dataclasses.field(default=None, metadata={"callable": True})
+    """FILE.py:FUNCTION, a ready-made function, a reward model's folder, or several with weights (f@0.3 g@1)."""
+    reward_seconds: float | None = None
+    """Time limit of each call of a reward function, in seconds. none: no limit."""
     overlong_cache: int = 0
     """Length penalty (DAPO): a completion loses up to 1 of its score in the last N tokens before max_tokens. 0: off."""
     prompts: int = 256
@@ -149,7 +152,9 @@ class RolloutConfig(LanguageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "prompts", "group", "minibatches", "epochs", "temperature", "top_k", "top_p")
+        if isinstance(self.reward, tuple) and len(self.reward) < 2:
+            object.__setattr__(self, "reward", self.reward[0] if self.reward else None)
+        positive(self, "prompts", "group", "minibatches", "epochs", "temperature", "top_k", "top_p", "reward_seconds")
         positive(self, "warm_start_steps", "warm_start_learning_rate")
         in_unit_interval(self, "warm_start", "top_p")
         at_least_zero(self, "overlong_cache")
@@ -176,6 +181,8 @@ class RolloutConfig(LanguageConfig):
     def open_task(self) -> Task:
         task = super().open_task()
         require_reward(task, self.reward)
+        if all(is_folder(parsed(one)[0]) for one in every(self.reward)) and (self.reward or task.reward is None):
+            unread(self, "reward_seconds", "it limits calls of reward functions", "the reward is a model")
         if self.overlong_cache > (limit := self.max_tokens or task.max_tokens):
             raise ValueError(
                 f"overlong_cache is {self.overlong_cache}, but the length limit is {limit}; expected at most the limit"

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from telescope.language import parallel
-from telescope.language.data.rewards import score
 from telescope.language.data.tasks import Row
 from telescope.language.experience.sampling import decode, encode, sample
 from telescope.language.log_probs import token_log_probs
@@ -103,7 +102,7 @@ def answered(
     found = zip(*parallel.gather((texts, lengths, cut)), strict=True)
     texts, lengths, cut = ([x for part in parts for x in part] for parts in found)
     every = [row for row in rows for _ in range(samples)]
-    scores = parallel.from_first(lambda: score(scoring.reward, every, texts, name=scoring.name))
+    scores = parallel.from_first(lambda: scoring.scores(every, texts))
     return {
         "reward": float(scores.double().nanmean()),
         "length": float(np.mean(lengths)),

@@ -14,7 +14,7 @@ from telescope.language import parallel
 from telescope.language.checks import readable, require_known, require_room
 from telescope.language.config import LanguageConfig
 from telescope.language.data.chat import Template, source
-from telescope.language.data.rewards import given_to, is_folder, load_function, name_of
+from telescope.language.data.rewards import every, given_to, is_folder, load_function, name_of, parsed
 from telescope.language.data.text import end_texts, prompt_ids
 from telescope.language.models import causal as models
 from telescope.language.models.heads import require_head
@@ -56,9 +56,12 @@ def try_out(config: LanguageConfig) -> None:
     task = readable(config, config.open_task(), tokenizer, end_texts(tokenizer, [tokenizer.eos_token_id]))
     require_known(config, task, about, tokenizer)
     require_room(config, task, about, tokenizer)
-    reward = getattr(config, "reward", None)
-    if is_folder(reward):
-        require_head(reward)
-    elif (function := task.reward if reward is None else load_function(reward)) is not None:
-        row = task.draw(generator(config.seed, PROMPTS), 1)[0]
-        given_to(function, source(row), name=f"of {task.name}" if reward is None else name_of(reward))
+    row = task.draw(generator(config.seed, PROMPTS), 1)[0]
+    rewards = every(getattr(config, "reward", None))
+    if not rewards and task.reward is not None:
+        given_to(task.reward, source(row), name=f"of {task.name}")
+    for reward, _ in map(parsed, rewards):
+        if is_folder(reward):
+            require_head(reward)
+        else:
+            given_to(load_function(reward), source(row), name=name_of(reward))

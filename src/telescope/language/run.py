@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from telescope import iteration
 from telescope.checks import fitting
 from telescope.language import parallel
 from telescope.language.checks import readable, remarks, require_known, require_room
 from telescope.language.config import LanguageConfig
-from telescope.language.data.tasks import Reward, Task, without_ends
+from telescope.language.data.rewards import Scorer, scores_by
+from telescope.language.data.tasks import Row, Task, without_ends
 from telescope.language.data.text import end_texts
 from telescope.language.execution import execution
 from telescope.language.health import Finding, of_tokens
@@ -32,6 +33,7 @@ from telescope.language.models.probe import probe
 from telescope.language.models.states import trunk_of
 from telescope.language.optimiser import Optimiser, put_back, trainable
 from telescope.language.randomness import generator
+from telescope.objectives.advantages import weighted_scores
 from telescope.threads import settle
 
 
@@ -72,16 +74,21 @@ class Iteration(iteration.Iteration):
 
 
 class Scoring(NamedTuple):
-    """A reward to measure on held-out prompts."""
+    """The rewards whose weighted sum is measured on held-out prompts."""
 
-    reward: Reward
-    name: str
-    """The reward's name in error messages."""
+    scorers: Sequence[Scorer]
+    seconds: float | None = None
+    """Time limit of each call."""
+
+    def scores(self, rows: Sequence[Row], texts: Sequence[str]) -> Tensor:
+        """One score per completion [B]; NaN where not scored."""
+        weights = torch.tensor([scorer.weight for scorer in self.scorers])
+        return weighted_scores(scores_by(self.scorers, rows, texts, seconds=self.seconds), weights)
 
 
 def scorings(task: Task, own: Scoring | None) -> dict[str, Scoring]:
     """Rewards by metric: the task's, and the run's own if it has one."""
-    found = {} if task.reward is None else {task.metric: Scoring(task.reward, f"of {task.name}")}
+    found = {} if task.reward is None else {task.metric: Scoring([Scorer(task.reward, f"of {task.name}")])}
     if own is not None:
         found.setdefault("reward", own)  # lm/taste measures the reward that is hidden from the run
     return found

@@ -72,6 +72,43 @@ def sample_advantages(objective: Objective, scores: Tensor, scored: Tensor | Non
     return advantages
 
 
+def weighted_scores(scores: Tensor, weights: Tensor) -> Tensor:
+    """Σ_k w[k] r[k], the score of several rewards. A reward that is NaN (not scored) is left out; NaN if all are.
+
+    Args:
+        scores: [R, …] of R rewards. weights: [R].
+    """
+    scores = _tensor("scores", scores)
+    if weights.shape != scores.shape[:1]:
+        raise ValueError(f"weights has shape {tuple(weights.shape)}, but there are {len(scores)} rewards")
+    parts = weights.to(scores).view(-1, *[1] * (scores.ndim - 1)) * scores  # [R, …]
+    return torch.where(parts.isnan().all(0), torch.nan, parts.nansum(0))
+
+
+def apart_advantages(objective: Objective, scores: Tensor, weights: Tensor) -> Tensor:
+    """GDPO (Liu et al. 2026, arXiv 2601.05242): each reward is compared within its group by itself.
+
+    A = (S − mean S) / (std S + eps) over the batch, for S = Σ_k w[k] A[k] and the row's own `sample_advantages` A[k] of
+    reward k. So a reward of small spread counts as much as one of large spread, and none hides behind another.
+
+    Args:
+        scores: [R, P, G] of R rewards; NaN (not scored) counts in no baseline. weights: [R].
+
+    Returns:
+        [P, G]; 0 for a completion without any score. Of one reward: `sample_advantages`, whitened over the batch.
+    """
+    if scores.ndim != 3:
+        raise ValueError(f"scores has shape {tuple(scores.shape)}; expected [rewards, prompts, completions per prompt]")
+    each = torch.stack([sample_advantages(objective, one) for one in scores])  # [R, P, G]
+    scored = ~scores.isnan().all(0)  # [P, G]
+    total = weighted_scores(each, weights)
+    known = total[scored]
+    if len(known) < 2:
+        return torch.zeros_like(total)
+    spread = known.std(correction=int(objective.unbiased))
+    return torch.where(scored, (total - known.mean()) / (spread + objective.eps), 0.0)
+
+
 def penalised_scores(
     objective: Objective, scores: Tensor, kl: Tensor | None, mask: Tensor, beta: float | None = None
 ) -> Tensor:

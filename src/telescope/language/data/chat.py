@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from telescope.rewards import text_of
+
 Message = dict[str, Any]
 """`role` and `content`, and whatever else a template knows (`tool_calls`, `reasoning_content`, …)."""
 MARK = "\u2063content\u2063"
@@ -70,11 +72,6 @@ def key_of(prompt: str | list[Message]) -> str:
 def source(row: dict[str, Any]) -> dict[str, Any]:
     """The row as the data has it."""
     return row["prompt"].row if isinstance(row["prompt"], Rendered) else row
-
-
-def text_of(completion: str | list[Message]) -> str:
-    """A completion's text: the content of its last message, or a plain text itself."""
-    return completion if isinstance(completion, str) else str(completion[-1].get("content") or "")
 
 
 def as_completion(row: dict[str, Any], text: str) -> str | list[Message]:

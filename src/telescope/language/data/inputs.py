@@ -17,12 +17,17 @@ from typing import Any
 
 from telescope.checks import ABSENT, file_digest
 from telescope.language.data.files import is_data
+from telescope.language.data.rewards import every, parsed
 from telescope.language.models.causal import TINY, folder_of
+from telescope.language.models.heads import reward_folder
+from telescope.rewards import named
 
 
 def resolved(config: Any) -> Any:
     """The configuration with absolute paths, so that a run can be resumed from any directory."""
-    paths = {name: _whole(name, getattr(config, name, None)) for name in ("task", "model", "reward")}
+    paths: dict[str, Any] = {name: _whole(name, getattr(config, name, None)) for name in ("task", "model", "reward")}
+    if isinstance(several := getattr(config, "reward", None), tuple):
+        paths["reward"] = tuple(_whole("reward", one) or one for one in several)
     return dataclasses.replace(config, **{name: path for name, path in paths.items() if path is not None})
 
 
@@ -37,20 +42,33 @@ def inputs(config: Any) -> dict[str, str]:
         found["task"] = _data(Path(config.task))
     if (folder := _model_folder(config.model)) is not None:
         found["model"] = _model(folder)
-    reward = getattr(config, "reward", None)
-    if isinstance(reward, str):
-        file = Path(reward.rpartition(":")[0])
-        found["reward"] = _model(Path(reward) / "model") if os.path.isdir(reward) else _code(file)
+    digests = [_reward(one) for one in every(getattr(config, "reward", None)) if isinstance(one, str)]
+    digests = [digest for digest in digests if digest]
+    if digests:
+        found["reward"] = digests[0] if len(digests) == 1 else _of([("reward", digest) for digest in digests])
     return found
+
+
+def _reward(source: str) -> str:
+    """The digest of a reward file, or of a reward model; empty for a ready-made reward."""
+    bare, _ = parsed(source)
+    if os.path.isdir(str(bare)):
+        return _model(reward_folder(str(bare)))
+    return "" if named(str(bare)) is not None else _code(Path(str(bare).rpartition(":")[0]))
 
 
 def _whole(name: str, source: Any) -> str | None:
     """The absolute path; None if it is no path, or is absolute already."""
     if not isinstance(source, str):
         return None
-    if name == "reward" and ":" in source and not os.path.exists(source):
-        file, _, function = source.rpartition(":")
-        return f"{os.path.abspath(file)}:{function}"
+    if name == "reward" and not os.path.exists(source):
+        bare = str(parsed(source)[0])
+        file, colon, function = bare.rpartition(":")
+        if os.path.exists(bare):
+            return os.path.abspath(bare) + source.removeprefix(bare)
+        if named(bare) is not None or not colon:
+            return None
+        return f"{os.path.abspath(file)}:{function}{source.removeprefix(bare)}"
     is_path = is_data(source) if name == "task" else os.path.exists(source) and source != TINY
     return os.path.abspath(source) if is_path else None
 

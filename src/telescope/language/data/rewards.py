@@ -7,32 +7,96 @@ Leaves out the use of scores (`objectives/advantages.py`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import inspect
 import math
+import os
+import re
 import sys
-import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
+from telescope.language.data.calls import asynchronous, is_asynchronous, told, within
 from telescope.language.data.chat import as_completion, source
 from telescope.language.data.tasks import Reward, Row
+from telescope.rewards import FUNCTIONS, MADE, named
+
+WEIGHT = re.compile(r"(.+)@([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", re.DOTALL)
+"""A reward and its weight: `my_rewards.py:score@0.3`."""
+
+
+class Scorer(NamedTuple):
+    """One reward of a run."""
+
+    reward: Reward
+    name: str
+    """Its name in error messages."""
+    column: str = ""
+    """Its name in metrics.csv, if there are several."""
+    weight: float = 1.0
+    model: Any = None
+    """The reward model behind it, if it is one."""
+
+
+def weighted(function: Reward, weight: float) -> Reward:
+    """The function with a weight, for a run with several rewards from Python: `reward=(f, weighted(g, 0.3))`."""
+
+    @functools.wraps(function)
+    def same(*values: Any, **settings: Any) -> Any:
+        return function(*values, **settings)
+
+    same.weight = weight  # type: ignore[attr-defined]
+    return same
+
+
+def every(source: Any) -> tuple[str | Reward, ...]:
+    """The rewards of a configuration."""
+    return () if source is None else source if isinstance(source, tuple) else (source,)
+
+
+def parsed(source: str | Reward) -> tuple[str | Reward, float]:
+    """A reward without its weight, and the weight."""
+    if not isinstance(source, str):
+        return source, getattr(source, "weight", 1.0)
+    found = None if os.path.isdir(source) else WEIGHT.fullmatch(source)
+    return (source, 1.0) if found is None else (found[1], float(found[2]))
+
+
+def columns_of(sources: Sequence[str | Reward]) -> list[str]:
+    """A column of metrics.csv for each reward: `reward_NAME`, from its function or folder."""
+    names = list[str]()
+    for one in sources:
+        bare = name_of(parsed(one)[0])
+        if named(bare) is not None:
+            bare = bare.partition(":")[0]
+        elif not is_folder(bare):
+            bare = bare.rpartition(":")[2].rpartition(".")[2]
+        column = "reward_" + (re.sub(r"\W+", "_", os.path.basename(bare.rstrip("/"))).strip("_") or "function")
+        repeated = sum(re.sub(r"_\d+$", "", name) == column for name in names)
+        names.append(f"{column}_{repeated + 1}" if repeated else column)
+    return names
 
 
 def load_function(source: str | Reward) -> Reward:
-    """The function that `my_rewards.py:score` names. A function is returned unchanged.
+    """The function that `my_rewards.py:score` names, or a ready-made one. A function is returned unchanged.
 
     The file can import modules beside it, as a script can.
     """
     if callable(source):
         return source
+    if (made := named(source)) is not None:
+        return made
     path, _, name = source.rpartition(":")
     if not path.endswith(".py") or not name:
-        raise ValueError(f"reward is {source!r}; expected FILE.py:FUNCTION, or the folder of a trained reward model")
+        raise ValueError(
+            f"reward is {source!r}; expected FILE.py:FUNCTION, the folder of a reward model, or one of "
+            f"{', '.join((*FUNCTIONS, *MADE))}"
+        )
     if not Path(path).is_file():
         raise ValueError(f"reward is {source!r}, but there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"reward_file_{Path(path).stem}", path)
@@ -44,7 +108,7 @@ def load_function(source: str | Reward) -> Reward:
         with _importable(str(Path(path).resolve().parent)):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{path} cannot be run: {_told(error)}") from error
+        raise ValueError(f"{path} cannot be run: {told(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"reward is {source!r}, but {path} has no function {name}")
@@ -136,24 +200,50 @@ def _unknown(name: str, parameter: str | None, columns: Sequence[str]) -> str:
     )
 
 
-def score(function: Reward, rows: Sequence[Row], completions: Sequence[str], *, name: str) -> Tensor:
+def score(
+    function: Reward, rows: Sequence[Row], completions: Sequence[str], *, name: str, seconds: float | None = None
+) -> Tensor:
     """One score per completion, [B] float32; NaN where the function gave None (not scored).
 
     The function receives lists of the prompts, the completions, and all other columns of the rows; see `given_to`. Of
-    conversations it receives lists of messages, as the data has them.
-    Errors of the function become a ValueError that names it, and the completion if there is one.
+    conversations it receives lists of messages, as the data has them. Errors of the function become a ValueError that
+    names it, and the completion if there is one.
     """
-    given_rows = [source(row) for row in rows]
-    columns = {key: [row.get(key) for row in given_rows] for key in given_rows[0] if key != "prompt"}
-    given = given_to(function, columns, name=name)
+    return scores_by([Scorer(function, name)], rows, completions, seconds=seconds)[0]
+
+
+def scores_by(
+    scorers: Sequence[Scorer], rows: Sequence[Row], completions: Sequence[str], *, seconds: float | None = None
+) -> Tensor:
+    """The scores by each of R rewards, [R, B]. Asynchronous functions run at the same time.
+
+    seconds: the time limit of each call.
+    """
+    calls = [_prepared(scorer, rows, completions) for scorer in scorers]
+    awaited = [i for i, scorer in enumerate(scorers) if is_asynchronous(scorer.reward)]
+    found: dict[int, Any] = {}
+    if awaited:
+        together = asynchronous([(scorers[i].name, calls[i]) for i in awaited], seconds)
+        found = dict(zip(awaited, together, strict=True))
+    for i, scorer in enumerate(scorers):
+        if i not in awaited:
+            found[i] = within(scorer.name, calls[i], seconds)
     prompts = [row["prompt"] for row in rows]
-    lists: dict[str, list[Any]] = {**columns, "prompts": [row["prompt"] for row in given_rows]}
+    return torch.stack([_checked(found[i], scorer.name, prompts, completions) for i, scorer in enumerate(scorers)])
+
+
+def _prepared(scorer: Scorer, rows: Sequence[Row], completions: Sequence[str]) -> Callable[[], Any]:
+    """The call of a reward with what it asks for."""
+    known = [source(row) for row in rows]
+    columns = {key: [row.get(key) for row in known] for key in known[0] if key != "prompt"}
+    given = given_to(scorer.reward, columns, name=scorer.name)
+    lists: dict[str, list[Any]] = {**columns, "prompts": [row["prompt"] for row in known]}
     lists["completions"] = [as_completion(row, text) for row, text in zip(rows, completions, strict=True)]
-    keywords = {parameter: lists[what] for parameter, what in given.keywords.items()}
-    try:
-        scores = function(*(lists[what] for what in given.positions), **keywords)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"the reward function {name} raised {_told(error)}{_where(error)}") from error
+    keywords = {parameter: list(lists[what]) for parameter, what in given.keywords.items()}
+    return functools.partial(scorer.reward, *(list(lists[what]) for what in given.positions), **keywords)
+
+
+def _checked(scores: Any, name: str, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
     scores = scores.tolist() if hasattr(scores, "tolist") else scores
     if not isinstance(scores, list | tuple):
         raise ValueError(f"the reward function {name} returned a {type(scores).__name__}; expected a list of numbers")
@@ -172,19 +262,6 @@ def overlong(lengths: Tensor, max_tokens: int, cache: int) -> Tensor:
     of any shape. max_tokens: L_max. cache: L_cache, the number of tokens before the limit over which it falls to −1.
     """
     return ((max_tokens - cache - lengths) / cache).clamp(-1.0, 0.0)
-
-
-def _told(error: BaseException) -> str:
-    """An error's type and message, on one line."""
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def _where(error: BaseException) -> str:
-    """The line in the function's own file where the error occurred; empty if the call itself failed."""
-    _, *inside = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    lines = [line for file, line in inside if file == inside[0][0]]
-    return f" (line {lines[-1]} of {inside[0][0]})" if lines else ""
 
 
 def _number(value: Any, name: str, index: int, prompt: str, completion: str) -> float:

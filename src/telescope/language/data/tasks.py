@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from telescope.language.data.chat import Message, Template, key_of, rendered, text_of
+from telescope.language.data.chat import Message, Template, key_of, rendered
 from telescope.language.data.files import READERS, Row, is_data, read_rows
 from telescope.language.data.text import open_text
+from telescope.rewards import final_answer
 
 Reward = Callable[..., Sequence[float | None]]
 """(prompts, completions, **columns) by name → one score per completion; None where it cannot be scored."""
@@ -59,7 +60,7 @@ def exact_match(prompts: Sequence[Any], completions: Sequence[Any], *, answer: S
 
 def final(completion: str | list[Message]) -> str:
     """A text itself; of an assistant's message, what follows its thoughts."""
-    return completion if isinstance(completion, str) else text_of(completion).rpartition("</think>")[2].strip()
+    return completion if isinstance(completion, str) else final_answer(completion)
 
 
 def without_ends(task: Task, ends: tuple[str, ...]) -> Task:
@@ -283,7 +284,7 @@ def in_words(
     return task._replace(draw=draw, held_out=held_out, rows=rows, pairs=drawn_pairs if pairs else None)
 
 
-def require_reward(task: Task, reward: str | Reward | None) -> None:
+def require_reward(task: Task, reward: Any) -> None:
     """Raise a ValueError if there is no reward."""
     if reward is None and task.reward is None and task.pairs is None:
         raise ValueError(

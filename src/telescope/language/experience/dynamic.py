@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 
 from telescope.language.experience import sampling
-from telescope.language.experience.rollout import Rollout, RolloutSession, all_equal, rollout_statistics
+from telescope.language.experience.rollout import Rollout, RolloutSession
 from telescope.language.experience.sampling import Prompts, stacked
+from telescope.language.experience.statistics import all_equal, rollout_statistics
 
 
 def collect(session: RolloutSession, rounds: int) -> tuple[Rollout, dict[str, float]]:
@@ -39,12 +40,12 @@ def joined(one: Rollout, two: Rollout) -> Rollout:
     reference = None
     if one.reference is not None and two.reference is not None:
         reference = stacked(one.reference, two.reference)
-    return Rollout(
-        [*one.rows, *two.rows],
-        [*one.texts, *two.texts],
-        Prompts(*(stacked(x, y, left=True) for x, y in zip(one.prompts, two.prompts, strict=True))),
-        sampling.joined(one.completions, two.completions),
-        torch.cat([one.scores, two.scores]),
-        reference,
-        one.group,
+    return one._replace(
+        rows=[*one.rows, *two.rows],
+        texts=[*one.texts, *two.texts],
+        prompts=Prompts(*(stacked(x, y, left=True) for x, y in zip(one.prompts, two.prompts, strict=True))),
+        completions=sampling.joined(one.completions, two.completions),
+        scores=torch.cat([one.scores, two.scores]),
+        reference=reference,
+        each=None if one.each is None or two.each is None else torch.cat([one.each, two.each], 1),
     )

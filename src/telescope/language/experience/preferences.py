@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telescope.language.data.chat import Message, Template, as_completion, source, text_of
+from telescope.language.data.chat import Message, Template, as_completion, source
 from telescope.language.data.tasks import Row, Task
 from telescope.language.experience.supervised import Texts, texts
 from telescope.language.models import causal as models
-from telescope.language.models.heads import Scalar, load_head, require_head
+from telescope.language.models import pretrained
+from telescope.language.models.heads import HEAD, Scalar, load_head, require_head
 from telescope.language.models.states import output_of, trunk_of
 from telescope.language.randomness import PAIRS, generator
 from telescope.losses import bradley_terry
+from telescope.rewards import text_of
 
 STEPS = 200
 """Steps of the short training of a run's own reward model, with 256 pairs each."""
@@ -77,11 +79,8 @@ class RewardModel:
     def scores(self, rows: Sequence[Row], completions: Sequence[str | list[Message]]) -> Tensor:
         """Scores [B] of texts, which are tokenised again because the reward model may have another vocabulary."""
         asked = [self.asked_and_said(row, text) for row, text in zip(rows, completions, strict=True)]
-        prompts, answers = ([pair[i] for pair in asked] for i in (0, 1))
-        batch = texts(self.tokenizer, prompts, answers, self.ends, self.device)
-        size = self.at_once or max(1, len(prompts))
-        pieces = [batch.part(slice(start, start + size)) for start in range(0, max(1, len(prompts)), size)]
-        found = torch.cat([self.last(piece) for piece in pieces]).float()
+        prompts = [prompt for prompt, _ in asked]
+        found = self.read(prompts, [answer for _, answer in asked], [source(row)["prompt"] for row in rows])
         if not bool(found.isfinite().all()):
             wrong = int(found.isfinite().logical_not().nonzero()[0])
             raise FloatingPointError(
@@ -89,6 +88,13 @@ class RewardModel:
                 f"{prompts[wrong]!r}); check its training: telescope eval says how many pairs it orders correctly"
             )
         return found
+
+    def read(self, prompts: Sequence[str], answers: Sequence[str], kinds: Sequence[Any]) -> Tensor:
+        """Scores [B] of texts. kinds: the prompts as the data has them, texts or conversations."""
+        batch = texts(self.tokenizer, prompts, answers, self.ends, self.device)
+        size = self.at_once or max(1, len(prompts))
+        pieces = [batch.part(slice(start, start + size)) for start in range(0, max(1, len(prompts)), size)]
+        return torch.cat([self.last(piece) for piece in pieces]).float()
 
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """The scores as a reward function."""
@@ -106,6 +112,50 @@ class RewardModel:
             for name in ("chosen", "rejected")
         )
         return bradley_terry(chosen, rejected), (chosen - rejected).detach()
+
+
+class Classifier(RewardModel):
+    """A reward model of transformers for sequence classification, with one label, whose logit is the score."""
+
+    def __init__(self, place: str, device: str) -> None:
+        network: Any = pretrained.model(place, kind="AutoModelForSequenceClassification")
+        if network.config.num_labels != 1:
+            raise ValueError(
+                f"reward is {place!r}, a classifier with {network.config.num_labels} labels; expected one label, whose "
+                "logit is the score"
+            )
+        self.network = network.to(device).eval().requires_grad_(False)
+        self.tokenizer, self.device = pretrained.tokenizer(place), device
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        if network.config.pad_token_id is None:
+            network.config.pad_token_id = self.tokenizer.pad_token_id
+        self.template, self.at_once = None, None
+
+    def read(self, prompts: Sequence[str], answers: Sequence[str], kinds: Sequence[Any]) -> Tensor:
+        """Scores [B]. A rendered conversation has all special tokens; other texts get the tokenizer's own."""
+        whole = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        ids = [
+            self.tokenizer(text, add_special_tokens=isinstance(kind, str))["input_ids"]
+            for text, kind in zip(whole, kinds, strict=True)
+        ]
+        size = self.at_once or max(1, len(ids))
+        return torch.cat([self._logits(ids[start : start + size]) for start in range(0, max(1, len(ids)), size)])
+
+    def _logits(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        if not ids:
+            return torch.zeros(0, device=self.device)
+        padded = self.tokenizer.pad({"input_ids": list(ids)}, padding_side="right", return_tensors="pt")
+        network: Any = self.network
+        return network(**padded.to(self.device)).logits[:, 0].float()  # type: ignore[no-any-return]
+
+
+def load_reward_model(folder: str, device: str, at_once: int | None = None) -> RewardModel:
+    """The reward model that a run trained, or one of transformers for sequence classification."""
+    place = require_head(folder)
+    model = RewardModel.load(folder, device) if (place / HEAD).is_file() else Classifier(str(place), device)
+    model.at_once = at_once
+    return model
 
 
 def train_reward_model(model: RewardModel, task: Task, seed: int) -> float:

@@ -20,9 +20,19 @@ from telescope.checks import fitting
 from telescope.language import parallel
 from telescope.language.checks import unknown_characters
 from telescope.language.config import RolloutConfig
-from telescope.language.data.rewards import is_folder, load_function, name_of, overlong, score
+from telescope.language.data.rewards import (
+    Scorer,
+    columns_of,
+    every,
+    is_folder,
+    load_function,
+    name_of,
+    overlong,
+    parsed,
+    scores_by,
+)
 from telescope.language.data.tasks import Row
-from telescope.language.experience.preferences import RewardModel, train_reward_model
+from telescope.language.experience.preferences import RewardModel, load_reward_model, train_reward_model
 from telescope.language.experience.sampling import Completions, Prompts, decode, encode, joined, sample
 from telescope.language.experience.warm_start import warm_start
 from telescope.language.health import Watch
@@ -32,7 +42,7 @@ from telescope.language.models.states import bias_of, completion_states, output_
 from telescope.language.optimiser import everything, put_back
 from telescope.language.randomness import MINIBATCHES, PROMPTS, TOKENS, generator
 from telescope.language.run import Iteration, Scoring, Session, scorings
-from telescope.losses import kl_k3
+from telescope.objectives.advantages import weighted_scores
 from telescope.objectives.rows import Objective
 
 SHOWN = 16
@@ -50,6 +60,9 @@ class Rollout(NamedTuple):
     reference: Tensor | None  # [B, T] log-probabilities by the reference
     group: int
     correction: Tensor | None = None  # [B, T] off-policy weights where sampler and trainer disagree
+    each: Tensor | None = None  # [R, B] what the scores are the weighted sums of, if there are several rewards
+    columns: tuple[str, ...] = ()  # names of the rewards in `each`
+    apart: bool = False  # whether each reward is compared within its group by itself
 
     def part(self, prompts: Tensor) -> Rollout:
         """The groups of some prompts."""
@@ -63,15 +76,16 @@ class Rollout(NamedTuple):
 
     def _take(self, prompts: Tensor, members: Tensor, group: int) -> Rollout:
         chosen = members.tolist()  # indices of completions
-        return Rollout(
-            [self.rows[i] for i in chosen],
-            [self.texts[i] for i in chosen],
-            self.prompts.rows(prompts),
-            self.completions.rows(members),
-            self.scores[members],
-            None if self.reference is None else self.reference[members],
-            group,
-            None if self.correction is None else self.correction[members],
+        return self._replace(
+            rows=[self.rows[i] for i in chosen],
+            texts=[self.texts[i] for i in chosen],
+            prompts=self.prompts.rows(prompts),
+            completions=self.completions.rows(members),
+            scores=self.scores[members],
+            reference=None if self.reference is None else self.reference[members],
+            group=group,
+            correction=None if self.correction is None else self.correction[members],
+            each=None if self.each is None else self.each[:, members],
         )
 
     def members(self, prompts: Tensor) -> Tensor:
@@ -96,7 +110,7 @@ class RolloutSession(Session):
         self.watch = Watch(None if resume is None else resume.get("health"))
         self.start: dict[str, Tensor] | None = start
         self._score_by(resume)
-        self.columns = (*(self.scorings() or (self.task.metric,)), *columns)
+        self.columns = (*(self.scorings() or (self.task.metric,)), *self.several, *columns)
         if resume is None:
             self.start = warm_start(self, config)
         elif self.start is not None:
@@ -112,31 +126,43 @@ class RolloutSession(Session):
     # Scores
 
     def _score_by(self, resume: dict[str, Any] | None) -> None:
-        source = self.config.reward
-        self.reward_model: RewardModel | None = None
-        self.reward_name = f"of {self.task.name}" if source is None else name_of(source)
-        if source is not None and not is_folder(source):
-            self.reward = load_function(source)
-        elif isinstance(source, str):
-            self.reward_model = RewardModel.load(source, self.config.device)
-            self.reward_model.at_once = self.config.at_once
-            prompts = [row["prompt"] for row in self.task.held_out[: self.config.eval_prompts]]
-            self.notes += unknown_characters(self.reward_model.tokenizer, prompts, source)
-        elif self.task.pairs is not None:
-            self.reward_model = self._own_reward_model()
-            if resume is not None:
-                put_back(self.reward_model.network, resume["reward_model"])
-                self.reward_model.network.requires_grad_(False)
-            else:
-                accuracy = train_reward_model(self.reward_model, self.task, self.config.seed)
-                parallel.spread(self.reward_model.network)
-                self.notes.append(
-                    f"no reward model was given: trained one on {self.task.name}'s preference pairs; it orders "
-                    f"{accuracy:.0%} of held-out pairs correctly"
-                )
-        else:
+        config, sources = self.config, every(self.config.reward)
+        self.own_model: RewardModel | None = None
+        """A reward model that this run trained for itself."""
+        self.scorers = [self._scorer(one, column) for one, column in zip(sources, columns_of(sources), strict=True)]
+        if self.scorers:
+            return
+        if self.task.pairs is None:
             assert self.task.reward is not None
-            self.reward = self.task.reward
+            self.scorers = [Scorer(self.task.reward, f"of {self.task.name}")]
+            return
+        self.own_model = self._own_reward_model()
+        self.scorers = [Scorer(self.own_model.reward, f"of {self.task.name}", model=self.own_model)]
+        if resume is not None:
+            put_back(self.own_model.network, resume["reward_model"])
+            self.own_model.network.requires_grad_(False)
+        else:
+            accuracy = train_reward_model(self.own_model, self.task, config.seed)
+            parallel.spread(self.own_model.network)
+            self.notes.append(
+                f"no reward model was given: trained one on {self.task.name}'s preference pairs; it orders "
+                f"{accuracy:.0%} of held-out pairs correctly"
+            )
+
+    def _scorer(self, source: Any, column: str) -> Scorer:
+        """A reward of the configuration, loaded."""
+        bare, weight = parsed(source)
+        if not is_folder(bare):
+            return Scorer(load_function(bare), name_of(bare), column, weight)
+        model = load_reward_model(bare, self.config.device, self.config.at_once)
+        prompts = [row["prompt"] for row in self.task.held_out[: self.config.eval_prompts]]
+        self.notes += unknown_characters(model.tokenizer, prompts, bare)
+        return Scorer(model.reward, bare, column, weight, model)
+
+    @property
+    def several(self) -> list[str]:
+        """The columns of several rewards; empty if there is one."""
+        return [scorer.column for scorer in self.scorers] if len(self.scorers) > 1 else []
 
     def _own_reward_model(self) -> RewardModel:
         """An untrained reward model with other initial weights, so that its score is independent of the policy's."""
@@ -144,17 +170,35 @@ class RolloutSession(Session):
         return RewardModel(policy.eval(), tokenizer, self.ends, self.config.device)
 
     def scorings(self) -> dict[str, Scoring]:
-        """The task's reward, and the run's own: a function, or its reward model."""
-        own = self.reward if self.reward_model is None else self.reward_model.reward
-        return scorings(self.task, Scoring(own, self.reward_name) if self.config.reward is not None else None)
+        """The task's reward, and the run's own: the weighted sum of its functions and reward models."""
+        own = Scoring(self.scorers, self.config.reward_seconds)
+        return scorings(self.task, own if self.config.reward is not None else None)
 
     def scores(self, rows: list[Row], texts: list[str]) -> Tensor:
-        """One score per completion [B]; NaN where not scored."""
-        if self.reward_model is not None:
-            mine = parallel.share(len(rows))
-            return parallel.rows(self.reward_model.scores(rows[mine], texts[mine]))
-        scores = parallel.from_first(lambda: score(self.reward, rows, texts, name=self.reward_name))
-        return scores.to(self.config.device)  # type: ignore[no-any-return]
+        """The scores of each reward [R, B]; NaN where not scored. Reward models score on all ranks."""
+        seconds = self.config.reward_seconds
+        functions = [scorer for scorer in self.scorers if scorer.model is None]
+        called = parallel.from_first(lambda: scores_by(functions, rows, texts, seconds=seconds)) if functions else ()
+        found, mine = iter(called), parallel.share(len(rows))
+        return torch.stack(
+            [
+                next(found).to(self.config.device)
+                if scorer.model is None
+                else parallel.rows(scorer.model.scores(rows[mine], texts[mine]))
+                for scorer in self.scorers
+            ]
+        )
+
+    def scored(self, rows: list[Row], texts: list[str], lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The score of each completion [B], and what it is the weighted sum of [R, B]: rewards, then any penalty."""
+        each = self.scores(rows, texts)
+        weights = [scorer.weight for scorer in self.scorers]
+        if self.config.overlong_cache:
+            penalty = overlong(lengths, self.max_tokens, self.config.overlong_cache)
+            each = torch.cat([each, torch.where(each.isnan().all(0), torch.nan, penalty)[None]])
+            weights.append(1.0)
+        self.weights = torch.tensor(weights, device=each.device)  # [R]
+        return weighted_scores(each, self.weights), each
 
     # One step
 
@@ -170,10 +214,11 @@ class RolloutSession(Session):
             rows = [row for row in rows for _ in range(self.config.group)]  # [N] → [B]
             texts = decode(self.tokenizer, completions, self.ends)
         with self.timed("reward"):
-            scores = self.scores(rows, texts)
-            if self.config.overlong_cache:
-                scores = scores + overlong(completions.mask.sum(1), self.max_tokens, self.config.overlong_cache)
+            scores, each = self.scored(rows, texts, completions.mask.sum(1))
             rollout = Rollout(rows, texts, prompts, completions, scores, None, self.config.group)
+            if self.several:
+                apart = getattr(self.config, "normalise_each", False)
+                rollout = rollout._replace(each=each, columns=tuple(self.several), apart=apart)
             if self.beta:
                 rollout = rollout._replace(reference=self.reference_log_probs(rollout))
         return rollout
@@ -265,11 +310,13 @@ class RolloutSession(Session):
         """The first completions of the rollout with their scores."""
         lengths, ended = rollout.completions.mask.sum(1).tolist(), rollout.completions.terminated.tolist()
         scores = rollout.scores.tolist()
+        each = [()] * len(scores) if rollout.each is None else rollout.each.T.tolist()
         return [
             {
                 "prompt": rollout.rows[i]["prompt"],
                 "completion": rollout.texts[i],
                 "score": scores[i],
+                **dict(zip(rollout.columns, each[i], strict=False)),
                 "length": lengths[i],
                 "terminated": ended[i],
             }
@@ -285,52 +332,7 @@ class RolloutSession(Session):
 
     def state(self) -> dict[str, Any]:
         reward_model = None
-        if self.reward_model is not None and self.config.reward is None:
-            reward_model = everything(self.reward_model.network)
+        if self.own_model is not None:
+            reward_model = everything(self.own_model.network)
         own = {"start": self.start, "beta": self.beta, "reward_model": reward_model, "health": self.watch.state()}
         return super().state() | own
-
-
-def spread(rollout: Rollout) -> Tensor:
-    """Scores [N, G]. The group's mean replaces missing ones."""
-    scores = rollout.scores.view(-1, rollout.group)
-    return torch.where(scores.isnan(), scores.nanmean(1, keepdim=True), scores).nan_to_num(0.0)
-
-
-def all_equal(rollout: Rollout) -> Tensor:
-    """[N] bool, True where the scores of a group are all equal."""
-    scores = spread(rollout)
-    return scores.amax(1) == scores.amin(1)
-
-
-def rollout_statistics(rollout: Rollout) -> dict[str, float]:
-    """Statistics of a rollout, before the update."""
-    mask, scores = rollout.completions.mask, rollout.scores
-    scored = scores[~scores.isnan()]
-    found = dict[str, Tensor]()
-    if len(scored):
-        some = (~scores.view(-1, rollout.group).isnan()).any(1)
-        found = {"score": scored.mean(), "score_min": scored.min(), "score_max": scored.max()}
-        found["score_std"] = spread(rollout)[some].std(1, correction=0).mean()
-    if rollout.reference is not None:
-        found["kl_reference"] = kl_k3(rollout.reference, rollout.completions.log_probs)[mask].mean()
-    return {name: float(value) for name, value in found.items()} | {
-        "equal_groups": float(all_equal(rollout).float().mean()),
-        "length": float(mask.sum(1).float().mean()),
-        "truncated": float((~rollout.completions.terminated).float().mean()),
-        "unscored": float(scores.isnan().float().mean()),
-        "entropy": float(rollout.completions.entropy.sum() / mask.sum().clamp(min=1)),
-    }
-
-
-ROLLOUT_STATISTICS = (
-    "score",
-    "score_min",
-    "score_max",
-    "score_std",
-    "equal_groups",
-    "length",
-    "truncated",
-    "unscored",
-    "entropy",
-)

@@ -6,6 +6,7 @@ A head's weights are saved beside those of its trunk. Leaves out training.
 from __future__ import annotations
 
 import copy
+import json
 import os
 from pathlib import Path
 
@@ -66,9 +67,27 @@ def load_head(network: Scalar, path: str | os.PathLike[str]) -> None:
     network.head.load_state_dict(saved)
 
 
+def reward_folder(folder: str) -> Path:
+    """The folder with a reward model's files: `model` of a run folder, or a transformers folder itself."""
+    inner = Path(folder) / "model"
+    return inner if inner.is_dir() else Path(folder)
+
+
+def is_classifier(place: Path) -> bool:
+    """Whether it holds a transformers model for sequence classification."""
+    try:
+        about = json.loads((place / "config.json").read_bytes())
+        return any("ForSequenceClassification" in str(name) for name in about.get("architectures") or ())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def require_head(folder: str) -> Path:
-    """The transformers folder within a reward model's run folder. A ValueError if there is none."""
-    place = Path(folder) / "model"
-    if not (place / HEAD).is_file():
-        raise ValueError(f"reward is {folder!r}, which holds no reward model ({place / HEAD} is missing)")
+    """The transformers folder of a reward model: one that a run trained, or one for sequence classification."""
+    place = reward_folder(folder)
+    if not (place / HEAD).is_file() and not is_classifier(place):
+        raise ValueError(
+            f"reward is {folder!r}, which holds no reward model ({place / HEAD} is missing, and config.json names no "
+            "…ForSequenceClassification)"
+        )
     return place

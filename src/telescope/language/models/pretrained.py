@@ -64,15 +64,20 @@ def tokenizer(place: str, *, trust: bool = False) -> Any:
     return found
 
 
-def model(place: str, *, dtype: torch.dtype | None = None, trust: bool = False) -> nn.Module:
-    """The causal LM of a transformers folder, with exactly its weights. dtype: None keeps the saved one."""
-    from transformers import AutoModelForCausalLM
+def model(
+    place: str, *, dtype: torch.dtype | None = None, trust: bool = False, kind: str = "AutoModelForCausalLM"
+) -> nn.Module:
+    """The model of a transformers folder, with exactly its weights. dtype: None keeps the saved one.
+
+    kind: the class of transformers that loads it.
+    """
+    import transformers
 
     config(place, trust=trust)
     require_unchanged(place, weights=True)
     _require_safetensors(place)
     with told(place):
-        both: Any = AutoModelForCausalLM.from_pretrained(
+        both: Any = getattr(transformers, kind).from_pretrained(
             place,
             dtype="auto" if dtype is None else dtype,
             trust_remote_code=trust,

@@ -36,6 +36,7 @@ UNITS = {  # by name, or by the beginning of a name
     "exact_match": "share of held-out prompts",
     "accuracy": "share of held-out pairs",
     "reward": "mean over held-out prompts",
+    "reward_": "mean over the rollout",
     "score": "mean over the rollout",
     "score_": "reward",
     "length_mean": "steps",

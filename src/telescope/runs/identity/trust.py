@@ -38,7 +38,7 @@ def code_in(config: Mapping[str, Any]) -> dict[str, str]:
     rewards = config.get("reward") or ()
     for reward in [rewards] if isinstance(rewards, str) else rewards:
         path = str(reward).rpartition(":")[0]
-        if path and not os.path.isdir(reward):
+        if path.endswith(".py") and not os.path.isdir(reward):  # anything else runs no code
             found[f"reward {reward!r} runs {path}"] = f"{reward} {file_digest(path)}"
     return found
 

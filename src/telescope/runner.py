@@ -264,6 +264,8 @@ class Writer:
             self.folder.save_model(metrics.save_model)
             if metrics.has_adapter:
                 self.folder.save_adapter(metrics.save_adapter)
+            if metrics.has_critic:
+                self.folder.save_critic(metrics.save_critic)
         marks = {name: table.mark for name, table in self.tables.items()}
         state = metrics.state if self.language else metrics.state_beside(self.chunks)
         self.folder.save_checkpoint({**state, "best": self.best}, marks)

@@ -82,6 +82,8 @@ OTHER = {
     "returns_lam": 0.5,
     "value_clip": 1e-9,
     "value_model": "head",
+    "value_warmup": 1,
+    "value_start": "FOLDER",
     "value_learning_rate": 1e-2,
     "value_coefficient": 0.5,
     "whiten": False,

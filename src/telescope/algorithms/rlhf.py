@@ -18,10 +18,10 @@ from telescope.checks import at_least_zero, in_unit_interval, positive, unread
 from telescope.language import parallel
 from telescope.language.config import RolloutConfig
 from telescope.language.evaluate import held_out
+from telescope.language.experience.critic import Critic, grounded
 from telescope.language.experience.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
 from telescope.language.experience.rollout import Rollout, RolloutSession
 from telescope.language.experience.statistics import ROLLOUT_STATISTICS, rollout_statistics
-from telescope.language.models.heads import Scalar
 from telescope.language.run import Iteration
 from telescope.losses import clipped_value_loss, kl_k3, squared_value_loss
 from telescope.metrics import explained_variance
@@ -68,6 +68,10 @@ class RLHF(RolloutConfig):
     """AdamW's learning rate for the critic. none: 1e-3 for the built-in model, 1e-5 for others."""
     value_coefficient: float = 0.1
     """Weight of the value loss in the total loss. Only with value_model = head."""
+    value_warmup: int = 0
+    """Number of first steps in which only the critic learns, and the policy stays as it is."""
+    value_start: str | None = None
+    """Run of PPO whose critic to start from, or a reward model. none: a copy of the policy, with a new value head."""
     whiten: bool = True
     """Whiten advantages over all tokens of the rollout: subtract the mean, divide by the standard deviation."""
     beta: float = 0.01
@@ -85,7 +89,7 @@ class RLHF(RolloutConfig):
         super().__post_init__()
         positive(self, "clip", "value_clip", "value_learning_rate", "kl_limit", "kl_horizon")
         in_unit_interval(self, "gamma", "lam", "returns_lam")
-        at_least_zero(self, "value_coefficient", "beta", "truncation_penalty")
+        at_least_zero(self, "value_coefficient", "value_warmup", "beta", "truncation_penalty")
         for name, rule in (("lam_alpha", "length_adaptive"), ("lam_border", "per_segment")):
             if self.lam_rule != rule:
                 unread(self, name, f"set lam_rule to {rule!r}", f"lam_rule is {self.lam_rule!r}")
@@ -178,31 +182,6 @@ def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iterat
         yield session.finish(found, session.table(rollout))
 
 
-class Critic:
-    """Values of the states before each token, from a network of its own or from a head on the policy's trunk."""
-
-    def __init__(self, session: RolloutSession) -> None:
-        self.session, self.shared = session, session.config.value_model == "head"  # type: ignore[attr-defined]
-        self.network = Scalar.on(session.policy)
-        if self.shared:
-            self.network.trunk = None
-
-    def values(self, rollout: Rollout, states: Tensor) -> Tensor:
-        """Values [B, T] with gradient; [B, T + 1] if the session needs the state after the last token."""
-        if self.shared:
-            return self.network(states)  # type: ignore[no-any-return]
-        completions = (rollout.completions.tokens, rollout.completions.mask)
-        return self.network.along(rollout.prompts, completions, rollout.group, after=self.session.after)
-
-    @torch.no_grad()
-    def values_of(self, rollout: Rollout) -> Tensor:
-        """The values of a whole rollout without gradient, computed in micro-batches."""
-        parts = [part for _, part in self.session.batches(rollout)]
-        found = [self.values(part, self.session.states(part) if self.shared else part.scores) for part in parts]
-        width = rollout.completions.tokens.shape[1] + self.session.after
-        return parallel.rows(torch.cat([*found, rollout.completions.log_probs.new_zeros(0, width)]))
-
-
 def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
     """Advantages and returns by `gae` on rewards per token."""
     objective, mask = session.objective, rollout.completions.mask
@@ -239,17 +218,6 @@ def priced(session: RolloutSession, rollout: Rollout, values: Tensor) -> tuple[T
     return rewards, usable, {"terminated": ends, "final_values": final, "log_probs": rollout.completions.log_probs}
 
 
-def grounded(final: Tensor, scores: Tensor, terminated: Tensor) -> Tensor:
-    """Values of the states in which completions were cut [B], bounded by the mean score of completions that ended.
-
-    No regression target corrects such a value, so a policy that never ends its completions could exploit an optimistic
-    critic. If no completion ended, the mean of all scores is the bound.
-    """
-    ended = terminated & ~scores.isnan()
-    known = scores[ended] if bool(ended.any()) else scores[~scores.isnan()]
-    return torch.minimum(final, known.mean()) if len(known) else final.clamp(max=0.0)
-
-
 def from_bootstraps(objective: Objective, mask: Tensor, cut: dict[str, Tensor]) -> Credit:
     """The contribution of bootstraps to `gae`. It is linear, so this is `gae` with rewards and values of 0."""
     zeros = torch.zeros_like(mask, dtype=cut["final_values"].dtype)
@@ -274,7 +242,8 @@ def update(
         result = policy_loss(objective, log_probs, old, batch.advantages[here], live, correction=part.correction)
         policy = (weights[here] * result.loss).sum()
         value = (weights[here] * value_loss(config, values, batch, here)).sum()
-        (policy + (config.value_coefficient if critic.shared else 1.0) * value).backward()
+        total = (config.value_coefficient if critic.shared else 1.0) * value
+        (total if critic.warming else policy + total).backward()
         with torch.no_grad():
             found["policy_loss"] += float(policy)
             found["value_loss"] += float(value)

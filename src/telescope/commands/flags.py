@@ -66,6 +66,7 @@ ALIASES = {
     "task": "dataset data dataset-name",
     "model": "model-name-or-path pretrain",
     "reward": "reward-funcs reward-function reward-weights reward-model",
+    "value-warmup": "critic-warmup",
     "normalise-each": "multi-objective-aggregation",
     "loss-on": "assistant-only-loss completion-only-loss train-on-responses-only",
     # evaluation and files

@@ -28,6 +28,7 @@ from telescope.language.execution import execution
 from telescope.language.health import Finding, of_tokens
 from telescope.language.models import adapters
 from telescope.language.models import causal as models
+from telescope.language.models.critics import save_critic
 from telescope.language.models.heads import Scalar, save_head
 from telescope.language.models.probe import probe
 from telescope.language.models.states import trunk_of
@@ -64,6 +65,18 @@ class Iteration(iteration.Iteration):
     def has_adapter(self) -> bool:
         """True where the run trains an adapter, which `save_adapter` writes."""
         return hasattr(self._session.policy, "merge_and_unload")
+
+    @property
+    def has_critic(self) -> bool:
+        """True where the run trains a critic, which `save_critic` writes. Not with sharded weights."""
+        return self._session.critic is not None and self._session.config.sharding == "ddp"
+
+    def save_critic(self, path: str | os.PathLike[str]) -> None:
+        """Write the critic: its head, and its own network if it has one."""
+        self._require_current()
+        if not self.has_critic:
+            raise ValueError("this run has no critic that can be saved")
+        self._session.save_critic(path)
 
     def save_adapter(self, path: str | os.PathLike[str]) -> None:
         """Write the adapter alone, in peft's layout. Base and adapter together are the model, without rounding."""
@@ -128,6 +141,8 @@ class Session:
         self.reference: nn.Module | None = None
         self.head: Scalar | None = None
         """A reward model with a head on the policy's trunk."""
+        self.critic: Scalar | None = None
+        """The critic of PPO."""
         self.iteration, self._elapsed = 0, 0.0
         self._marks: dict[str, float] = {}
         self.stopped = bool(resume and resume["stopped"])
@@ -270,6 +285,10 @@ class Session:
             models.save(self.policy, self.tokenizer, path, weights)
             if head is not None:
                 save_head(head, path)
+
+    def save_critic(self, path: str | os.PathLike[str]) -> None:
+        assert self.critic is not None
+        save_critic(self.policy, self.tokenizer, self.critic, path)
 
     def save_adapter(self, path: str | os.PathLike[str]) -> None:
         adapters.save(self.policy, self.tokenizer, path)

@@ -294,6 +294,10 @@ class RunFolder(Layout):
         """Let `write` fill a new folder of its adapter, and seal it."""
         self._save_folder(self.adapter_path, write)
 
+    def save_critic(self, write: Callable[[Path], None]) -> None:
+        """Let `write` fill a new folder of its critic, and seal it."""
+        self._save_folder(self.critic_path, write)
+
     def _save_folder(self, path: Path, write: Callable[[Path], None]) -> None:
         def sealed(new: Path) -> None:
             write(new)

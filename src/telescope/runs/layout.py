@@ -37,3 +37,4 @@ class Layout(ABC):
     health_path = _at("health.csv", "Problems found in training.")
     model_path = _at("model", "The folder of the model, for `from_pretrained`.")
     adapter_path = _at("adapter", "The folder of its LoRA adapter, for peft.")
+    critic_path = _at("critic", "The folder of PPO's critic, for another run.")

@@ -19,13 +19,15 @@ from telescope.checks import ABSENT, file_digest
 from telescope.language.data.files import is_data
 from telescope.language.data.rewards import every, parsed
 from telescope.language.models.causal import TINY, folder_of
-from telescope.language.models.heads import reward_folder
+from telescope.language.models.heads import critic_folder, reward_folder
 from telescope.rewards import named
 
 
 def resolved(config: Any) -> Any:
     """The configuration with absolute paths, so that a run can be resumed from any directory."""
-    paths: dict[str, Any] = {name: _whole(name, getattr(config, name, None)) for name in ("task", "model", "reward")}
+    paths: dict[str, Any] = {
+        name: _whole(name, getattr(config, name, None)) for name in ("task", "model", "value_start", "reward")
+    }
     if isinstance(several := getattr(config, "reward", None), tuple):
         paths["reward"] = tuple(_whole("reward", one) or one for one in several)
     return dataclasses.replace(config, **{name: path for name, path in paths.items() if path is not None})
@@ -42,6 +44,8 @@ def inputs(config: Any) -> dict[str, str]:
         found["task"] = _data(Path(config.task))
     if (folder := _model_folder(config.model)) is not None:
         found["model"] = _model(folder)
+    if (critic := getattr(config, "value_start", None)) is not None:
+        found["value_start"] = _model(critic_folder(critic))
     digests = [_reward(one) for one in every(getattr(config, "reward", None)) if isinstance(one, str)]
     digests = [digest for digest in digests if digest]
     if digests:

@@ -63,7 +63,7 @@ def load_head(network: Scalar, path: str | os.PathLike[str]) -> None:
     saved, own = pretrained.weights(Path(path) / HEAD), network.head.state_dict()
     there, expected = ({name: list(x.shape) for name, x in tensors.items()} for tensors in (saved, own))
     if there != expected:
-        raise pretrained.ModelError(f"{Path(path) / HEAD} holds {there}; this reward model needs {expected}")
+        raise pretrained.ModelError(f"{Path(path) / HEAD} holds {there}; this model needs {expected}")
     network.head.load_state_dict(saved)
 
 
@@ -80,6 +80,27 @@ def is_classifier(place: Path) -> bool:
         return any("ForSequenceClassification" in str(name) for name in about.get("architectures") or ())
     except (OSError, ValueError, AttributeError):
         return False
+
+
+CRITIC = "critic"
+"""The folder of a run's critic."""
+
+
+def critic_folder(folder: str) -> Path:
+    """The folder with the files of a run's critic, of a reward model's run, or the folder itself."""
+    places = (Path(folder) / CRITIC, Path(folder) / "model")
+    return next((place for place in places if (place / HEAD).is_file()), Path(folder))
+
+
+def require_critic(folder: str, *, own: bool) -> Path:
+    """The folder of the critic that a run of PPO left, or of a reward model. own: it must be a whole network."""
+    place = critic_folder(folder)
+    if not (place / HEAD).is_file():
+        raise ValueError(f"value_start is {folder!r}, which holds no critic ({place / HEAD} is missing)")
+    if own != (place / "config.json").is_file():
+        kind, other = ("a head on its policy", "head") if own else ("a network of its own", "own")
+        raise ValueError(f"value_start is {folder!r}, which holds {kind}; use value_model {other}")
+    return place
 
 
 def require_head(folder: str) -> Path:

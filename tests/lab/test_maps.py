@@ -2,13 +2,14 @@
 
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from telescope.algorithms.ppo import preset, train
 from telescope.cli import main
-from telescope.commands.gae_paper import GAMMAS, LAMS, MapOptions, chosen
+from telescope.commands.gae_paper import GAMMAS, LAMS, MapOptions, chosen, folder_of
 from telescope.lab import gae_paper, map_figures, maps
 from telescope.lab.maps import Cell, Curve, Task, cells, measure, summary
 
@@ -118,6 +119,13 @@ def test_the_defaults_are_the_papers_and_quick_is_smaller():
     quick, few = chosen(MapOptions(quick=True, gammas=(0.9,)))
     assert quick == Task(maps.PAPER, 4, 12)
     assert few == cells((0.0, 0.95, 1.0), (0.9,))
+
+
+def test_each_kind_of_map_has_a_folder_of_its_own():
+    assert folder_of(MapOptions()) == Path("lab/gae-paper")
+    assert folder_of(MapOptions(env="ALE/Pong-v5", quick=True)) == Path("lab/gae-paper-ALE-Pong-v5-quick")
+    assert folder_of(MapOptions(whiten=True)) == Path("lab/gae-paper-whitened")
+    assert folder_of(MapOptions(quick=True, out="here")) == Path("here")
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ class MapOptions:
     """Processes that share the cells. 0: one per processor."""
     quick: bool = False
     """A small map: 4 seeds, λ 0, 0.95 and 1, γ 0.99, 12 iterations, where other flags do not say otherwise."""
-    out: str = "lab/gae-paper"
-    """Folder for gae-paper.png, gae-paper.csv and the curves of each cell. A map that was stopped goes on there."""
+    out: str | None = None
+    """Folder for picture, table and curves, where a stopped map goes on. none: lab/gae-paper, or one of its kin."""
 
     def __post_init__(self) -> None:
         for name, least in (("seeds", 1), ("iterations", 1), ("jobs", 0)):
@@ -57,7 +57,7 @@ def gae_paper(paths: list[str], options: MapOptions) -> int:
     from telescope.processors import processors
 
     task, wanted = chosen(options)
-    folder, found, started = Path(options.out), dict[Any, Any](), time.monotonic()
+    folder, found, started = folder_of(options), dict[Any, Any](), time.monotonic()
     for cell, curve in maps.measure(folder, task, wanted, options.jobs or processors()):
         found[cell] = curve
         print(
@@ -70,6 +70,14 @@ def gae_paper(paths: list[str], options: MapOptions) -> int:
     print(map_figures.table(task, found))
     print(f"\n{folder / 'gae-paper.png'} and {folder / 'gae-paper.csv'}")
     return 0
+
+
+def folder_of(options: MapOptions) -> Path:
+    """The folder that was asked for, or one for each kind of map."""
+    if options.out is not None:
+        return Path(options.out)
+    env = "" if options.env == MapOptions.env else f"-{options.env.replace('/', '-')}"
+    return Path("lab", f"gae-paper{env}{'-whitened' * options.whiten}{'-quick' * options.quick}")
 
 
 def line(task: Any, cell: Any, curve: Any) -> str:

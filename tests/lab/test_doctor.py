@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rollouts import advantages, rollout, world
 
-from telescope.lab.doctor import examine
+from telescope.lab.doctor import Rollout, examine
 
 RIGHT, EACH = 150, 60
 """Rollouts per test. The slow tests take 1,000 and 200."""
@@ -41,6 +41,64 @@ def test_nothing_is_found_where_reset_rows_are_masked():
         w.final = np.where(resets, np.nan, w.final)
         found = examine(rollout(w, advantages(w), rng))
         assert not found.findings, (seed, found)
+
+
+def half(x, kind):
+    """Numbers of half precision in float32, as a recorder keeps bfloat16."""
+    import torch
+
+    return torch.as_tensor(np.asarray(x, np.float32)).to(getattr(torch, kind)).float().numpy()
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_numbers_of_half_precision_are_right_and_their_mistakes_are_found(kind):
+    for seed in range(EACH):
+        rng = np.random.default_rng(seed)
+        w = world(rng)
+        for name in ("rewards", "values", "final"):
+            setattr(w, name, half(getattr(w, name), kind).astype(np.float64))
+        given = {"terminated": w.terminated, "truncated": w.truncated, "gamma": w.gamma, "lam": w.lam}
+        numbers = {"rewards": w.rewards, "values": w.values, "next_values": w.final}
+        right = {name: half(x, kind) for name, x in (numbers | {"advantages": advantages(w)}).items()}
+        report = examine(Rollout(**right, **given))
+        assert not report.findings, (seed, report)
+        wrong = right | {
+            "advantages": half(advantages(w) + np.where(w.truncated, 30 * np.abs(w.values).max(), 0), kind)
+        }
+        assert examine(Rollout(**wrong, **given)).findings, seed
+
+
+def test_flags_of_half_precision_say_nothing_about_the_numbers():
+    for seed in range(EACH):
+        rng = np.random.default_rng(seed)
+        w = world(rng)
+        r = rollout(w, advantages(w, at_truncation=lambda t, b, later, w=w: 0.0), rng, given=True)
+        r = r._replace(truncated=r.truncated.astype(np.float16), terminated=r.terminated.astype(np.float16))
+        found = [one for one in examine(r).findings if one.name == "truncation_as_termination"]
+        assert found[0].row == first(r.truncated != 0), seed
+
+
+@pytest.mark.parametrize("kind", ["every row ends", "one row", "whitened at γ = λ = 1", "constant values"])
+def test_nothing_is_found_in_right_rollouts_that_say_little(kind):
+    for seed in range(EACH):
+        rng = np.random.default_rng(seed)
+        w = world(rng)
+        if kind == "every row ends":
+            w.truncated = rng.random(w.values.shape) < 0.5
+            w.terminated = ~w.truncated
+        elif kind == "one row":
+            for name in ("rewards", "values", "final", "terminated", "truncated", "mask"):
+                setattr(w, name, getattr(w, name)[-1:])
+        elif kind == "constant values":
+            w.values, w.final = np.ones_like(w.values), np.ones_like(w.final)
+            w.rewards = np.sign(w.rewards)
+        else:
+            w.gamma = w.lam = 1.0
+        a = advantages(w)
+        if a.size > 4 and a.std() > 0 and (kind != "constant values" or seed % 2):
+            a = (a - a.mean()) / a.std()
+        report = examine(rollout(w, a, rng, given=True, returns=None))
+        assert not report.findings, (kind, seed, report)
 
 
 def test_one_wrong_reward_is_found_without_gamma_and_lam():
@@ -157,6 +215,16 @@ def plant_other_returns(w, rng):
     return r._replace(returns=wrong.astype(r.values.dtype).reshape(r.values.shape)), w.mask
 
 
+def plant_own_value(w, rng):
+    a = advantages(w, at_truncation=lambda t, b, later: w.gamma * w.values[t, b])
+    return rollout(w, a, rng), w.truncated
+
+
+def plant_abandoned_step(w, rng):
+    a = advantages(w, at_truncation=lambda t, b, later: w.values[t, b] - w.rewards[t, b])
+    return rollout(w, a, rng, next_values=w.final), w.truncated
+
+
 PLANTS = {
     name.removeprefix("plant_"): (function, expected)
     for name, function, expected in [
@@ -169,6 +237,8 @@ PLANTS = {
             (plant_double_bootstrap, "double_bootstrap"),
             (plant_double_bootstrap_at_the_end, "double_bootstrap"),
             (plant_end_as_termination, "end_as_termination"),
+            (plant_own_value, "own_value"),
+            (plant_abandoned_step, "abandoned_step"),
             (plant_shifted_flags, "shifted_flags"),
             (plant_early_flags, "shifted_flags"),
             (plant_swapped_flags, "shifted_flags"),
@@ -230,7 +300,24 @@ def padded_whitening(rng):
     return rollout(w, whitened, rng, returns=None), w.mask
 
 
+def padding_in_trace(rng):
+    """A loop that does not know the mask: what stands behind a completion enters its last advantage."""
+    w = world(rng, padded=True)
+    if w.mask.all():
+        return None
+    w.values = np.where(w.mask, w.values, rng.normal(size=w.values.shape) * np.abs(w.values).mean())
+    steps, columns = w.values.shape
+    a, later, ahead = np.zeros((steps, columns)), np.zeros(columns), np.zeros(columns)
+    for t in reversed(range(steps)):
+        later = w.rewards[t] + w.gamma * ahead - w.values[t] + w.gamma * min(w.lam, 0.9) * later
+        a[t], ahead = later, w.values[t]
+    w.lam = min(w.lam, 0.9)  # at λ = 1 the values behind the end cancel
+    r = rollout(w, a, rng, returns=None)
+    return r, w.terminated & (np.arange(steps)[:, None] < steps - 1)
+
+
 MORE = {"reset_row": reset_rows, "padding_reward": padded_reward, "padding_whitened": padded_whitening}
+MORE["padding_in_trace"] = padding_in_trace
 
 
 def planted(name, seed):

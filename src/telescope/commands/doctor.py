@@ -55,21 +55,12 @@ def doctor(arguments: list[str]) -> int:
         print(json.dumps({"findings": findings, "notes": report.notes}, indent=2, ensure_ascii=False))
         return int(bool(report.findings))
     for finding in report.findings:
-        print(f"{finding.name}: {finding.sentence}.{_details(finding)}")
+        print(finding.text)
     for note in report.notes:
         print(f"note: {note}")
     if not report.findings:
         print("nothing wrong was found")
     return int(bool(report.findings))
-
-
-def _details(finding: Any) -> str:
-    """Where a finding stands, and how well it explains the numbers."""
-    where = "" if finding.row is None else f" First at row {', '.join(map(str, finding.row))}; rows: {finding.rows}."
-    if finding.residual is None:
-        return where
-    what = "The best fit is off by" if finding.name == "not_gae" else "This explains the numbers up to"
-    return f"{where} {what} {finding.residual:.1e} of their spread."
 
 
 def _print_installation(*, as_json: bool) -> None:

@@ -7,7 +7,7 @@ episode and γ v'[t] or 0 at its end. So u[t] = A[t] − r[t] + v[t] shows what 
 # T time, C columns
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,11 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
 SLACK = 64
-"""Roundings of the coarsest dtype that a right row may be off, relative to the numbers in it."""
+"""Roundings in float32 or float64 that a right row may be off, relative to the numbers in it."""
+HALVES = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
+"""Spacing of numbers relative to their size."""
+BITS = {"float16": 10, "float32": 23, "float64": 52}
+"""dtype → bits of its mantissa."""
 
 
 class Rollout(NamedTuple):
@@ -40,6 +44,21 @@ class Rollout(NamedTuple):
         return {name: x for name, x in self._asdict().items() if isinstance(x, np.ndarray)}
 
 
+class Rounding(NamedTuple):
+    """How coarse the numbers are: `fine` of float32 or float64; the others are 0, or that of half precision."""
+
+    fine: float
+    rewards: float
+    values: float
+    next_values: float
+    advantages: float
+
+    @property
+    def of_values(self) -> float:
+        """The coarser one of values and next values."""
+        return max(self.fine, self.values, self.next_values)
+
+
 class Rows(NamedTuple):
     """The rows of a rollout [T, C] in float64; NaN is unknown."""
 
@@ -54,11 +73,21 @@ class Rows(NamedTuple):
     live: Flags
     last: Flags  # the column's last live row, if it does not end an episode
     next_row: npt.NDArray[np.int64]  # [T, C] time of the column's next live row; T without one
-    rounding: float  # of the coarsest dtype
+    rounding: Rounding
 
     @property
     def inside(self) -> Flags:
-        """Rows whose episode goes on in the next live row."""
+        """Rows whose episode goes on in the next row."""
+        return self._going_on & ~self.gap
+
+    @property
+    def gap(self) -> Flags:
+        """Rows whose episode goes on after rows that do not count."""
+        times = np.arange(len(self.live))[:, None]
+        return self._going_on & (self.next_row > times + 1)
+
+    @property
+    def _going_on(self) -> Flags:
         return self.live & ~self.terminated & ~self.truncated & ~self.last
 
     @property
@@ -69,14 +98,18 @@ class Rows(NamedTuple):
     @property
     def successors(self) -> Floats:
         """v' of every row: as the rollout says it, or the value of the next row inside an episode."""
-        return np.where(np.isnan(self.reached) & self.inside, self.following, self.reached)
+        return np.where(np.isnan(self.reached) & self._going_on, self.following, self.reached)
 
     def tolerance(self, gamma: float, lam: float) -> Floats:
         """How far a right row may be off."""
-        parts = (self.rewards, self.values, self.advantages, gamma * self.successors, gamma * lam * self.later)
-        size = np.abs(np.nan_to_num(np.stack(parts))).sum(0)
+        names = ("rewards", "values", "next_values", "advantages", "advantages")
+        parts = (self.rewards, self.values, gamma * self.successors, self.advantages, gamma * lam * self.later)
+        sizes = [np.abs(np.nan_to_num(x)) for x in parts]
+        size = np.sum(sizes, 0)
         typical = float(np.mean(size[self.live])) if self.live.any() else 0.0
-        return np.asarray(SLACK * self.rounding * (size + typical))
+        stored = sum(getattr(self.rounding, name) * x for name, x in zip(names, sizes, strict=True))
+        computed = 2 * self.rounding.advantages * (size + typical)  # in half precision, if they are stored so
+        return np.asarray(SLACK * self.rounding.fine * (size + typical) + stored + computed)
 
     def off(self, expected: Floats, gamma: float, lam: float) -> Flags:
         """Live rows where u differs from what is expected there. Unknown numbers differ from nothing."""
@@ -108,8 +141,6 @@ def rows_of(rollout: Rollout) -> Rows:
     values, advantages = number(rollout.values), number(rollout.advantages)
     if rollout.advantages is None and rollout.returns is not None:
         advantages = number(rollout.returns) - values
-    given = [x for x in rollout.arrays().values() if x.dtype.kind == "f"]
-    rounding = max([float(np.finfo(x.dtype).eps) for x in given], default=float(np.finfo(np.float64).eps))
     return Rows(
         number(rollout.rewards),
         values,
@@ -122,8 +153,49 @@ def rows_of(rollout: Rollout) -> Rows:
         live,
         live & (next_row == shape[0]) & ~terminated & ~truncated,
         next_row,
-        rounding,
+        _rounding(rollout),
     )
+
+
+def _rounding(rollout: Rollout) -> Rounding:
+    """The precision of each array: that of its dtype, or a coarser one that all of its numbers have."""
+    if rollout.advantages is None and rollout.returns is not None:
+        rollout = rollout._replace(advantages=rollout.returns)
+    arrays = [getattr(rollout, name) for name in Rounding._fields[1:]]
+    found = [precision(x) for x in arrays]
+    coarsest = max(found)
+    found = [coarsest if has_precision(x, coarsest) else eps for x, eps in zip(arrays, found, strict=True)]
+    fine = [x for x in found if x < min(HALVES.values())]
+    return Rounding(max([*fine, float(np.finfo(np.float64).eps)]), *(0.0 if x in fine else x for x in found))
+
+
+def precision(x: np.ndarray | None) -> float:
+    """The spacing of an array's numbers, relative to their size. Whole numbers are exact in every dtype."""
+    if x is None or x.dtype.kind != "f" or not len(_fractions(x)):
+        return float(np.finfo(np.float64).eps)
+    for eps in (*HALVES.values(), float(np.finfo(np.float32).eps)):
+        if has_precision(x, eps, least=0.2):
+            return eps
+    return float(np.finfo(x.dtype).eps)
+
+
+def has_precision(x: np.ndarray | None, eps: float, least: float = 0.0) -> bool:
+    """Whether all numbers have this spacing, and at least a share of them no coarser one."""
+    if x is None or x.dtype.name not in BITS or 2.0 ** -BITS[x.dtype.name] > eps:
+        return False
+    numbers = np.unique(_fractions(x))
+    if not len(numbers):
+        return False
+    bits = numbers.view(f"u{x.dtype.itemsize}")
+    spare = bits.dtype.type(BITS[x.dtype.name] + round(np.log2(eps)))
+    kept = bits >> spare
+    return bool((kept << spare == bits).all() and (kept & bits.dtype.type(1)).mean() >= least)
+
+
+def _fractions(x: np.ndarray) -> np.ndarray:
+    """The numbers of an array that are not whole, if any is not; else none."""
+    numbers = np.ascontiguousarray(x[np.isfinite(x) & (x != 0)])
+    return numbers if (numbers != np.round(numbers)).any() else numbers[:0]
 
 
 def following_rows(live: Flags) -> npt.NDArray[np.int64]:
@@ -147,30 +219,43 @@ class Fit(NamedTuple):
     scale: float
 
 
+def fitted_scale(rows: Rows, gamma: float, lam: float) -> Fit | None:
+    """How advantages of known γ and λ were shifted and scaled, by all rows of which most are right; None if not at all.
+
+    scale A + mean = r − v + γ v' + γλ (scale A' + mean), with v' and A' only where they count.
+    """
+    ahead, decay = gamma * rows.successors, np.where(rows.inside | rows.gap, gamma * lam, 0.0)
+    ahead = np.where(rows.terminated, 0.0, ahead)
+    trace = np.where(decay > 0, decay * rows.later, 0.0)
+    with np.errstate(invalid="ignore"):
+        use = rows.live & np.isfinite(rows.advantages + ahead + trace)
+    matrix = np.stack([(rows.advantages - trace)[use], (1 - decay)[use]], 1)
+    solution = _robust(matrix, (rows.rewards - rows.values + ahead)[use])
+    if solution is None or solution[0] <= 1e-6 * np.abs(rows.rewards - rows.values)[use].mean():
+        return None
+    return Fit(gamma, lam, float(solution[1]), float(solution[0]))
+
+
 def fitted_discounts(rows: Rows, *, scaled: bool, gamma: float | None = None, lam: float | None = None) -> Fit | None:
     """The least-squares γ and λ of rows inside episodes, in which a few rows may be wrong; None if rows do not tell.
 
     `scaled` also fits mean and scale. A given `gamma` or `lam` is taken, not fitted.
     """
+    if gamma is not None and lam is not None:
+        return fitted_scale(rows, gamma, lam) if scaled else Fit(gamma, lam, 0.0, 1.0)
     with np.errstate(invalid="ignore"):
         use = rows.inside & np.isfinite(rows.rest + rows.successors + rows.later)
     a, ahead, v, later = (x[use] for x in (rows.advantages, rows.successors, rows.values, rows.later))
     target = rows.rewards[use] - v  # r − v = scale A + mean − γ v' − γλ (scale A' + mean)
-    if gamma is not None:
+    columns = {"decay": -later}  # γλ · scale
+    if gamma is None:
+        columns["gamma"] = -ahead
+    else:
         target = target + gamma * ahead
-    known = None if gamma is None or lam is None else gamma * lam
-    columns: dict[str, Floats] = {} if gamma is not None else {"gamma": -ahead}
     if scaled:
-        columns["scale"] = a if known is None else a - known * later
-        columns["mean"] = np.ones_like(a)
+        columns |= {"scale": a, "mean": np.ones_like(a)}
     else:
         target = target - a
-    if known is None:
-        columns["decay"] = -later  # γλ · scale
-    elif not scaled:
-        target = target + known * later
-    if not columns:
-        return Fit(float(gamma), float(lam), 0.0, 1.0)  # type: ignore[arg-type]
     solution = _robust(np.stack(list(columns.values()), 1), target)
     if solution is None:
         return None
@@ -178,39 +263,54 @@ def fitted_discounts(rows: Rows, *, scaled: bool, gamma: float | None = None, la
     scale, g = found.get("scale", 1.0), found.get("gamma", gamma)
     if scale <= 0 or g is None:
         return None
-    decay = known if known is not None else found["decay"] / scale
+    decay = found["decay"] / scale
     mean = found.get("mean", 0.0) / (1 - decay) if abs(1 - decay) > 1e-9 else 0.0
-    return Fit(g, decay / g if g else 0.0, mean, scale)
+    fit = Fit(g, decay / g if g else 0.0, mean, scale)
+    return fit if lam is None else fitted_discounts(rows, scaled=scaled, gamma=g, lam=lam)
 
 
 def _robust(matrix: Floats, target: Floats, rounds: int = 8) -> Floats | None:
-    """Least squares over the rows that agree with each other."""
-    use = np.ones(len(target), bool)
-    solution = None
-    for _ in range(rounds):
-        if use.sum() <= matrix.shape[1]:
+    """Least squares over the rows that agree with each other, from a solution of least absolute errors."""
+    weights = np.ones(len(target))
+    solution = _solved(matrix, target, weights)
+    for _ in range(2 * rounds):
+        if solution is None:
             return None
-        size = np.abs(matrix[use]).max(0)
-        if (size == 0).any():
-            return None
-        solved, _, rank, _ = np.linalg.lstsq(matrix[use] / size, target[use], rcond=1e-10)
-        if rank < matrix.shape[1]:
-            return None
-        solution = np.asarray(solved / size, np.float64)
         errors = np.abs(matrix @ solution - target)
-        kept = errors <= max(8 * float(np.median(errors)), 1e-12)
-        if np.array_equal(kept, use):
+        weights = 1 / np.sqrt(np.maximum(errors, 1e-9 * errors.max() + 1e-300))
+        solution = _solved(matrix, target, weights)
+    if solution is None:
+        return None
+    use = np.zeros(len(target), bool)
+    for _ in range(rounds):
+        errors = np.abs(matrix @ solution - target)
+        kept = errors <= max(8 * float(np.median(errors)), 1e-12 * float(np.abs(target).max()))
+        better = None if np.array_equal(kept, use) else _solved(matrix[kept], target[kept], np.ones(int(kept.sum())))
+        if better is None:
             break
-        use = kept
+        use, solution = kept, better
     return solution
 
 
+def _solved(matrix: Floats, target: Floats, weights: Floats) -> Floats | None:
+    """Weighted least squares; None if the rows do not determine the solution."""
+    if len(target) <= matrix.shape[1]:
+        return None
+    size = np.abs(matrix).max(0)
+    if (size == 0).any():
+        return None
+    weights = weights / weights.max()
+    solved, _, rank, _ = np.linalg.lstsq(matrix / size * weights[:, None], target * weights, rcond=1e-10)
+    return np.asarray(solved / size, np.float64) if rank == matrix.shape[1] else None
+
+
 def matched(x: Floats, others: Floats, tolerance: float) -> float:
-    """The share of the numbers x that have an equal among the others."""
-    others = np.sort(others[np.isfinite(others)])
-    x = x[np.isfinite(x)]
-    if not len(x) or not len(others):
-        return 0.0
-    places = np.clip(np.searchsorted(others, x), 1, max(len(others) - 1, 1))
-    nearest: Any = np.minimum(np.abs(x - others[places - 1]), np.abs(x - others[np.minimum(places, len(others) - 1)]))
-    return float((nearest <= tolerance).mean())
+    """The share of the numbers x that have an equal among as many others, each of which counts once."""
+    x, others = np.sort(x[np.isfinite(x)]), np.sort(others[np.isfinite(others)])
+    place = found = 0
+    for number in x.tolist():
+        while place < len(others) and others[place] < number - tolerance:
+            place += 1
+        if place < len(others) and others[place] <= number + tolerance:
+            place, found = place + 1, found + 1
+    return found / max(len(x), len(others), 1)

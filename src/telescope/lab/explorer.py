@@ -134,7 +134,7 @@ def _are_gae(rollout: Rollout, rows: Rows) -> bool:
     if not gamma or lam is None or (rollout.advantages is None and rollout.returns is None):
         return False
     known = np.isfinite(rows.rest + rows.expected(gamma, lam))
-    return bool(known[rows.inside].any() and not rows.off(rows.expected(gamma, lam), gamma, lam).any())
+    return bool(known[rows.inside | rows.gap].any() and not rows.off(rows.expected(gamma, lam), gamma, lam).any())
 
 
 def _require_finite(rows: Rows, found: Mapping[str, Any]) -> None:
@@ -185,7 +185,7 @@ def _kept(x: np.ndarray) -> np.ndarray:
 
 def _reached(rows: Rows) -> dict[str, dict[str, str]]:
     """Successors [K], and their places [K] among all steps: where they are not the next row's value. If many: all."""
-    successors, usual = _successors(rows), np.where(rows.inside, np.nan_to_num(rows.following), 0.0)
+    successors, usual = _successors(rows), np.where(rows.inside | rows.gap, np.nan_to_num(rows.following), 0.0)
     other = _columns(rows.live & ~rows.terminated & (successors != usual))
     if 12 * other.sum() > 8 * other.size:
         return {"reached": _packed(_columns(np.where(rows.live, successors, 0.0)))}

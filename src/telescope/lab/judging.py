@@ -11,19 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from telescope.lab.evidence import Fit, Flags, Floats, Rows, at, fitted_discounts, matched, rows_of
-from telescope.lab.mistakes import ENDS
-from telescope.lab.reading import Reading
+from telescope.lab.evidence import Fit, Flags, Floats, Rows, at, fitted_discounts, rows_of
+from telescope.lab.mistakes import ENDS, SENTENCES, End
+from telescope.lab.places import Places
+from telescope.lab.reading import Finding
 
 ENOUGH = 8
 """Rows inside episodes from which an explanation of all of them is no accident."""
+FEW = 4
+"""The same, where mean and deviation of the advantages say that they were whitened."""
 BOUND = 1e-3
 """How far a fitted γ or λ may lie outside of [0, 1], or from the given one."""
 
 SWAPPED = "terminated and truncated are in each other's place"
 
 
-class Judging(Reading):
+class Judging(Places):
     """A reading that goes on to the advantages."""
 
     def judge(self) -> None:
@@ -33,18 +36,23 @@ class Judging(Reading):
         if not np.isfinite(rows.advantages[rows.live]).all() or not np.isfinite(rows.values[rows.live]).all():
             return  # there are none, or no values to compare them with
         fit = self._explained(rows)
-        if fit is None:
-            for words, shifted in self._shifted():
-                fit = self._explained(shifted)
-                if fit is not None and not self._ends_off(shifted, fit).any():
-                    self._flags_moved(words, shifted, self._against_advantages(self.rows, fit))
-                    break
-                fit = None
-        if fit is None and self._permuted():
+        if self._turned(fit):
+            self.findings = [Finding("time_axis", SENTENCES["time_axis"], None, 0)]
             return
+        fit = fit or self._with_moved_flags()
         if fit is None:
-            self._unexplained()
+            if not self._permuted() and "shifted_flags" not in {one.name for one in self.findings}:
+                self._unexplained()
             return
+        off = self._ends_off(self.rows, fit)
+        known = self.rows.live & np.isfinite(self.rows.expected(fit.gamma, fit.lam))
+        if off.any() and known.sum() <= FEW and self._looks_whitened():
+            self.notes.append("there are too few rows to tell how the advantages were whitened")
+            return
+        if off.sum() > 0.5 * self.rows.live.sum() and self._permuted():
+            return
+        if self.scrambled is not None:
+            self.add("permuted_rows", self.scrambled, detail="values or next_values")
         self._first_flags(fit)
         self._discounts(fit)
         self._swapped(fit)
@@ -53,6 +61,25 @@ class Judging(Reading):
         self._ends(raw, fit)
         if rollout.returns is not None and rollout.advantages is not None:
             self._returns(raw, fit)
+
+    def _with_moved_flags(self) -> Fit | None:
+        """The discounts that explain every row if flags are a row late or early, or in each other's place."""
+        best = self._plain(self.rows)
+        for words, shifted in self._shifted():
+            fit = self._explained(shifted)
+            if fit is None or self._ends_off(shifted, fit).any():
+                continue
+            moved = (shifted.terminated != self.rows.terminated) | (shifted.truncated != self.rows.truncated)
+            off = self._ends_off(self.rows, best or fit)
+            if off.sum() >= 0.25 * moved.sum() and shifted.inside.sum() >= 2:
+                self._flags_moved(words, shifted, self._against_advantages(self.rows, fit))
+                return fit
+        return None
+
+    def _plain(self, rows: Rows) -> Fit | None:
+        """The given discounts, if both are."""
+        gamma, lam = self.rollout.gamma, self.rollout.lam
+        return None if gamma is None or lam is None else Fit(gamma, lam, 0.0, 1.0)
 
     def _first_flags(self, fit: Fit) -> None:
         """Where flags are too early, the first rows' advantages tell too whether their own flags were others."""
@@ -89,18 +116,46 @@ class Judging(Reading):
         if gamma is not None or lam is not None:
             for scaled in (False, True):
                 yield fitted_discounts(rows, scaled=scaled, gamma=gamma, lam=lam)
+            if gamma is not None and lam is not None and self._looks_whitened():  # so there are two rows
+                right = self._right_advantages(gamma, lam)[rows.live]
+                yield from (Fit(gamma, lam, float(right.mean()), float(right.std(ddof=d))) for d in (0, 1))
         for scaled in (False, True):
             yield fitted_discounts(rows, scaled=scaled)
 
     def _explained(self, rows: Rows) -> Fit | None:
         """The first γ, λ, mean and scale by which every row inside an episode is right."""
+        found: list[tuple[int, Fit]] = []
         for fit in self._candidates(rows):
             if fit is None or not (-BOUND <= fit.gamma <= 1 + BOUND and -BOUND <= fit.lam <= 1 + BOUND):
                 continue
-            raw = self._raw(rows, fit)
-            if not (raw.off(raw.expected(fit.gamma, fit.lam), fit.gamma, fit.lam) & raw.inside).any():
-                return fit
-        return None
+            known = rows.live & np.isfinite(rows.expected(fit.gamma, fit.lam))
+            tried = [fit]
+            if (fit.scale, fit.mean) != (1, 0):
+                both = (fit.gamma, fit.lam) == (self.rollout.gamma, self.rollout.lam)
+                enough = FEW if self._looks_whitened() else ENOUGH
+                if (known if both else rows.inside).sum() < enough:
+                    continue
+                tried += self._other_means(rows, fit)
+            wrong = [(self._ends_off(rows, one), one) for one in tried]
+            right = [(int(off.sum()), one) for off, one in wrong if not (off & rows.inside).any()]
+            found += sorted(right, key=lambda one: one[0])[:1]
+            if found and found[-1][0] <= (0 if self._looks_whitened() else 0.5 * known.sum()):
+                return found[-1][1]
+        return min(found, key=lambda one: one[0] > 0)[1] if found else None
+
+    def _looks_whitened(self) -> bool:
+        """Whether the advantages' mean and deviation say so: of all rows, or of those that count."""
+        given, live = self.rows.advantages, self.rows.live
+        return min(_unwhitened(given[live]), _unwhitened(np.where(live, given, 0.0).ravel())) < 1e-2
+
+    def _other_means(self, rows: Rows, fit: Fit) -> Iterator[Fit]:
+        """The means by which most ends of a kind are right: where γλ is nearly 1, rows inside episodes do not tell."""
+        raw = self._raw(rows, fit)
+        missing = raw.expected(fit.gamma, fit.lam) - raw.rest
+        for where in (rows.terminated, rows.truncated, rows.last):
+            known = missing[where & np.isfinite(missing)]
+            if len(known):
+                yield fit._replace(mean=fit.mean + float(np.median(known)))
 
     def _raw(self, rows: Rows, fit: Fit) -> Rows:
         """The rows with advantages as they were before they were shifted and scaled."""
@@ -137,16 +192,12 @@ class Judging(Reading):
     def _whitening(self, fit: Fit, raw: Rows) -> None:
         if fit.scale == 1 and fit.mean == 0:
             return
-        live = raw.advantages[raw.live]
-        padded = np.where(raw.live, raw.advantages, 0.0).ravel()
-
-        def error(x: Floats) -> float:
-            means, stds = float(x.mean()), [float(x.std(ddof=d)) for d in (0, 1)]
-            return min(max(abs(fit.mean - means), abs(fit.scale - std)) for std in stds) / fit.scale
-
-        if not raw.live.all() and error(padded) < 1e-3 and error(padded) < error(live) / 4:
-            self.add("padding_whitened", raw.live, error(padded))
-        elif error(live) < 1e-2:
+        given, live = self.rows.advantages, raw.live
+        over_live = _unwhitened(given[live])
+        over_all = min(_unwhitened(given.ravel()), _unwhitened(np.where(live, given, -fit.mean / fit.scale).ravel()))
+        if self.rollout.mask is not None and not live.all() and over_all < 1e-3 and over_all < over_live / 4:
+            self.add("padding_whitened", live, over_all)
+        elif over_live < 1e-2:
             self.notes.append("the advantages are whitened")
         else:
             self.notes.append(f"the advantages are ({fit.mean:.4g} subtracted) divided by {fit.scale:.4g}")
@@ -156,26 +207,61 @@ class Judging(Reading):
         gamma, decay = fit.gamma, fit.gamma * fit.lam
         expected = raw.expected(fit.gamma, fit.lam)
         wrong = raw.off(expected, fit.gamma, fit.lam)
-        flagged = self.rollout.terminated is not None or self.rollout.truncated is not None
-        kinds = {
-            "a termination": raw.terminated,
-            "a truncation": raw.truncated,
-            "the end of the buffer": raw.last & flagged,
-        }
+        kinds = self._kinds(raw)
         named = {finding.name for finding in self.findings}
+        places, told, sizes = dict[str, list[str]](), dict[str, Flags](), dict[str, float]()
         for end, where in kinds.items():
             off, unknown = wrong & where, where & np.isnan(expected)
-            for mistake in ENDS[end]:
-                added = mistake.added(raw, gamma, decay)
-                told = (off | unknown) & np.isfinite(added)
-                if (off & ~told).any() or not told.any() or (raw.off(added, fit.gamma, fit.lam) & told).any():
-                    continue
-                if not (mistake.needs_values and not raw.values[raw.live].any()) and mistake.name not in named:
-                    self.add(mistake.name, told, self._residual(raw, fit, told, added), end=end)
-                break
-            else:
-                if off.any():
-                    self.add("not_gae", off)
+            found = self._mistake(raw, fit, end, off, unknown)
+            if found is None and not off.any():
+                continue
+            name, at_rows = (found[0].name, found[1]) if found else ("not_gae", off)
+            added = found[0].added(raw, gamma, decay) if found else expected
+            places[name] = [*places.get(name, []), end]
+            sizes[name] = max(sizes.get(name, 0.0), self._residual(raw, fit, at_rows, added))
+            told[name] = told.get(name, False) | at_rows
+        for name, ends in places.items():
+            if name not in named and not (name == "not_gae" and "shifted_flags" in named):
+                self.add(name, told[name], sizes[name], end=" and ".join(ends))
+
+    def _mistake(self, raw: Rows, fit: Fit, end: str, off: Flags, unknown: Flags) -> tuple[End, Flags] | None:
+        """The mistake that explains these ends best, and which of them have it."""
+        expected, tolerance = raw.expected(fit.gamma, fit.lam), raw.tolerance(fit.gamma, fit.lam)
+        best: tuple[float, End, Flags] | None = None
+        for mistake in ENDS[end]:
+            if mistake.needs_values and not raw.values[raw.live].any():
+                continue
+            if mistake.needs_next and not off.any():
+                continue
+            errors = np.abs(raw.rest - mistake.added(raw, fit.gamma, fit.gamma * fit.lam))
+            explained = errors <= tolerance
+            if (off & ~explained & ~np.isnan(errors)).any() or not (off | unknown)[explained].any():
+                continue  # a row of which it says nothing may have it too
+            if not off.any() and not ((unknown & ~np.isnan(errors)) <= explained).all():
+                continue
+            if not off.any() and not self._no_chance(raw, mistake, tolerance, unknown & explained):
+                continue
+            where = off | unknown | (raw.live & self._kinds(raw)[end])
+            nearer = where & explained & ~(errors >= np.abs(raw.rest - expected))
+            size = float(np.mean((errors / tolerance)[nearer | off])) if (nearer | off).any() else 0.0
+            if best is None or size < best[0] / 4 - 1e-3:
+                best = size, mistake, nearer | off
+        return None if best is None else best[1:]
+
+    def _no_chance(self, raw: Rows, mistake: End, tolerance: Floats, where: Flags) -> bool:
+        """Whether what is added at ends whose next value is not known cannot be right by chance."""
+        if mistake.by_chance and not self._telling():
+            return False
+        spread = float(np.std(raw.values[raw.live])) + float(np.abs(raw.values[raw.live]).mean())
+        chances = np.minimum(2 * tolerance[where] / (spread or 1.0), 1.0)
+        return bool(np.log(chances).sum() < np.log(1e-3))
+
+    def _kinds(self, raw: Rows) -> dict[str, Flags]:
+        """Which rows are ends of which kind."""
+        flagged = self.rollout.terminated is not None or self.rollout.truncated is not None
+        last = raw.last & flagged
+        ends = {"a termination": raw.terminated, "a truncation": raw.truncated, "the end of the buffer": last}
+        return ends | {"rows that do not count": raw.gap}
 
     def _returns(self, raw: Rows, fit: Fit) -> None:
         shape = raw.rewards.shape
@@ -195,57 +281,43 @@ class Judging(Reading):
 
     def _returns_off(self, returns: Floats, rows: Rows) -> Flags:
         errors = np.abs(returns - rows.advantages - rows.values)
-        return rows.live & (errors > rows.tolerance(1.0, 1.0) + 64 * rows.rounding * np.abs(returns))
-
-    def _permuted(self) -> bool:
-        """Whether advantages, rewards or values are right but stand in other rows."""
-        rows, rollout = self.rows, self.rollout
-        if rollout.gamma is None or rollout.lam is None:
-            return False
-        gamma, lam = rollout.gamma, rollout.lam
-        near = 1e3 * rows.rounding * float(np.std(rows.advantages[rows.live]) or 1.0)
-        right = self._right_advantages(gamma, lam)
-        off = rows.live & (np.abs(right - rows.advantages) > near)
-        if matched(rows.advantages[off], right[rows.live], near) > 0.8:
-            self.add("permuted_rows", off, detail="advantages")
-            return True
-        missing = rows.rest - rows.expected(gamma, lam)  # what the row's reward, or its value, would have to differ by
-        for name, given, guess in (
-            ("rewards", rows.rewards, rows.rewards + missing),
-            ("values", rows.values, rows.values - missing),
-        ):
-            different = rows.inside & (np.abs(missing) > near)
-            if different.any() and matched(guess[different], given[rows.live], near) > 0.8:
-                self.add("permuted_rows", different, detail=name)
-                return True
-        return False
-
-    def _right_advantages(self, gamma: float, lam: float) -> Floats:
-        import telescope
-
-        rows = self.rows
-        successors = np.nan_to_num(rows.successors)
-        ends: dict[str, Any] = {"terminated": rows.terminated, "truncated": rows.truncated, "mask": rows.live}
-        values = np.where(rows.live, rows.values, 0.0)
-        rewards = np.where(rows.live, rows.rewards, 0.0)
-        return np.asarray(telescope.gae(rewards, values, successors, **ends, gamma=gamma, lam=lam).advantages)
+        stored = 64 * rows.rounding.fine * np.abs(returns) + self._halves(returns, returns)
+        return rows.live & (errors > rows.tolerance(1.0, 1.0) + stored)
 
     def _unexplained(self) -> None:
         rows = self.rows
-        if self._transposed():
-            self.add("time_axis", None)
-            return
         fit = fitted_discounts(rows, scaled=False, gamma=self.rollout.gamma, lam=self.rollout.lam)
-        if fit is None:
+        if fit is None or (self._looks_whitened() and self._says_little(fit)):
             self.notes.append("there are too few rows inside episodes to tell γ and λ")
             return
         off = self._ends_off(rows, fit)
         self.add("not_gae", off, self._residual(rows, fit, off))
 
-    def _transposed(self) -> bool:
+    def _says_little(self, fit: Fit) -> bool:
+        """Whether there are too few rows, or too equal ones, to tell how whitened advantages were before."""
+        known = self.rows.live & np.isfinite(self.rows.expected(fit.gamma, fit.lam))
+        scaled = fitted_discounts(self.rows, scaled=True, gamma=fit.gamma, lam=fit.lam)
+        return bool(self.rows.inside.sum() < ENOUGH or known.sum() < ENOUGH) or scaled is None
+
+    def _turned(self, fit: Fit | None) -> bool:
+        """Whether time is axis 1: most rows are wrong as they are, and right the other way round."""
         arrays = self.rollout.arrays()
-        if arrays["rewards"].ndim < 2:
+        if arrays["rewards"].ndim < 2 or (fit is not None and not self.contradicted):
             return False
+        if fit is None:
+            plain = self._plain(self.rows) or fitted_discounts(self.rows, scaled=False)
+            off = np.zeros(1) if plain is None else self._ends_off(self.rows, plain)[self.rows.inside]
+            if plain is not None and len(off) and off.mean() < 0.3 and not self.contradicted:
+                return False
         turned: dict[str, Any] = {name: np.swapaxes(x, 0, 1) for name, x in arrays.items()}
-        rows = rows_of(self.rollout._replace(**turned))
-        return rows.inside.sum() >= ENOUGH and self._explained(rows) is not None
+        other = Judging(self.rollout._replace(**turned))
+        other.rows = rows_of(other.rollout)
+        broken, inside = other._broken(other.rows), other.rows.inside
+        return bool(inside.sum() >= ENOUGH and broken.sum() < 0.1 * inside.sum() and other._explained(other.rows))
+
+
+def _unwhitened(x: Floats) -> float:
+    """How far the mean is from 0, or the deviation from 1."""
+    if len(x) < 2:
+        return float("inf")
+    return max(abs(float(x.mean())), min(abs(float(x.std(ddof=d)) - 1) for d in (0, 1)))

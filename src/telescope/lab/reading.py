@@ -35,6 +35,15 @@ class Finding(NamedTuple):
     """With the mistake taken into account, the largest error of a row that it explains, in units of the advantages'
     spread; None where nothing had to be explained."""
 
+    @property
+    def text(self) -> str:
+        """As the command prints it."""
+        where = "" if self.row is None else f" First at row {', '.join(map(str, self.row))}; rows: {self.rows}."
+        if self.residual is not None:
+            what = "The best fit is off by" if self.name == "not_gae" else "This explains the numbers up to"
+            where += f" {what} {self.residual:.1e} of their spread."
+        return f"{self.name}: {self.sentence}.{where}".replace("?.", "?")
+
 
 class Report(NamedTuple):
     """What an examination found: nothing, if the rollout is right as far as it can be told."""
@@ -48,6 +57,10 @@ class Reading:
     def __init__(self, rollout: Rollout) -> None:
         self.rollout, self.findings, self.notes = rollout, list[Finding](), list[str]()
         self.rows: Rows
+        self.contradicted = False
+        """Whether next values are nearly nowhere the values of the next rows."""
+        self.scrambled: Flags | None = None
+        """Where values then stand in other rows than they belong to."""
         self.early: tuple[Rows, Flags] | None = None
         """If flags are one row too early: the rows as they were given, and where their flags are wrong."""
         self.batch = np.shape(rollout.rewards)[1:]
@@ -118,6 +131,8 @@ class Reading:
         plain = rows.live & ~after & ~ended
         if not after.any() or not plain.any() or (rows.rewards[after] != 0).any() or (after & ended).any():
             return
+        if (after & self._broken(rows)).any():
+            return  # an episode ends there: the flags are early
         carried = self._same(at(rows.values, self._next_time()), rows.reached) & rows.truncated & at_flags(after)
         truncated = rows.truncated & at_flags(after) & np.isfinite(rows.reached)
         proved = truncated.any() and carried[truncated].all() and self._telling()
@@ -140,27 +155,34 @@ class Reading:
 
     def _same(self, x: Floats, y: Floats) -> Flags:
         spread = float(np.nanstd(self.rows.values[self.rows.live]))
-        return np.asarray(np.abs(x - y) <= SAME * spread + 8 * self.rows.rounding * (np.abs(x) + np.abs(y)))
+        rounding = self.rows.rounding
+        close = SAME * spread if rounding.of_values == rounding.fine else 0.0
+        return np.asarray(np.abs(x - y) <= close + 8 * rounding.fine * (np.abs(x) + np.abs(y)) + self._halves(x, y))
+
+    def _halves(self, x: Floats, y: Floats) -> Floats:
+        """What numbers of half precision may differ by though they are the same."""
+        coarse = self.rows.rounding.of_values
+        return np.zeros(1) if coarse == self.rows.rounding.fine else coarse * np.maximum(np.abs(x), np.abs(y))
 
     def _flags_by_values(self) -> None:
         """Inside an episode the next value is that of the next row; where it is not, the episode ended."""
         rows = self.rows
         known = rows.inside & np.isfinite(rows.reached + rows.following)
         broken = known & ~self._same(rows.reached, rows.following)
-        if not broken.any() or not self._telling():
+        if not broken.any():
             return
         for words, shifted in self._shifted():
-            if not self._broken(shifted).any():
+            told = shifted.inside & np.isfinite(shifted.reached + shifted.following)
+            if not self._broken(shifted).any() and told.sum() > 0.5 * known.sum():
                 self._flags_moved(words, shifted, self._against_values())
                 return
         if broken.sum() > 0.5 * known.sum():
+            self.contradicted = True
+            self.scrambled = moved_flags(broken, 1)  # the next row's value
             inside = rows.live & rows.inside
-            if (
-                matched(rows.reached[inside], rows.values[rows.live], SAME * float(np.std(rows.values[rows.live])))
-                > 0.8
-            ):
-                self.add("permuted_rows", broken, detail="values or next_values")
-            else:
+            spread = float(np.std(rows.values[rows.live]))
+            if matched(rows.reached[inside], rows.following[inside], SAME * spread) < 0.8:
+                self.scrambled = None
                 self.notes.append("next_values are not the values of the next rows: another critic made them")
         else:
             self.add("missing_flag", broken)

@@ -18,11 +18,12 @@ from telescope import algorithms
 from telescope.checks import on_device
 from telescope.language.checks import readable
 from telescope.language.data.chat import Message, Template
+from telescope.language.data.games import Hall
 from telescope.language.data.inputs import inputs
 from telescope.language.data.rewards import Scorer, every, is_folder, load_function, name_of, parsed
 from telescope.language.data.tasks import without_ends
 from telescope.language.data.text import end_texts
-from telescope.language.evaluate import Sampling, answered, distance, usual
+from telescope.language.evaluate import Sampling, answered, distance, played, usual
 from telescope.language.experience.preferences import RewardModel, accuracy, load_reward_model
 from telescope.language.experience.sampling import COLDEST, decode, encode, sample
 from telescope.language.models import causal as models
@@ -112,6 +113,12 @@ class Answers:
         rows = task.held_out[:prompts]
         limits: dict[str, Any] = {"ends": self.ends, "max_tokens": self.config.max_tokens or task.max_tokens}
         limits["at_once"] = self.config.at_once
+        if task.game is not None:
+            sampling = _checked(**usual("reward", self.config)._asdict() | asked)
+            hall = Hall(task.game, self.tokenizer, str(self.folder.path), self.ends)
+            maximum = {"turns": task.turns, "max_tokens": limits["max_tokens"]}
+            found = played(self.model, hall, rows, sampling=sampling, **maximum)
+            return {**found, "kl_completion": None, **sampling._asdict(), "prompts": len(rows), "kl": None}
         measured, first = dict[str, Any](), dict[str, Any]()
         for metric, scoring in scorings(task, self._own(needed=task.reward is None)).items():
             sampling = usual(metric, self.config)

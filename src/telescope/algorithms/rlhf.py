@@ -17,6 +17,7 @@ from torch import Tensor
 from telescope.checks import at_least_zero, in_unit_interval, positive, unread
 from telescope.language import parallel
 from telescope.language.config import RolloutConfig
+from telescope.language.data.tasks import Task
 from telescope.language.evaluate import held_out
 from telescope.language.experience.critic import Critic, grounded
 from telescope.language.experience.off_policy import OFF_POLICY_STATISTICS, corrected, with_correction
@@ -52,6 +53,8 @@ class RLHF(RolloutConfig):
     """GAE's λ. 0 trusts one token and the critic; 1 trusts the whole completion."""
     lam_rule: Literal["constant", "end_corrected", "length_adaptive", "per_segment"] = "constant"
     """How λ follows from lam, the completion's length or its improbable tokens. See docs/lambda_rules.md."""
+    gae_over: Literal["tokens", "turns"] = "tokens"
+    """Whether a step of GAE is a token, or a whole turn of a conversation. With turns, gamma and lam are per turn."""
     lam_alpha: float = 0.05
     """With lam_rule length_adaptive: the horizon of GAE as a share of the completion, λ = 1 − 1/(α length)."""
     lam_border: float = 0.2
@@ -93,6 +96,8 @@ class RLHF(RolloutConfig):
         for name, rule in (("lam_alpha", "length_adaptive"), ("lam_border", "per_segment")):
             if self.lam_rule != rule:
                 unread(self, name, f"set lam_rule to {rule!r}", f"lam_rule is {self.lam_rule!r}")
+        if self.gae_over == "turns" and self.lam_rule != "constant":
+            raise ValueError(f"gae_over is 'turns', but lam_rule is {self.lam_rule!r}, which counts tokens")
         if self.lam_rule == "length_adaptive":
             unread(self, "lam", "set lam_alpha", "lam_rule is 'length_adaptive'")
         self.require_company(row(self).whiten)
@@ -104,6 +109,12 @@ class RLHF(RolloutConfig):
             unread(self, "truncation_penalty", "take truncation penalty", f"truncation is {self.truncation!r}")
         if self.kl_limit is not None and self.beta == 0:
             raise ValueError("beta is 0, but kl_limit is set; its controller multiplies beta, so set beta above 0")
+
+    def open_task(self) -> Task:
+        task = super().open_task()
+        if task.game is None:
+            unread(self, "gae_over", "give an environment", f"{task.name} is answered in one turn")
+        return task
 
 
 def preset(task: str, model: str | None = None) -> RLHF:
@@ -186,8 +197,15 @@ def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
     """Advantages and returns by `gae` on rewards per token."""
     objective, mask = session.objective, rollout.completions.mask
     rewards, usable, cut = priced(session, rollout, values)
+    penalty = None
+    if session.config.gae_over == "turns":  # type: ignore[attr-defined]
+        whole, cut["turn_ends"] = rewards, rollout.completions.turn_ends
+        rewards = priced(session, rollout, values, beta=0.0)[0]
+        penalty = rewards - whole  # a token's KL is its own, not its turn's
     values = values[:, : mask.shape[1]]
     found = critic_advantages(objective, rewards, values, mask, **cut)
+    if penalty is not None:
+        found = found._replace(advantages=found.advantages - penalty)
     live = mask & usable[:, None]  # [B, T]
     return Batch(
         whitened(objective, found.advantages, live),
@@ -198,8 +216,11 @@ def credit(session: RolloutSession, rollout: Rollout, values: Tensor) -> Batch:
     )
 
 
-def priced(session: RolloutSession, rollout: Rollout, values: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def priced(
+    session: RolloutSession, rollout: Rollout, values: Tensor, *, beta: float | None = None
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Rewards [B, T], which completions count [B], and how they end. This applies `truncation` to cut completions."""
+    beta = session.beta if beta is None else beta
     config, objective = session.config, session.objective
     assert isinstance(config, RLHF)
     mask, terminated = rollout.completions.mask, rollout.completions.terminated
@@ -211,14 +232,18 @@ def priced(session: RolloutSession, rollout: Rollout, values: Tensor) -> tuple[T
         scores = torch.where(terminated, scores, scores - config.truncation_penalty)
     if config.truncation == "drop":
         usable = usable & terminated
-    rewards = token_rewards(objective, scores, mask, kl, session.beta)  # [B, T]
+    if (own := rollout.completions.rewards) is not None:  # they come with their turns
+        scores = scores - own.sum(1)
+    rewards = token_rewards(objective, scores, mask, kl, beta)  # [B, T]
+    rewards = rewards if own is None else rewards + own
     ends, final = torch.ones_like(terminated), torch.zeros_like(scores)
     if config.truncation == "bootstrap":
-        ends, final = terminated, grounded(values.gather(1, mask.sum(1, keepdim=True))[:, 0], scores, terminated)
+        last = rollout.completions.present.sum(1, keepdim=True)
+        ends, final = terminated, grounded(values.gather(1, last)[:, 0], rollout.scores, terminated)
     return rewards, usable, {"terminated": ends, "final_values": final, "log_probs": rollout.completions.log_probs}
 
 
-def from_bootstraps(objective: Objective, mask: Tensor, cut: dict[str, Tensor]) -> Credit:
+def from_bootstraps(objective: Objective, mask: Tensor, cut: dict[str, Any]) -> Credit:
     """The contribution of bootstraps to `gae`. It is linear, so this is `gae` with rewards and values of 0."""
     zeros = torch.zeros_like(mask, dtype=cut["final_values"].dtype)
     return critic_advantages(objective, zeros, zeros, mask, **cut)

@@ -9,7 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from telescope.checks import at_least_zero, in_unit_interval, positive, typed, unread
-from telescope.language.data.rewards import every, is_folder, parsed
+from telescope.language.data.rewards import every, is_folder, load_function, parsed
 from telescope.language.data.tasks import Reward, Task, open_task, require_reward
 from telescope.language.models.causal import TINY, is_built_in
 
@@ -123,6 +123,10 @@ class RolloutConfig(LanguageConfig):
     """FILE.py:FUNCTION, a ready-made function, a reward model's folder, or several with weights (f@0.3 g@1)."""
     reward_seconds: float | None = None
     """Time limit of each call of a reward function, in seconds. none: no limit."""
+    environment: Source | None = dataclasses.field(default=None, metadata={"callable": True})
+    """Conversations: FILE.py:CLASS with reset(row) and step(text) (from Python also a class). none: the task's own."""
+    turns: int | None = None
+    """Maximum number of turns of a conversation. none: the task's own (8 with environment)."""
     overlong_cache: int = 0
     """Length penalty (DAPO): a completion loses up to 1 of its score in the last N tokens before max_tokens. 0: off."""
     prompts: int = 256
@@ -154,7 +158,18 @@ class RolloutConfig(LanguageConfig):
         super().__post_init__()
         if isinstance(self.reward, tuple) and len(self.reward) < 2:
             object.__setattr__(self, "reward", self.reward[0] if self.reward else None)
-        positive(self, "prompts", "group", "minibatches", "epochs", "temperature", "top_k", "top_p", "reward_seconds")
+        positive(
+            self,
+            "prompts",
+            "group",
+            "minibatches",
+            "epochs",
+            "temperature",
+            "top_k",
+            "top_p",
+            "reward_seconds",
+            "turns",
+        )
         positive(self, "warm_start_steps", "warm_start_learning_rate")
         in_unit_interval(self, "warm_start", "top_p")
         at_least_zero(self, "overlong_cache")
@@ -179,7 +194,7 @@ class RolloutConfig(LanguageConfig):
             )
 
     def open_task(self) -> Task:
-        task = super().open_task()
+        task = self._with_environment(super().open_task())
         require_reward(task, self.reward)
         if all(is_folder(parsed(one)[0]) for one in every(self.reward)) and (self.reward or task.reward is None):
             unread(self, "reward_seconds", "it limits calls of reward functions", "the reward is a model")
@@ -188,6 +203,17 @@ class RolloutConfig(LanguageConfig):
                 f"overlong_cache is {self.overlong_cache}, but the length limit is {limit}; expected at most the limit"
             )
         return task
+
+    def _with_environment(self, task: Task) -> Task:
+        if self.environment is not None:
+            make: Any = load_function(self.environment)
+            task = task._replace(game=make, turns=8, reward=None, metric="reward", answers=False)
+        if task.game is None:
+            unread(self, "turns", "give an environment", f"{task.name} is answered in one turn")
+            return task
+        for name in ("reward", "reward_seconds", "overlong_cache", "top_k", "top_p"):
+            unread(self, name, "leave it out", "conversations have the rewards and the sampling of their environment")
+        return task._replace(turns=self.turns or task.turns)
 
     @property
     def updates_per_rollout(self) -> int:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from telescope.language import parallel
+from telescope.language.data.games import Hall
 from telescope.language.data.tasks import Row
+from telescope.language.experience.conversations import play
 from telescope.language.experience.sampling import decode, encode, sample
 from telescope.language.log_probs import token_log_probs
 from telescope.language.models.states import bias_of, completion_states, output_of, trunk_of
@@ -49,6 +51,11 @@ def held_out(session: Session) -> dict[str, float]:
     Empty if there is neither, or nothing could be scored.
     """
     rows, measured = session.task.held_out[: session.config.eval_prompts], dict[str, float]()
+    if session.task.game is not None:
+        hall = Hall(session.task.game, session.tokenizer, session.config.model, session.ends)
+        limits: dict[str, Any] = {"turns": session.task.turns, "max_tokens": session.max_tokens}
+        sampling = usual("reward", session.config)
+        return {"reward": played(session.policy, hall, rows, sampling=sampling, **limits)["reward"]}
     for metric, scoring in session.scorings().items():
         with parallel.gathered(session.policy):
             found = answered(
@@ -107,6 +114,31 @@ def answered(
         "reward": float(scores.double().nanmean()),
         "length": float(np.mean(lengths)),
         "truncated": float(np.mean(cut)),
+    }
+
+
+def played(
+    policy: Any,
+    hall: Hall,
+    rows: Sequence[Row],
+    *,
+    turns: int,
+    sampling: Sampling,
+    max_tokens: int,
+) -> dict[str, float]:
+    """Hold conversations: mean `reward` of a whole one, mean `length` and `turns`, and the share `truncated`."""
+    device, greedy = next(policy.parameters()).device, sampling.temperature == 0
+    noise = None if greedy else draws(len(rows) * sampling.samples, max_tokens, device)
+    settings: dict[str, Any] = {} if greedy else {"temperature": sampling.temperature}
+    limits = {"ends": hall.ends, "turns": turns, "max_tokens": max_tokens, "uniforms": noise}
+    _, found = play(policy, hall, rows, group=sampling.samples, **limits, **settings)
+    assert found.rewards is not None
+    assert found.turn_ends is not None
+    return {
+        "reward": float(found.rewards.sum(1).double().mean()),
+        "length": float(found.mask.sum(1).double().mean()),
+        "truncated": float((~found.terminated).double().mean()),
+        "turns": float(found.turn_ends.sum(1).double().mean()),
     }
 
 

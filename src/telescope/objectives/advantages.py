@@ -24,6 +24,7 @@ from telescope.estimators import (
     length_adaptive,
     next_values,
     per_segment,
+    per_turn,
     whiten,
 )
 from telescope.estimators.normalisation import moments
@@ -197,6 +198,7 @@ def critic_advantages(
     terminated: Tensor | None,
     final_values: Tensor | None = None,
     log_probs: Tensor | None = None,
+    turn_ends: Tensor | None = None,
 ) -> Credit:
     """`gae` over each completion's live tokens, with the row's γ and rule for λ, without whitening.
 
@@ -206,6 +208,8 @@ def critic_advantages(
         terminated: [B], True where the completion ended by itself. All True treats a cut like an end.
         final_values: [B], of the state after the last token, needed where not terminated.
         log_probs: [B, T], of the tokens when they were sampled. Only `lam_rule` "per_segment" needs them.
+        turn_ends: [B, T], True at the last token of each turn. A turn is then one step of GAE (`per_turn`), with the
+            constant `lam`; all of its tokens share its advantage and its return.
     """
     arrays.library("mask", mask)
     arrays.check_alike(rewards=rewards, values=values, mask=mask)
@@ -214,6 +218,13 @@ def critic_advantages(
     ends = conventions.from_response_mask(
         rewards, values, live, terminated=terminated, final_values=final_values, masked=objective.masked
     )
+    if turn_ends is not None:
+        common = {**ends, "turn_ends": _live(turn_ends), "gamma": objective.gamma}
+        turns = per_turn(**common, lam=objective.lam)
+        other = None if objective.returns_lam is None else per_turn(**common, lam=objective.returns_lam).lam
+        flags = {name: ends[name] for name in ("terminated", "truncated", "mask", "axis")}
+        advantages, returns = gae(**turns._asdict(), **flags, returns_lam=other)
+        return Credit(torch.where(live, advantages, 0.0), torch.where(live, returns, 0.0), live)
     lam = _lam(objective, ends, mask, log_probs)
     advantages, returns = gae(**ends, gamma=objective.gamma, lam=lam, returns_lam=objective.returns_lam)
     return Credit(torch.where(live, advantages, 0.0), torch.where(live, returns, 0.0), live)

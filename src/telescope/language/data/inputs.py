@@ -26,7 +26,8 @@ from telescope.rewards import named
 def resolved(config: Any) -> Any:
     """The configuration with absolute paths, so that a run can be resumed from any directory."""
     paths: dict[str, Any] = {
-        name: _whole(name, getattr(config, name, None)) for name in ("task", "model", "value_start", "reward")
+        name: _whole(name, getattr(config, name, None))
+        for name in ("task", "model", "value_start", "reward", "environment")
     }
     if isinstance(several := getattr(config, "reward", None), tuple):
         paths["reward"] = tuple(_whole("reward", one) or one for one in several)
@@ -46,6 +47,8 @@ def inputs(config: Any) -> dict[str, str]:
         found["model"] = _model(folder)
     if (critic := getattr(config, "value_start", None)) is not None:
         found["value_start"] = _model(critic_folder(critic))
+    if isinstance(game := getattr(config, "environment", None), str):
+        found["environment"] = _code(Path(game.rpartition(":")[0]))
     digests = [_reward(one) for one in every(getattr(config, "reward", None)) if isinstance(one, str)]
     digests = [digest for digest in digests if digest]
     if digests:
@@ -65,7 +68,7 @@ def _whole(name: str, source: Any) -> str | None:
     """The absolute path; None if it is no path, or is absolute already."""
     if not isinstance(source, str):
         return None
-    if name == "reward" and not os.path.exists(source):
+    if name in ("reward", "environment") and not os.path.exists(source):
         bare = str(parsed(source)[0])
         file, colon, function = bare.rpartition(":")
         if os.path.exists(bare):

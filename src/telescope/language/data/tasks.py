@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 
 from telescope.language.data.chat import Message, Template, key_of, rendered
 from telescope.language.data.files import READERS, Row, is_data, read_rows
+from telescope.language.data.games import Environment, Guess, guess_row, random_player
 from telescope.language.data.text import open_text
 from telescope.rewards import final_answer
 
@@ -46,6 +48,10 @@ class Task(NamedTuple):
     come once each."""
     rows: Sequence[Row] = ()
     """All rows of a file; empty for a built-in task, which draws endlessly."""
+    game: Callable[[], Environment] | None = None
+    """Makes the environment of a conversation; None where a completion is one turn."""
+    turns: int = 1
+    """The maximum number of turns of a conversation."""
 
 
 def is_held_out(prompt: str | list[Message]) -> bool:
@@ -174,6 +180,20 @@ def _taste(name: str, digits: int | None) -> Task:
     return Task(name, rows, [{"prompt": p} for p in every if is_held_out(p)], hidden, "reward", 12, pairs=pairs)
 
 
+def _guess(name: str, digits: int | None) -> Task:
+    """Find a number of so many digits, with a tool that says whether it is higher or lower."""
+    digits = _checked(digits, 1, 3)
+    most = 10**digits - 1
+    turns = math.ceil(math.log2(most + 2))  # halving finds every number within them
+
+    def draw(rng: np.random.Generator, count: int) -> list[Row]:
+        rows = [guess_row(int(secret), most) for secret in rng.integers(most + 1, size=count)]
+        return [row | {"completion": random_player(row, rng, turns)} for row in rows]
+
+    held_out = [guess_row(secret, most) for secret in range(min(most + 1, HELD_OUT))]
+    return Task(name, draw, held_out, None, "reward", turns * (digits + 1), game=Guess, turns=turns)
+
+
 def taste(word: str) -> float:
     """The hidden reward of `lm/taste`: the share of neighbouring letters of which exactly one is a vowel, 0 to 1."""
     changes = [(a in VOWELS) != (b in VOWELS) for a, b in itertools.pairwise(word)]
@@ -185,6 +205,7 @@ BUILT_IN: dict[str, Callable[[str, int | None], Task]] = {
     "lm/sort": _sort,
     "lm/reverse": _reverse,
     "lm/taste": _taste,
+    "lm/guess": _guess,
 }
 
 
@@ -286,7 +307,7 @@ def in_words(
 
 def require_reward(task: Task, reward: Any) -> None:
     """Raise a ValueError if there is no reward."""
-    if reward is None and task.reward is None and task.pairs is None:
+    if reward is None and task.reward is None and task.pairs is None and task.game is None:
         raise ValueError(
             f"{task.name} has no answers to check (a string `answer` in every row), so it needs a reward: "
             "--reward FILE.py:FUNCTION, or the run folder of a reward model"

@@ -37,7 +37,7 @@ class Critic:
         """Values [B, T] with gradient; [B, T + 1] if the session needs the state after the last token."""
         if self.shared:
             return self.network(states.detach() if self.warming else states)  # type: ignore[no-any-return]
-        completions = (rollout.completions.tokens, rollout.completions.mask)
+        completions = (rollout.completions.tokens, rollout.completions.present)
         return self.network.along(rollout.prompts, completions, rollout.group, after=self.session.after)
 
     @torch.no_grad()

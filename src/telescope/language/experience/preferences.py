@@ -13,7 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from telescope.language.checks import unknown_characters
 from telescope.language.data.chat import Message, Template, as_completion, source
+from telescope.language.data.rewards import (
+    Scorer,
+    columns_of,
+    every,
+    is_folder,
+    load_function,
+    name_of,
+    parsed,
+)
 from telescope.language.data.tasks import Row, Task
 from telescope.language.experience.supervised import Texts, texts
 from telescope.language.models import causal as models
@@ -156,6 +166,21 @@ def load_reward_model(folder: str, device: str, at_once: int | None = None) -> R
     model = RewardModel.load(folder, device) if (place / HEAD).is_file() else Classifier(str(place), device)
     model.at_once = at_once
     return model
+
+
+def scorers_of(config: Any, task: Task, notes: list[str]) -> list[Scorer]:
+    """The rewards of a configuration, loaded. Remarks about them are added to the notes."""
+    found, sources = list[Scorer](), every(config.reward)
+    for one, column in zip(sources, columns_of(sources), strict=True):
+        bare, weight = parsed(one)
+        if not is_folder(bare):
+            found.append(Scorer(load_function(bare), name_of(bare), column, weight))
+            continue
+        model = load_reward_model(bare, config.device, config.at_once)
+        prompts = [row["prompt"] for row in task.held_out[: config.eval_prompts]]
+        notes += unknown_characters(model.tokenizer, prompts, bare)
+        found.append(Scorer(model.reward, bare, column, weight, model))
+    return found
 
 
 def train_reward_model(model: RewardModel, task: Task, seed: int) -> float:

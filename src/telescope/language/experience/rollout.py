@@ -18,21 +18,16 @@ from torch import Tensor, nn
 
 from telescope.checks import fitting
 from telescope.language import parallel
-from telescope.language.checks import unknown_characters
 from telescope.language.config import RolloutConfig
+from telescope.language.data.games import Hall
 from telescope.language.data.rewards import (
     Scorer,
-    columns_of,
-    every,
-    is_folder,
-    load_function,
-    name_of,
     overlong,
-    parsed,
     scores_by,
 )
 from telescope.language.data.tasks import Row
-from telescope.language.experience.preferences import RewardModel, load_reward_model, train_reward_model
+from telescope.language.experience.conversations import held
+from telescope.language.experience.preferences import RewardModel, scorers_of, train_reward_model
 from telescope.language.experience.sampling import Completions, Prompts, decode, encode, joined, sample
 from telescope.language.experience.warm_start import warm_start
 from telescope.language.health import Watch
@@ -110,7 +105,12 @@ class RolloutSession(Session):
         self.watch = Watch(None if resume is None else resume.get("health"))
         self.start: dict[str, Tensor] | None = start
         self._score_by(resume)
-        self.columns = (*(self.scorings() or (self.task.metric,)), *self.several, *columns)
+        self.columns = (
+            *(self.scorings() or (self.task.metric,)),
+            *self.several,
+            *(("turns",) if self.task.game else ()),
+            *columns,
+        )
         if resume is None:
             self.start = warm_start(self, config)
         elif self.start is not None:
@@ -126,11 +126,11 @@ class RolloutSession(Session):
     # Scores
 
     def _score_by(self, resume: dict[str, Any] | None) -> None:
-        config, sources = self.config, every(self.config.reward)
+        config = self.config
         self.own_model: RewardModel | None = None
         """A reward model that this run trained for itself."""
-        self.scorers = [self._scorer(one, column) for one, column in zip(sources, columns_of(sources), strict=True)]
-        if self.scorers:
+        self.scorers = scorers_of(config, self.task, self.notes)
+        if self.scorers or self.task.game is not None:
             return
         if self.task.pairs is None:
             assert self.task.reward is not None
@@ -148,16 +148,6 @@ class RolloutSession(Session):
                 f"no reward model was given: trained one on {self.task.name}'s preference pairs; it orders "
                 f"{accuracy:.0%} of held-out pairs correctly"
             )
-
-    def _scorer(self, source: Any, column: str) -> Scorer:
-        """A reward of the configuration, loaded."""
-        bare, weight = parsed(source)
-        if not is_folder(bare):
-            return Scorer(load_function(bare), name_of(bare), column, weight)
-        model = load_reward_model(bare, self.config.device, self.config.at_once)
-        prompts = [row["prompt"] for row in self.task.held_out[: self.config.eval_prompts]]
-        self.notes += unknown_characters(model.tokenizer, prompts, bare)
-        return Scorer(model.reward, bare, column, weight, model)
 
     @property
     def several(self) -> list[str]:
@@ -207,6 +197,8 @@ class RolloutSession(Session):
 
         count: number of prompts. None: `config.prompts`. part: which rollout of this step, if there are several.
         """
+        if self.task.game is not None:
+            return self._referenced(self._conversations(count, part))
         with self.timed("sample"):
             rows = self.task.draw(self.generator(PROMPTS, part), self.config.prompts if count is None else count)
             prompts = encode(self.tokenizer, [row["prompt"] for row in rows], self.config.device)
@@ -219,9 +211,25 @@ class RolloutSession(Session):
             if self.several:
                 apart = getattr(self.config, "normalise_each", False)
                 rollout = rollout._replace(each=each, columns=tuple(self.several), apart=apart)
-            if self.beta:
-                rollout = rollout._replace(reference=self.reference_log_probs(rollout))
-        return rollout
+        return self._referenced(rollout)
+
+    def _referenced(self, rollout: Rollout) -> Rollout:
+        """The rollout with log-probabilities by the reference, if the row needs them."""
+        with self.timed("reward"):
+            return rollout._replace(reference=self.reference_log_probs(rollout)) if self.beta else rollout
+
+    def _conversations(self, count: int | None, part: int) -> Rollout:
+        """Conversations with the task's environment, whose rewards add up to the scores."""
+        if parallel.size() > 1:
+            raise ValueError("conversations run in one process; start without torchrun")
+        with self.timed("sample"):
+            rows = self.task.draw(self.generator(PROMPTS, part), self.config.prompts if count is None else count)
+            shape = (len(rows) * self.config.group, self.max_tokens)
+            noise = torch.from_numpy(self.generator(TOKENS, part).random(shape, dtype=np.float32))  # [B, max_tokens]
+            hall = Hall(self.task.game, self.tokenizer, self.config.model, self.ends)  # type: ignore[arg-type]
+            found = held(self.policy, hall, rows, noise, self.config, turns=self.task.turns, max_tokens=self.max_tokens)
+        rows = [row for row in rows for _ in range(self.config.group)]  # [N] → [B]
+        return Rollout(rows, *found, None, self.config.group)
 
     def sample(self, prompts: Prompts, part: int = 0) -> Completions:
         """Sample `group` completions of each prompt with this step's random numbers. Each rank samples its share."""
@@ -250,7 +258,7 @@ class RolloutSession(Session):
 
     def states(self, rollout: Rollout, policy: nn.Module | None = None) -> Tensor:
         """Hidden states before each token [B, T, D], with `after` also after the last one [B, T + 1, D]."""
-        tokens, mask = rollout.completions.tokens, rollout.completions.mask
+        tokens, mask = rollout.completions.tokens, rollout.completions.present
         trunk = trunk_of(self.policy if policy is None else policy)
         return completion_states(trunk, rollout.prompts, (tokens, mask), group=rollout.group, after=self.after)
 

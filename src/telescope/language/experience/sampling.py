@@ -44,6 +44,15 @@ class Completions(NamedTuple):
     entropy: Tensor  # [B, T], of the distribution sampled from
     terminated: Tensor  # [B], True where the end token was produced; the length limit cut the others
     support: Tensor | None  # [B, T, K] ids that could have been drawn; None without top-k and top-p
+    # of conversations of several turns
+    read: Tensor | None = None  # [B, T], True on all tokens, those of the environment too; None: as mask
+    rewards: Tensor | None = None  # [B, T], of the environment, at the last token of each turn
+    turn_ends: Tensor | None = None  # [B, T], True at the last token of each turn
+
+    @property
+    def present(self) -> Tensor:
+        """True on all tokens that the model reads [B, T]."""
+        return self.mask if self.read is None else self.read
 
     def rows(self, index: Tensor) -> Completions:
         """The completions with these indices."""

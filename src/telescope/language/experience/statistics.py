@@ -37,6 +37,8 @@ def rollout_statistics(rollout: Rollout) -> dict[str, float]:
         found["score_std"] = spread(scores, rollout.group)[some].std(1, correction=0).mean()
     if rollout.reference is not None:
         found["kl_reference"] = kl_k3(rollout.reference, rollout.completions.log_probs)[mask].mean()
+    if rollout.completions.turn_ends is not None:
+        found["turns"] = rollout.completions.turn_ends.sum(1).float().mean()
     for name, values in zip(rollout.columns, rollout.each if rollout.each is not None else (), strict=False):
         if bool((known := ~values.isnan()).any()):
             found[name] = values[known].mean()

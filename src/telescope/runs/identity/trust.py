@@ -35,11 +35,12 @@ def code_in(config: Mapping[str, Any]) -> dict[str, str]:
             found[f"wrap {word!r} imports {module}"] = f"wrap {word}"
     if network := config.get("network_module"):
         found[f"network {network!r} imports {str(network).rpartition(':')[0]}"] = f"network {network}"
-    rewards = config.get("reward") or ()
-    for reward in [rewards] if isinstance(rewards, str) else rewards:
-        path = str(reward).rpartition(":")[0]
-        if path.endswith(".py") and not os.path.isdir(reward):  # anything else runs no code
-            found[f"reward {reward!r} runs {path}"] = f"{reward} {file_digest(path)}"
+    for field in ("reward", "environment"):
+        sources = config.get(field) or ()
+        for source in [sources] if isinstance(sources, str) else sources:
+            path = str(source).rpartition(":")[0]
+            if path.endswith(".py") and not os.path.isdir(source):  # anything else runs no code
+                found[f"{field} {source!r} runs {path}"] = f"{source} {file_digest(path)}"
     return found
 
 

@@ -104,7 +104,9 @@ def _tokens(arrays: Arrays) -> Arrays:
 CONVENTIONS: dict[str, Convention] = {
     "telescope": Convention(),
     "sb3": Convention(
-        {"starts": ("episode_starts",), "last_flags": ("dones", "last_dones"), "lam": ("gae_lambda",)}, _late_flags
+        {"starts": ("episode_starts",), "last_flags": ("dones", "last_dones"), "lam": ("gae_lambda",)},
+        _late_flags,
+        ("last_values",),
     ),
     "cleanrl": Convention(
         {

@@ -48,8 +48,6 @@ SENTENCES = {
     "mixed_groups": "the advantages are relative to groups of other completions: group k has completions k, k + K, "
     "k + 2K, … of these arrays instead of neighbours",
     "not_group_relative": "the advantages are not the scores relative to their group",
-    "scaled_rewards": "the advantages are GAE of the rewards × {detail}; the rewards that the critic learns belong in "
-    "the file",
     "not_gae": "the advantages are not GAE of these rewards, values and flags for any γ and λ, and no known mistake "
     "explains them; are these the rewards that the trainer used, with all that it adds to them?",
 }

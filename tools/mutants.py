@@ -38,6 +38,7 @@ MODULES = (
     "optimisers.py",
     "policy.py",
     "randomness.py",
+    "rewards.py",
     "runner.py",
     "second_order.py",
     "trees.py",

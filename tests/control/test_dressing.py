@@ -12,6 +12,7 @@ from gymnasium import spaces
 from telescope.algorithms import dqn, ppo, sac, trpo
 from telescope.cli import main
 from telescope.commands.arguments import known_flags, values
+from telescope.commands.train import train_arguments
 from telescope.control.environments.dressing import Dressing, wrappers
 from telescope.control.environments.population import Environments
 from telescope.policy import Policy, load
@@ -160,6 +161,11 @@ def test_the_stack_survives_a_resume_bit_for_bit():
     loop.close()
     *_, resumed = ppo.train(config, state)
     assert torch.equal(whole.policy["parameters"], resumed.policy["parameters"])
+
+
+def test_environments_of_an_actor_are_those_of_a_seed():
+    config, _ = train_arguments("impala", "CartPole-v1", ["--actors", "2", "--envs-per-actor", "4"])
+    assert (config.actors, config.num_envs) == (2, 4)
 
 
 def test_short_forms_and_repeated_flags():

@@ -81,7 +81,7 @@ ALIASES = {
 }
 """Our flag → its names in Stable-Baselines3, CleanRL, TRL, verl, OpenRLHF, and common short names."""
 
-SHORT = {"squash": ("action-bounds", "squash"), "network": ("network-module",)}
+SHORT = {"squash": ("action-bounds", "squash"), "network": ("network-module",), "envs-per-actor": ("num-envs",)}
 """Our own short forms: flag → the flag that it stands for, and its value if the short form takes none."""
 REPEATABLE = {"wrap"}
 """Flags that may be given several times; their values follow one another."""

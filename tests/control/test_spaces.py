@@ -107,6 +107,8 @@ class Pushing(Both):
 
 
 SMALL = {"seeds": 2, "num_envs": 2, "num_steps": 8, "total_steps": 64, "threads": 1, "compile": "off"}
+WHOLE = {"num_steps": 100, "total_steps": 400}
+"""Of algorithms whose iterations have whole episodes: room for them, and for two iterations at least."""
 
 
 def rows(space, count=4, seed=0):
@@ -265,8 +267,8 @@ def test_masks_of_a_hybrid_action_are_kept_in_training():
 ALGORITHMS = {
     "ppo": ppo.PPO(env=Both, **SMALL, minibatch_size=8, normalise_observations=True),
     "a2c": a2c.A2C(env=Both, **SMALL),
-    "reinforce": reinforce.Reinforce(env=Both, **(SMALL | {"num_steps": 30})),
-    "group_episodes": group_episodes.GroupEpisodes(env=Both, **(SMALL | {"num_steps": 30, "num_envs": 4}), group=2),
+    "reinforce": reinforce.Reinforce(env=Both, **(SMALL | WHOLE)),
+    "group_episodes": group_episodes.GroupEpisodes(env=Both, **(SMALL | WHOLE | {"num_envs": 4}), group=2),
     "stream_ac": stream_ac.StreamAC(env=Both, **(SMALL | {"num_envs": 1})),
     "pqn": pqn.PQN(env=Choosing, **SMALL, minibatch_size=8),
     "dqn": dqn.DQN(env=Choosing, **SMALL, learning_starts=8, minibatch_size=4, normalise_observations=True),

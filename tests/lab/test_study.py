@@ -173,7 +173,7 @@ def test_the_command_writes_a_picture_and_a_table(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["lab"], "telescope lab needs a word"),
-        (["lab", "nothing"], "telescope lab knows study, got nothing"),
+        (["lab", "nothing"], "telescope lab knows study, explore, gae-paper, got nothing"),
         (["lab", "study", "--rollouts", "3"], "rollouts is 3; expected at least 25"),
         (["lab", "study", "--gamma", "1.5"], "gamma is 1.5; expected a number from 0 on and below 1"),
     ],

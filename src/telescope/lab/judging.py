@@ -35,7 +35,7 @@ class Judging(Places):
         rows, rollout = self.rows, self.rollout
         if not np.isfinite(rows.advantages[rows.live]).all() or not np.isfinite(rows.values[rows.live]).all():
             return  # there are none, or no values to compare them with
-        fit = self._explained(rows)
+        fit = self.explained_by(rows)
         if self._turned(fit):
             self.findings = [Finding("time_axis", SENTENCES["time_axis"], None, 0)]
             return
@@ -66,7 +66,7 @@ class Judging(Places):
         """The discounts that explain every row if flags are a row late or early, or in each other's place."""
         best = self._plain(self.rows)
         for words, shifted in self._shifted():
-            fit = self._explained(shifted)
+            fit = self.explained_by(shifted)
             if fit is None or self._ends_off(shifted, fit).any():
                 continue
             moved = (shifted.terminated != self.rows.terminated) | (shifted.truncated != self.rows.truncated)
@@ -122,7 +122,7 @@ class Judging(Places):
         for scaled in (False, True):
             yield fitted_discounts(rows, scaled=scaled)
 
-    def _explained(self, rows: Rows) -> Fit | None:
+    def explained_by(self, rows: Rows) -> Fit | None:
         """The first γ, λ, mean and scale by which every row inside an episode is right."""
         found: list[tuple[int, Fit]] = []
         for fit in self._candidates(rows):
@@ -312,8 +312,8 @@ class Judging(Places):
         turned: dict[str, Any] = {name: np.swapaxes(x, 0, 1) for name, x in arrays.items()}
         other = Judging(self.rollout._replace(**turned))
         other.rows = rows_of(other.rollout)
-        broken, inside = other._broken(other.rows), other.rows.inside
-        return bool(inside.sum() >= ENOUGH and broken.sum() < 0.1 * inside.sum() and other._explained(other.rows))
+        broken, inside = other.broken(other.rows), other.rows.inside
+        return bool(inside.sum() >= ENOUGH and broken.sum() < 0.1 * inside.sum() and other.explained_by(other.rows))
 
 
 def _unwhitened(x: Floats) -> float:

@@ -131,7 +131,7 @@ class Reading:
         plain = rows.live & ~after & ~ended
         if not after.any() or not plain.any() or (rows.rewards[after] != 0).any() or (after & ended).any():
             return
-        if (after & self._broken(rows)).any():
+        if (after & self.broken(rows)).any():
             return  # an episode ends there: the flags are early
         carried = self._same(at(rows.values, self._next_time()), rows.reached) & rows.truncated & at_flags(after)
         truncated = rows.truncated & at_flags(after) & np.isfinite(rows.reached)
@@ -173,7 +173,7 @@ class Reading:
             return
         for words, shifted in self._shifted():
             told = shifted.inside & np.isfinite(shifted.reached + shifted.following)
-            if not self._broken(shifted).any() and told.sum() > 0.5 * known.sum():
+            if not self.broken(shifted).any() and told.sum() > 0.5 * known.sum():
                 self._flags_moved(words, shifted, self._against_values())
                 return
         if broken.sum() > 0.5 * known.sum():
@@ -188,7 +188,7 @@ class Reading:
             self.add("missing_flag", broken)
             self.rows = self._with_flags(rows.terminated, rows.truncated | broken)
 
-    def _broken(self, rows: Rows) -> Flags:
+    def broken(self, rows: Rows) -> Flags:
         known = rows.inside & np.isfinite(rows.reached + rows.following)
         return known & ~self._same(rows.reached, rows.following)
 

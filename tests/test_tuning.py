@@ -12,6 +12,7 @@ import pytest
 
 from telescope.algorithms import config_class, find
 from telescope.algorithms.ppo import PPO
+from telescope.algorithms.reinforce import Reinforce
 from telescope.algorithms.spaces import SPACES, Choice, Range
 from telescope.cli import main
 from telescope.metrics import iqm
@@ -84,6 +85,19 @@ def test_the_score_of_a_trial_is_the_mean_over_seeds_of_the_last_evaluation(whol
     scores = [row["eval_return_mean"] for row in last.rows]
     assert whole.trials[0]["score"] == float(iqm(scores))
     assert (whole.trials[0]["low"], whole.trials[0]["high"]) == (min(scores), max(scores))
+
+
+def test_seeds_with_clocks_of_their_own_are_judged_by_their_latest_evaluations(tmp_path):
+    config = Reinforce(
+        env="CartPole-v1", seeds=3, total_steps=400, num_envs=2, episodes=2, hidden=(8,), eval_episodes=1
+    )
+    found = tune(config, tmp_path / "search", trials=1, space={"learning_rate": SPACE["learning_rate"]})
+    latest = {}
+    for iteration in find("reinforce").train(dataclasses.replace(config, eval_every=40)):
+        latest |= {
+            row["seed"]: row["eval_return_mean"] for row in iteration.rows if row["eval_return_mean"] is not None
+        }
+    assert found.trials[0]["score"] == float(iqm(list(latest.values())))
 
 
 def test_the_best_trial_is_returned_and_kept_as_a_config_file(whole):

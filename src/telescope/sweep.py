@@ -17,14 +17,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from telescope.algorithms import algorithm_of, called, find
+from telescope.algorithms import called
 from telescope.algorithms.spaces import Choice, Range, Space
 from telescope.metrics import interval, iqm
+from telescope.tuning import evaluated, with_evaluations
 
 TABLE, PICTURE, BEST, TRIALS = "sweep.csv", "sweep.png", "best.toml", "ray"
 """Files of a sweep's folder: one row per trial, all learning curves, the best settings, Ray Tune's own files."""
-EVALUATIONS = 10
-"""Evaluations of each trial, spread over its steps. A trial may be stopped after any of them."""
 
 
 class Swept(NamedTuple):
@@ -59,7 +58,7 @@ def sweep(
     if not 0 < grace <= 1:
         raise ValueError(f"grace is {grace}; expected a share of the run above 0, at most 1")
     _check(config, space, samples)
-    config = config if config.eval_every else dataclasses.replace(config, eval_every=_every(config.total_steps))
+    config = with_evaluations(config)
     path = Path(out).absolute()
     if (path / TABLE).exists():
         raise ValueError(f"{path} holds a sweep already; choose another folder")
@@ -75,10 +74,6 @@ def sweep(
 
     write_config(path / BEST, best)
     return Swept(best, rows, path)
-
-
-def _every(steps: int) -> int:
-    return max(1, -(-steps // EVALUATIONS))
 
 
 def _check(config: Any, space: Space, samples: int) -> None:
@@ -137,10 +132,8 @@ def trial_of(config: Any) -> Callable[[dict[str, Any]], None]:
 
         chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
         mine = dataclasses.replace(config, **chosen, threads=1, processes=1, ray_address=None)
-        for iteration in find(algorithm_of(mine)).train(mine):
-            found = [row["eval_return_mean"] for row in iteration.rows]
-            if all(value is not None for value in found):
-                tune.report({"step": int(iteration.step), **scored(found)})
+        for iteration, returns in evaluated(mine):
+            tune.report({"step": int(iteration.step), **scored(returns)})
 
     return trial
 

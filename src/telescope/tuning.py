@@ -6,6 +6,7 @@ samplers and pruners: its own tools read the study from the folder, and may go o
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -13,7 +14,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ STUDY, SEARCH, TABLE, PICTURE, BEST = "study.log", "search.toml", "trials.csv", 
 EVALUATIONS = 10
 """Evaluations of each trial, spread over its steps. A trial may be pruned after any of them."""
 UNDISTURBED = 5
-"""Trials that run to their end before any is pruned, and evaluations of each trial before it may be."""
+"""Trials that run to their end before any is pruned."""
 
 
 class Tuned(NamedTuple):
@@ -66,8 +67,11 @@ def tune(
     """
     from telescope.runs.lock import locked
 
-    config = _with_evaluations(config)
-    space = _checked(config, SPACES.get(algorithm_of(config), {}) if space is None else space)
+    algorithm = algorithm_of(config)
+    if algorithm in LANGUAGE or algorithm not in SPACES:
+        raise ValueError(f"{called(config)} cannot be tuned, only {', '.join(SPACES)} can: agents that act")
+    config = with_evaluations(config)
+    space = _checked(config, SPACES[algorithm] if space is None else space)
     if trials < 1:
         raise ValueError(f"trials is {trials}; expected at least 1")
     path = Path(out or Path("tuning") / f"{called(config)}-{config.env}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -81,16 +85,26 @@ def tune(
     return _result(path, study, config, space)
 
 
-def _with_evaluations(config: Any) -> Any:
-    """The config with evaluations. A ValueError if its algorithm cannot be tuned."""
-    algorithm = algorithm_of(config)
-    if algorithm in LANGUAGE or algorithm not in SPACES:
-        raise ValueError(f"{called(config)} cannot be tuned, only {', '.join(SPACES)} can: agents that act")
-    return config if config.eval_every else dataclasses.replace(config, eval_every=_every(config))
+def with_evaluations(config: Any) -> Any:
+    """The config of a trial. Without `eval_every` it has ten evaluations."""
+    every = max(1, -(-config.total_steps // EVALUATIONS))
+    return config if config.eval_every else dataclasses.replace(config, eval_every=every)
 
 
-def _every(config: Any) -> int:
-    return max(1, -(-config.total_steps // EVALUATIONS))
+def evaluated(config: Any) -> Generator[tuple[Any, list[float]], None, None]:
+    """Train, and yield the iteration and each seed's latest evaluation return whenever a seed has a new one.
+
+    It begins when all seeds have one: where iterations have whole episodes, each seed is evaluated by its own clock.
+    """
+    returns: dict[int, float] = {}
+    training = find(algorithm_of(config)).train(config)
+    with contextlib.closing(training):
+        for iteration in training:
+            new = {row["seed"]: row["eval_return_mean"] for row in iteration.rows}
+            new = {seed: value for seed, value in new.items() if value is not None}
+            returns |= new
+            if new and len(returns) == config.seeds:
+                yield iteration, list(returns.values())
 
 
 def _checked(config: Any, space: Space) -> dict[str, Choice | Range]:
@@ -171,7 +185,7 @@ def _optuna() -> Any:
 
 def _trial(study: Any, config: Any, space: Space) -> str:
     """Run one trial. Return a sentence about it."""
-    optuna, began = _optuna(), time.monotonic()
+    optuna = _optuna()
     number = len(study.get_trials(deepcopy=False))
     # a sampler of its own for each trial, so that its draws do not depend on what this process drew before
     study.sampler = optuna.samplers.TPESampler(seed=config.seed * 1_000_003 + number, n_startup_trials=2 * UNDISTURBED)
@@ -192,7 +206,6 @@ def _trial(study: Any, config: Any, space: Space) -> str:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         return f"trial {number}: {error}; {in_words(settings)}"
     trial.set_user_attr("interval", ends)
-    trial.set_user_attr("seconds", time.monotonic() - began)
     study.tell(trial, score)
     return f"trial {number}: {score:.6g} [{ends[0]:.6g}, {ends[1]:.6g}]; {in_words(settings)}"
 
@@ -228,21 +241,13 @@ def _word(value: Any) -> Any:
 
 def _score(config: Any, trial: Any, optuna: Any) -> tuple[float, tuple[float, float]]:
     """Train and return the interquartile mean of the last evaluation's returns over seeds, and its interval."""
-    returns: dict[int, float] = {}
-    training = find(algorithm_of(config)).train(config)
-    try:
-        for iteration in training:
-            found = {row["seed"]: row["eval_return_mean"] for row in iteration.rows}
-            if any(value is None for value in found.values()):
-                continue
-            returns = found
-            score = float(iqm(list(returns.values())))
+    scores: list[float] = []
+    with contextlib.closing(evaluated(config)) as evaluations:
+        for iteration, scores in evaluations:
+            score = float(iqm(scores))
             trial.report(score, int(iteration.step))
             if not iteration.finished and trial.should_prune():
                 raise optuna.TrialPruned(f"pruned at step {iteration.step:,} with {score:.6g}")
-    finally:
-        training.close()
-    scores = list(returns.values())
     if not scores or not all(map(math.isfinite, scores)):
         raise FloatingPointError("no evaluation gave a finite return for every seed")
     return float(iqm(scores)), interval(scores)

@@ -165,6 +165,13 @@ def test_an_allowed_import_passes(path: str, code: str) -> None:
     assert broken_rules(path, code) == []
 
 
+def test_the_command_line_loads_nothing_before_it_knows_the_command() -> None:
+    slow = HEAVY | {"matplotlib", "numpy", "optuna", "ray", "tyro"}
+    report = f"import telescope.cli, sys; print(sorted({slow!r} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
 def test_import_loads_no_framework() -> None:
     report = f"import telescope, sys; print(sorted({HEAVY!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=False)

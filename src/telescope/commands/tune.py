@@ -15,7 +15,6 @@ from telescope.algorithms import PRESETS, algorithm_of
 from telescope.algorithms.spaces import SPACES, Choice, Range, Space
 from telescope.commands.arguments import HELP
 from telescope.commands.train import train_arguments
-from telescope.tuning import BEST, PICTURE, TABLE, Tuned, in_words
 
 SEEDS = 4
 """Seeds of a trial, unless --seeds says another number."""
@@ -50,6 +49,7 @@ def tune(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     subject = rest.pop(0) if rest and not rest[0].startswith("-") else None
     config, options = train_arguments(name, subject, rest, TuneOptions, "tune", {"seeds": SEEDS})
+    from telescope.tuning import PICTURE, TABLE, in_words  # loads NumPy
     from telescope.tuning import tune as search
 
     found = search(config, options.out, trials=options.trials, space=_space(config, options), say=_say)
@@ -67,8 +67,10 @@ def tune(arguments: list[str]) -> int:
     return 0
 
 
-def _next(name: str, found: Tuned, config: Any) -> str:
+def _next(name: str, found: Any, config: Any) -> str:
     """A command that trains the best settings with other seeds."""
+    from telescope.tuning import BEST
+
     words = ["telescope", "train", name, config.env, "--config", str(found.path / BEST)]
     return shlex.join([*words, "--seeds", "8", "--seed", str(config.seed + FRESH)])
 

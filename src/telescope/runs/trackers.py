@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from telescope.runs.files import RunError, require
-from telescope.runs.formats.log import LEADING
+from telescope.runs.formats.log import LEADING, TENSORBOARD
 
 Rows = Sequence[Mapping[str, Any]]
-CSV, TENSORBOARD = "csv", "tensorboard"
+CSV = "csv"
 PROJECT = "telescope"
 """The project or experiment of all runs, unless the tracker's own environment variable names another."""
 BATCH = 1000

@@ -7,7 +7,7 @@ READY := .venv/ready
 COMPLETE := .venv/complete
 PAGES := .venv/pages
 CLEAN := build/clean
-EXTRAS := control data envpool language lora jax ray tune dev
+EXTRAS := atari control data envpool export language lora jax ray tune dev
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
@@ -100,7 +100,7 @@ $(READY): pyproject.toml constraints.txt
 # Triton comes without its own libraries for CUDA here: its interpreter runs our kernels on the CPU.
 $(COMPLETE): $(READY)
 	@echo 'Installing what tests and benchmarks need besides (4.4 GB in all; a few minutes more)'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[control,data,envpool,language,lora,jax,ray,tune,rivals,dev]' \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[atari,control,data,envpool,export,language,lora,jax,ray,tune,rivals,dev]' \
 		'triton; sys_platform == "linux"'
 	@touch $@
 

@@ -41,6 +41,7 @@ class Judging(Places):
             return
         fit = fit or self._with_moved_flags()
         if fit is None:
+            self._padding_whitened(self._over_padding())
             if not self._permuted() and "shifted_flags" not in {one.name for one in self.findings}:
                 self._unexplained()
             return
@@ -117,8 +118,9 @@ class Judging(Places):
             for scaled in (False, True):
                 yield fitted_discounts(rows, scaled=scaled, gamma=gamma, lam=lam)
             if gamma is not None and lam is not None and self._looks_whitened():  # so there are two rows
-                right = self._right_advantages(gamma, lam)[rows.live]
-                yield from (Fit(gamma, lam, float(right.mean()), float(right.std(ddof=d))) for d in (0, 1))
+                right = self._right_advantages(gamma, lam)
+                for over in (right[rows.live], np.where(rows.live, right, 0.0).ravel()):
+                    yield from (Fit(gamma, lam, float(over.mean()), float(over.std(ddof=d))) for d in (0, 1))
         for scaled in (False, True):
             yield fitted_discounts(rows, scaled=scaled)
 
@@ -146,7 +148,7 @@ class Judging(Places):
     def _looks_whitened(self) -> bool:
         """Whether the advantages' mean and deviation say so: of all rows, or of those that count."""
         given, live = self.rows.advantages, self.rows.live
-        return min(_unwhitened(given[live]), _unwhitened(np.where(live, given, 0.0).ravel())) < 1e-2
+        return min(_unwhitened(x) for x in (given[live], np.where(live, given, 0.0).ravel(), given.ravel())) < 1e-2
 
     def _other_means(self, rows: Rows, fit: Fit) -> Iterator[Fit]:
         """The means by which most ends of a kind are right: where γλ is nearly 1, rows inside episodes do not tell."""
@@ -192,15 +194,25 @@ class Judging(Places):
     def _whitening(self, fit: Fit, raw: Rows) -> None:
         if fit.scale == 1 and fit.mean == 0:
             return
-        given, live = self.rows.advantages, raw.live
-        over_live = _unwhitened(given[live])
-        over_all = min(_unwhitened(given.ravel()), _unwhitened(np.where(live, given, -fit.mean / fit.scale).ravel()))
-        if self.rollout.mask is not None and not live.all() and over_all < 1e-3 and over_all < over_live / 4:
-            self.add("padding_whitened", live, over_all)
-        elif over_live < 1e-2:
+        if self._padding_whitened(min(self._over_padding(), self._over_padding(-fit.mean / fit.scale))):
+            return
+        if _unwhitened(self.rows.advantages[raw.live]) < 1e-2:
             self.notes.append("the advantages are whitened")
         else:
             self.notes.append(f"the advantages are ({fit.mean:.4g} subtracted) divided by {fit.scale:.4g}")
+
+    def _over_padding(self, padding: float | None = None) -> float:
+        """How far all rows are from being whitened together: with the padding as given, or with this number there."""
+        given = self.rows.advantages
+        return _unwhitened((given if padding is None else np.where(self.rows.live, given, padding)).ravel())
+
+    def _padding_whitened(self, over_all: float) -> bool:
+        live = self.rows.live
+        over_live = _unwhitened(self.rows.advantages[live])
+        found = self.rollout.mask is not None and not live.all() and over_all < 1e-3 and over_all < over_live / 4
+        if found:
+            self.add("padding_whitened", live, over_all)
+        return found
 
     def _ends(self, raw: Rows, fit: Fit) -> None:
         """Rows at the end of an episode or the buffer: what was added there, if not what GAE adds."""

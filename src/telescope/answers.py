@@ -116,8 +116,8 @@ class Answers:
         if task.game is not None:
             sampling = _checked(**usual("reward", self.config)._asdict() | asked)
             hall = Hall(task.game, self.tokenizer, str(self.folder.path), self.ends)
-            maximum = {"turns": task.turns, "max_tokens": limits["max_tokens"]}
-            found = played(self.model, hall, rows, sampling=sampling, **maximum)
+            maximum = {name: limits[name] for name in ("max_tokens", "at_once")}
+            found = played(self.model, hall, rows, sampling=sampling, turns=task.turns, **maximum)
             return {**found, "kl_completion": None, **sampling._asdict(), "prompts": len(rows), "kl": None}
         measured, first = dict[str, Any](), dict[str, Any]()
         for metric, scoring in scorings(task, self._own(needed=task.reward is None)).items():

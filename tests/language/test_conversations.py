@@ -16,6 +16,7 @@ from telescope.algorithms import grpo, rlhf
 from telescope.cli import main
 from telescope.language.data.games import Guess, Hall, guess_row, random_player
 from telescope.language.data.tasks import open_task
+from telescope.language.experience import conversations
 from telescope.language.experience.conversations import play, transcript
 from telescope.language.models import causal as models
 from telescope.language.models.tokenizer import EOS, characters
@@ -105,6 +106,54 @@ def test_a_conversation_does_not_depend_on_its_company(policy):
         for i in (0, 1):
             live = whole.present[2 * row + i]
             assert whole.tokens[2 * row + i][live].tolist() == alone.tokens[i][alone.present[i]].tolist()
+
+
+@pytest.mark.parametrize("top", [{"top_k": 5}, {"top_p": 0.3}, {"top_k": 30, "top_p": 0.8}])
+def test_turns_are_drawn_from_the_likeliest_tokens(top, policy):
+    """And their probabilities are over these tokens, as the update computes them again."""
+    from telescope.language.log_probs import token_log_probs
+    from telescope.language.models.states import completion_states, output_of, trunk_of
+
+    _, prompts, found = talk(policy, max_tokens=40, **top)
+    own = found.mask
+    assert found.support is not None
+    assert (found.support == found.tokens[..., None]).any(-1)[own].all()
+    assert (found.support[~own] == -1).all()
+    if "top_k" in top:
+        assert found.support.shape[-1] <= top["top_k"]
+    states = completion_states(trunk_of(policy), prompts, (found.tokens, found.present), group=2)
+    settings = {"mask": own, "temperature": 4.0, "support": found.support}
+    again = token_log_probs(states, output_of(policy), found.tokens, **settings)
+    torch.testing.assert_close(again.log_probs, found.log_probs, rtol=0, atol=2e-5)
+    assert not found.tokens.equal(talk(policy, max_tokens=40)[2].tokens)
+
+
+def test_equal_conversations_share_their_way_through_the_model(policy, monkeypatch):
+    """Also those of equal prompts, and as long as they are equal: the texts are those of conversations alone."""
+    seen, step = [], conversations.stepped
+    watched = lambda model, tokens, *rest: (seen.append(len(tokens)), step(model, tokens, *rest))[1]
+    monkeypatch.setattr(conversations, "stepped", watched)
+    rows = [{"prompt": "a:", "level": 3}] * 3
+    _, _, found = talk(policy, rows=rows, max_tokens=30)
+    assert seen[0] == 1
+    assert max(seen[1:]) > 1
+    uniforms = torch.from_numpy(np.random.default_rng(0).random((6, 30), dtype=np.float32))
+    for i in range(6):
+        _, _, alone = talk(policy, rows=rows[:1], group=1, uniforms=uniforms[i : i + 1], max_tokens=30)
+        assert found.tokens[i][found.present[i]].tolist() == alone.tokens[0][alone.present[0]].tolist()
+    seen.clear()
+    _, _, found = talk(policy, rows=rows, uniforms=uniforms[:1].expand(6, -1), max_tokens=30)
+    assert set(seen) == {1}, "of equal random numbers too"
+    assert (found.tokens == found.tokens[:1]).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_fewer_conversations_at_a_time_are_the_same(at_once, policy):
+    _, _, whole = talk(policy, max_tokens=30)
+    _, _, found = talk(policy, max_tokens=30, at_once=at_once)
+    for name in ("tokens", "mask", "read", "turn_ends", "rewards", "terminated"):
+        assert getattr(whole, name).equal(getattr(found, name)), name
+    torch.testing.assert_close(whole.log_probs, found.log_probs, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(("turns", "max_tokens"), [(1, 30), (2, 30), (4, 5), (4, 1)])
@@ -222,13 +271,14 @@ def test_the_random_player_obeys_the_rules():
 # Runs
 
 
-@pytest.mark.parametrize("name", ["tokens", "turns", "grpo", "bootstrap", "kl"])
+@pytest.mark.parametrize("name", ["tokens", "turns", "grpo", "bootstrap", "kl", "top"])
 def test_runs_learn_from_turns_and_resume_bit_for_bit(name):
     if name == "grpo":
         module, config = grpo, grpo.GRPO(task="lm/guess", **QUICK)
     else:
         more = {"turns": {"gae_over": "turns"}, "bootstrap": {"gae_over": "turns", "truncation": "bootstrap"}}
         more["kl"] = {"gae_over": "turns", "beta": 0.1}
+        more["top"] = {"top_k": 20, "top_p": 0.9}
         module, config = rlhf, rlhf.RLHF(task="lm/guess", **QUICK, **{"beta": 0.0, **more.get(name, {})})
     found, state = [], None
     for step in module.train(config):
@@ -297,7 +347,7 @@ def test_an_environment_of_ones_own_with_a_chat_template(tmp_path, capsys):
     ("settings", "named"),
     [
         ({"task": "lm/sort", "turns": 3}, "turns is 3, but lm/sort is answered in one turn"),
-        ({"task": "lm/guess", "top_k": 3}, "top_k is 3"),
+        ({"task": "lm/guess", "overlong_cache": 3}, "overlong_cache is 3"),
         ({"task": "lm/guess", "reward": "exact_answer"}, "reward is 'exact_answer'"),
     ],
 )

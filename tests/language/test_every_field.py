@@ -148,11 +148,11 @@ def plain(x):
 def watched(module, config):
     """All that a run shows: metrics, the final state, and how many texts went through the model at a time."""
     calls = []
-    run, step = states._run, sampling._step
+    run, step = states._run, sampling.stepped
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(states, "_run", lambda trunk, tokens, *a: (calls.append(tokens.shape), run(trunk, tokens, *a))[1])
         patch.setattr(
-            sampling, "_step", lambda model, tokens, *a: (calls.append(tokens.shape), step(model, tokens, *a))[1]
+            sampling, "stepped", lambda model, tokens, *a: (calls.append(tokens.shape), step(model, tokens, *a))[1]
         )
         try_out(config)
         steps = list(module.train(config))

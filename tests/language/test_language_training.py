@@ -430,18 +430,21 @@ def test_a_reward_model_is_no_policy_and_a_cut_file_no_model(tmp_path, capsys):
 # Parts
 
 
+@pytest.mark.parametrize("equal", [False, True])
 @pytest.mark.parametrize("letters", [90, 5])
-def test_a_shared_prompt_changes_neither_states_nor_gradients(letters):
+def test_a_shared_prompt_changes_neither_states_nor_gradients(letters, equal):
     """Reading a prompt, and completions that are alike, once for all of a group is reading them with each."""
     model = models.tiny(0)
     trunk = trunk_of(model)
     rng = torch.Generator().manual_seed(0)
     prompts = Prompts(torch.randint(3, 90, (3, 5), generator=rng), torch.ones(3, 5, dtype=torch.bool))
     prompts.mask[1, :2] = False
+    if equal:  # groups of equal prompts share too
+        prompts.tokens[2] = prompts.tokens[0]
     tokens, mask = torch.randint(3, letters, (24, 3), generator=rng), torch.ones(24, 3, dtype=torch.bool)
     mask[2:6, 2:] = False
     mask[8:12, 1:] = False
-    kinds = len(alike(tokens[:, :-1], mask[:, :-1], 8)[0])
+    kinds = len(alike(tokens[:, :-1], mask[:, :-1], torch.arange(24) // 8)[0])
     assert kinds < 16 if letters == 5 else kinds > 20
     weights = torch.randn(24, 3, 128, generator=rng)
     found = []
@@ -459,9 +462,12 @@ def test_a_shared_prompt_changes_neither_states_nor_gradients(letters):
 def test_rows_are_alike_in_their_live_tokens_and_within_their_group():
     tokens = torch.tensor([[5, 6], [5, 7], [5, 6], [5, 7], [5, 6], [5, 9]])
     mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 0], [1, 1], [1, 0]], dtype=torch.bool)
-    rows, copies = alike(tokens, mask, 3)
+    rows, copies = alike(tokens, mask, torch.tensor([0, 0, 0, 1, 1, 1]))
     assert rows.tolist() == [0, 1, 3, 4]
     assert copies.tolist() == [0, 1, 0, 2, 3, 2]
+    rows, copies = alike(tokens, mask, torch.zeros(6, dtype=torch.long))  # groups of equal prompts
+    assert rows.tolist() == [0, 1]
+    assert copies.tolist() == [0, 1, 0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("micro_batch", [4, 8])

@@ -30,7 +30,7 @@ CONFIGS = {
 def at_a_time(monkeypatch):
     """How many completions were learned from, and sampled, at a time."""
     seen = {"learned": [], "sampled": []}
-    states, step = RolloutSession.states, sampling._step
+    states, step = RolloutSession.states, sampling.stepped
 
     def watched_states(self, rollout, policy=None):
         seen["learned"].append(len(rollout.completions.tokens))
@@ -41,7 +41,7 @@ def at_a_time(monkeypatch):
         return step(model, tokens, *rest)
 
     monkeypatch.setattr(RolloutSession, "states", watched_states)
-    monkeypatch.setattr(sampling, "_step", watched_step)
+    monkeypatch.setattr(sampling, "stepped", watched_step)
     return seen
 
 

@@ -211,8 +211,8 @@ class RolloutConfig(LanguageConfig):
         if task.game is None:
             unread(self, "turns", "give an environment", f"{task.name} is answered in one turn")
             return task
-        for name in ("reward", "reward_seconds", "overlong_cache", "top_k", "top_p"):
-            unread(self, name, "leave it out", "conversations have the rewards and the sampling of their environment")
+        for name in ("reward", "reward_seconds", "overlong_cache"):
+            unread(self, name, "leave it out", "conversations have the rewards of their environment")
         return task._replace(turns=self.turns or task.turns)
 
     @property

@@ -54,6 +54,7 @@ def held_out(session: Session) -> dict[str, float]:
     if session.task.game is not None:
         hall = Hall(session.task.game, session.tokenizer, session.config.model, session.ends)
         limits: dict[str, Any] = {"turns": session.task.turns, "max_tokens": session.max_tokens}
+        limits["at_once"] = session.config.at_once
         sampling = usual("reward", session.config)
         return {"reward": played(session.policy, hall, rows, sampling=sampling, **limits)["reward"]}
     for metric, scoring in session.scorings().items():
@@ -125,12 +126,15 @@ def played(
     turns: int,
     sampling: Sampling,
     max_tokens: int,
+    at_once: int | None = None,
 ) -> dict[str, float]:
     """Hold conversations: mean `reward` of a whole one, mean `length` and `turns`, and the share `truncated`."""
     device, greedy = next(policy.parameters()).device, sampling.temperature == 0
     noise = None if greedy else draws(len(rows) * sampling.samples, max_tokens, device)
-    settings: dict[str, Any] = {} if greedy else {"temperature": sampling.temperature}
-    limits = {"ends": hall.ends, "turns": turns, "max_tokens": max_tokens, "uniforms": noise}
+    settings: dict[str, Any] = {}
+    if not greedy:
+        settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    limits = {"ends": hall.ends, "turns": turns, "max_tokens": max_tokens, "uniforms": noise, "at_once": at_once}
     _, found = play(policy, hall, rows, group=sampling.samples, **limits, **settings)
     assert found.rewards is not None
     assert found.turn_ends is not None

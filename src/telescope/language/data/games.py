@@ -7,6 +7,7 @@ the policy and returns (what is said next, reward, terminated). Leaves out how t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -89,6 +90,8 @@ class Hall:
     def __init__(self, make: Callable[[], Environment], tokenizer: Any, name: str, ends: Sequence[int]) -> None:
         self.make, self.tokenizer, self.name, self.ends = make, tokenizer, name, tuple(ends)
         self.template = Template(tokenizer, name) if getattr(tokenizer, "chat_template", None) else None
+        self._text = functools.cache(lambda turn: following_texts(tokenizer, [turn])[0])  # turns are often equal
+        self._ids = functools.cache(lambda text: plain_ids(tokenizer, [text])[0])
 
     def open(self, rows: Sequence[Row], group: int) -> list[str]:
         """Begin `group` conversations for each row; the prompts of the rows as text."""
@@ -105,7 +108,7 @@ class Hall:
     def answer(self, i: int, turn: Sequence[int]) -> Answer:
         """What the environment of conversation i says to the tokens of a turn."""
         ended = turn[-1] in self.ends
-        [text] = following_texts(self.tokenizer, [turn[:-1] if ended else turn])
+        text = self._text(tuple(turn[:-1] if ended else turn))
         try:
             said, reward, terminated = self.games[i].step(text)
             reward = float(reward)
@@ -127,7 +130,7 @@ class Hall:
     def following(self, row: Row, said: Said, ended: bool) -> list[int]:
         """The tokens between a turn of the policy and its next one. ended: the turn has its end token already."""
         if isinstance(said, str):
-            return plain_ids(self.tokenizer, [said])[0]
+            return self._ids(said)
         assert self.template is not None
         talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}, *said]
         text = self.template.text(talk, row, add_generation_prompt=True).partition(MARK)[2]

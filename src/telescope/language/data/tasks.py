@@ -190,7 +190,7 @@ def _guess(name: str, digits: int | None) -> Task:
         rows = [guess_row(int(secret), most) for secret in rng.integers(most + 1, size=count)]
         return [row | {"completion": random_player(row, rng, turns)} for row in rows]
 
-    held_out = [guess_row(secret, most) for secret in range(min(most + 1, HELD_OUT))]
+    held_out = [guess_row(i % (most + 1), most) for i in range(HELD_OUT)]  # a game has no prompts to hold out
     return Task(name, draw, held_out, None, "reward", turns * (digits + 1), game=Guess, turns=turns)
 
 

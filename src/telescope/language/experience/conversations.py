@@ -1,12 +1,15 @@
 """Conversations of several turns with an environment of text, sampled in one batch whose cache is kept between turns.
 
 A turn ends with an end token; the environment answers, and its tokens are read but not learned. No sampled token is
-tokenised again. Leaves out environments (`data/games.py`) and completions of one turn (`sampling.py`).
+tokenised again. Conversations that are equal so far share a row of the cache, also those of equal prompts. Leaves out
+environments (`data/games.py`) and completions of one turn (`sampling.py`).
 """
 
-# B conversations, N prompts, P prompt width, T own and read tokens of a conversation, W columns of the cache
+# B conversations, N prompts, P prompt width, T own and read tokens of a conversation
+# C texts in the cache: conversations that are equal so far share one. W columns of the cache, some of them masked
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,32 +19,8 @@ from torch import Tensor
 from telescope.language.data.games import Answer, Hall
 from telescope.language.data.tasks import Row
 from telescope.language.data.text import following_texts
-from telescope.language.experience.sampling import Completions, Prompts, _draw, _step, encode
+from telescope.language.experience.sampling import Completions, Drawn, Prompts, cut, draw, encode, joined, stepped
 from telescope.language.models.states import require_positions, require_tokens
-
-
-class _Talk:
-    """One conversation while it is sampled."""
-
-    def __init__(self) -> None:
-        self.tokens, self.own, self.last = list[int](), list[bool](), list[bool]()
-        self.rewards, self.log_probs, self.entropy = list[float](), list[float](), list[float]()
-        self.turn = list[int]()
-        self.over = self.terminated = False
-
-    def say(self, token: int, log_prob: float, entropy: float) -> None:
-        self.turn.append(token)
-        self._add(token, True, log_prob, entropy)
-
-    def read(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            self._add(token, False, 0.0, 0.0)
-
-    def _add(self, token: int, own: bool, log_prob: float, entropy: float) -> None:
-        values = (token, own, False, 0.0, log_prob, entropy)
-        columns = (self.tokens, self.own, self.last, self.rewards, self.log_probs, self.entropy)
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
@@ -56,100 +35,188 @@ def converse(
     uniforms: Tensor | None = None,
     group: int = 1,
     temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    at_once: int | None = None,
 ) -> Completions:
     """Sample `group` conversations from each prompt, of at most `turns` turns and `max_tokens` own tokens each.
 
     Args:
         answer: (conversation, tokens of its turn) → the environment's answer.
         uniforms: [B, max_tokens] in [0, 1), the random number of each own token. None: the most likely token.
-        temperature: of sampling.
+        temperature, top_k, top_p: the distribution to draw from. `support` then has the tokens that could be drawn.
+        at_once: conversations per forward pass. None: all.
 
     Returns:
         Completions with `read`, `rewards` and `turn_ends`. Those cut by turns or tokens are not terminated.
     """
-    from transformers import DynamicCache
-
-    talks = [_Talk() for _ in range(len(prompts.tokens) * group)]
-    device, cache = prompts.tokens.device, DynamicCache(config=model.config)
-    require_tokens(model, prompts.tokens)
-    mask, endings = prompts.mask, set(ends)
-    logits = _step(model, prompts.tokens, mask, (mask.long().cumsum(1) - 1).clamp(min=0), cache)  # [N, V]
-    cache.batch_repeat_interleave(group)
-    mask, logits = mask.repeat_interleave(group, 0), logits.repeat_interleave(group, 0)  # [B, …]
-    every = torch.arange(len(talks), device=device)
+    if at_once is not None and at_once < len(prompts.tokens) * group:
+        settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "ends": ends}
+        settings |= {"turns": turns, "max_tokens": max_tokens}
+        parts, first = list[Completions](), 0
+        for some, noise, size in cut(prompts, uniforms, group, at_once):
+            heard = functools.partial(_answer_from, answer, first)
+            parts.append(converse(model, some, heard, uniforms=noise, group=size, **settings))
+            first += len(parts[-1].tokens)
+        return functools.reduce(joined, parts)
+    texts = _Texts(model, prompts, group)
+    talks = _Talks(len(prompts.tokens) * group, prompts.tokens.device)
+    endings = torch.tensor(list(ends), device=prompts.tokens.device)
     for turn in range(turns):
-        speaking = torch.tensor([not talk.over for talk in talks], device=device)
-        while bool(speaking.any()):
-            counts = torch.tensor([sum(talk.own) for talk in talks], device=device).clamp(max=max_tokens - 1)
-            noise = None if uniforms is None else uniforms.gather(1, counts[:, None])[:, 0]
-            scores = (logits / temperature).log_softmax(-1)  # [B, V]
-            tokens = scores.argmax(-1) if noise is None else _draw(scores, every, noise)
-            log_probs = scores.gather(1, tokens[:, None])[:, 0]
-            entropy = -(scores.exp() * scores.clamp(min=torch.finfo(scores.dtype).min)).sum(-1)
-            for i in speaking.nonzero()[:, 0].tolist():
-                talks[i].say(int(tokens[i]), float(log_probs[i]), float(entropy[i]))
-            fresh = speaking
-            ended = torch.tensor([int(token) in endings for token in tokens.tolist()], device=device)
-            full = torch.tensor([sum(talk.own) >= max_tokens for talk in talks], device=device)
-            for i in (speaking & full & ~ended).nonzero()[:, 0].tolist():
-                talks[i].over = True
-            speaking = speaking & ~ended & ~full
-            mask = torch.cat([mask, fresh[:, None]], 1)  # columns of silent conversations are masked
-            logits = _kept(logits, _forward(model, tokens[:, None], mask, cache), fresh)
-        block = [list[int]() for _ in talks]
-        for i, talk in enumerate(talks):
-            if talk.over or not talk.turn:
-                continue
-            found = answer(i, talk.turn)
-            talk.last[-1], talk.rewards[-1] = True, found.reward
-            talk.terminated = found.terminated
-            talk.over = found.terminated or turn + 1 == turns or sum(talk.own) >= max_tokens
-            talk.turn = []
-            if not talk.over:
-                talk.read(found.tokens)
-                block[i] = found.tokens
-        if all(talk.over for talk in talks):
+        speaking = talks.going
+        while len(speaking):
+            noise = None if uniforms is None else uniforms[speaking, talks.counts[speaking]]
+            drawn = draw(texts.logits, texts.owner[speaking], noise, temperature, top_k, top_p)
+            talks.say(speaking, drawn)
+            ended, full = torch.isin(drawn.tokens, endings), talks.counts[speaking] >= max_tokens
+            talks.over[speaking[full & ~ended]] = True  # cut within a turn, which the environment does not see
+            more = ~ended & ~full
+            speaking = speaking[more]
+            if len(speaking):
+                texts.read(talks.going, speaking, drawn.tokens[more][:, None])
+        rows = talks.going
+        if not len(rows):
             break
-        width = max(map(len, block))
-        if width:
-            padded = torch.tensor([[0] * (width - len(ids)) + ids for ids in block], device=device)  # on the left
-            fresh = torch.arange(width, device=device) >= torch.tensor(
-                [[width - len(ids)] for ids in block], device=device
-            )
-            mask = torch.cat([mask, fresh], 1)
-            logits = _kept(logits, _forward(model, padded, mask, cache), fresh.any(1))
-    return _finished(talks, device)
+        answers = [answer(i, talks.turns[i]) for i in rows.tolist()]
+        ends_of_turns = [[talks.turns[i][-1]] for i in rows.tolist()]  # not read yet
+        talks.hear(rows, answers, last=turn + 1 == turns, max_tokens=max_tokens)
+        if not len(talks.going):
+            break
+        block = _padded([[*end, *said.tokens] for end, said in zip(ends_of_turns, answers, strict=True)], rows.device)
+        more = ~talks.over[rows]
+        texts.read(rows[more], rows[more], block[more])
+    return talks.finish()
 
 
-def _forward(model: Any, tokens: Tensor, mask: Tensor, cache: Any) -> Tensor:
-    """Logits [B, V] after new columns of the cache, some of them masked."""
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-    require_positions(model, int(positions.max()) + 1)
-    return _step(model, tokens, mask, positions, cache)
+def _answer_from(answer: Callable[[int, list[int]], Answer], first: int, i: int, turn: list[int]) -> Answer:
+    """The answer to a conversation of a part of the batch."""
+    return answer(first + i, turn)
 
 
-def _kept(old: Tensor, new: Tensor, fresh: Tensor) -> Tensor:
-    """The new logits of conversations that went on."""
-    return torch.where(fresh[:, None], new, old)
+class _Texts:
+    """What the model has read."""
+
+    def __init__(self, model: Any, prompts: Prompts, group: int) -> None:
+        from transformers import DynamicCache
+
+        require_tokens(model, prompts.tokens)
+        self.model, self.cache = model, DynamicCache(config=model.config)
+        whole = torch.where(prompts.mask, prompts.tokens, -1)  # [N, P]
+        distinct, owner = torch.unique(whole, dim=0, return_inverse=True)
+        self.mask = distinct >= 0  # [C, P], later [C, W]
+        self.owner = owner.repeat_interleave(group)  # [B], the text of each conversation
+        self.logits = self._forward(distinct.clamp(min=0))  # [C, V] after each text
+
+    def read(self, going: Tensor, rows: Tensor, tokens: Tensor) -> None:
+        """Read tokens [rows, W], padded with −1 on the left. Logits of other conversations are not valid after it.
+
+        going: all conversations whose texts are still needed, `rows` among them.
+        """
+        block = tokens.new_full((len(self.owner), tokens.shape[1]), -1)
+        block[rows] = tokens
+        block, owner = block[going], self.owner[going]
+        key, stride = owner, int(block.max()) + 2
+        for column in block.T:  # equal texts that read the same stay equal
+            key = torch.unique(key * stride + column + 1, return_inverse=True)[1]
+        every = torch.arange(len(key), device=key.device)
+        first = every.new_zeros(int(key.max()) + 1).scatter_reduce(0, key, every, "amin", include_self=False)  # [C]
+        source, block = owner[first], block[first]
+        if not torch.equal(source, torch.arange(len(self.mask), device=source.device)):
+            self.cache.reorder_cache(source)  # type: ignore[arg-type]
+        self.mask = torch.cat([self.mask[source], block >= 0], 1)
+        self.owner[going] = key
+        self.logits = self._forward(block.clamp(min=0))
+
+    def _forward(self, tokens: Tensor) -> Tensor:
+        """Logits [C, V] after new columns of the cache, some of them masked."""
+        positions = (self.mask.long().cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        require_positions(self.model, int(positions.max()) + 1)
+        return stepped(self.model, tokens, self.mask, positions, self.cache)
 
 
-def _finished(talks: Sequence[_Talk], device: torch.device) -> Completions:
-    width = max((len(talk.tokens) for talk in talks), default=0)
+class _Talks:
+    """Conversations while they are sampled."""
 
-    def column(values: Sequence[Sequence[Any]], dtype: torch.dtype) -> Tensor:
-        return torch.tensor([[*row, *[0] * (width - len(row))] for row in values], dtype=dtype, device=device)
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.turns = [list[int]() for _ in range(count)]  # own tokens of the turn so far
+        self.counts = torch.zeros(count, dtype=torch.long, device=device)  # [B] own tokens
+        self.over, self.terminated = (torch.zeros(count, dtype=torch.bool, device=device) for _ in range(2))
+        self._width = 0  # columns so far
+        self._said = list[tuple[int, Tensor, Drawn]]()  # column, conversations, their tokens
+        self._heard = list[tuple[int, Tensor, Tensor]]()
+        self._last = torch.zeros_like(self.counts)  # the column of the last own token
+        self._ends = list[tuple[Tensor, Tensor, Tensor]]()  # conversations, columns and rewards of turns
 
-    return Completions(
-        tokens=column([talk.tokens for talk in talks], torch.long),
-        mask=column([talk.own for talk in talks], torch.bool),
-        log_probs=column([talk.log_probs for talk in talks], torch.float32),
-        entropy=column([talk.entropy for talk in talks], torch.float32),
-        terminated=torch.tensor([talk.terminated for talk in talks], dtype=torch.bool, device=device),
-        support=None,
-        read=column([[True] * len(talk.tokens) for talk in talks], torch.bool),
-        rewards=column([talk.rewards for talk in talks], torch.float32),
-        turn_ends=column([talk.last for talk in talks], torch.bool),
-    )
+    @property
+    def going(self) -> Tensor:
+        """Indices of the conversations that are not over."""
+        return (~self.over).nonzero()[:, 0]
+
+    def say(self, rows: Tensor, drawn: Drawn) -> None:
+        """Add an own token of some conversations."""
+        for i, token in zip(rows.tolist(), drawn.tokens.tolist(), strict=True):
+            self.turns[i].append(token)
+        self.counts[rows] += 1
+        self._last[rows] = self._width
+        self._said.append((self._width, rows, drawn))
+        self._width += 1
+
+    def hear(self, rows: Tensor, answers: Sequence[Answer], *, last: bool, max_tokens: int) -> None:
+        """End the turn of some conversations. Those that go on hear what the environment says."""
+        rewards = torch.tensor([found.reward for found in answers], device=rows.device)
+        self._ends.append((rows, self._last[rows], rewards))
+        self.terminated[rows] = torch.tensor([found.terminated for found in answers], dtype=torch.bool).to(rows.device)
+        self.over[rows] = self.terminated[rows] | last | (self.counts[rows] >= max_tokens)
+        self.turns = [[] for _ in self.turns]
+        block = _padded([found.tokens for found in answers], rows.device)
+        for column in block.T:
+            here = (column >= 0) & ~self.over[rows]
+            self._heard.append((self._width, rows[here], column[here]))
+            self._width += 1
+
+    def finish(self) -> Completions:
+        shape = (len(self.counts), self._width)
+        tokens = torch.zeros(shape, dtype=torch.long, device=self.counts.device)
+        log_probs, entropy, rewards = (torch.zeros(shape, device=tokens.device) for _ in range(3))
+        own, read, turn_ends = (torch.zeros_like(tokens, dtype=torch.bool) for _ in range(3))
+        for column, rows, drawn in self._said:
+            tokens[rows, column], own[rows, column] = drawn.tokens, True
+            log_probs[rows, column], entropy[rows, column] = drawn.log_probs, drawn.entropy
+        for column, rows, ids in self._heard:
+            tokens[rows, column], read[rows, column] = ids, True
+        for rows, columns, earned in self._ends:
+            turn_ends[rows, columns], rewards[rows, columns] = True, earned
+        support = self._support(tokens)
+        found = Completions(tokens, own, log_probs, entropy, self.terminated, support, own | read, rewards, turn_ends)
+        return _without_gaps(found)
+
+    def _support(self, tokens: Tensor) -> Tensor | None:
+        """The ids that could have been drawn at each place [B, W, K]."""
+        if not self._said or self._said[0][2].support is None:
+            return None
+        supports = [(column, rows, drawn.support) for column, rows, drawn in self._said if drawn.support is not None]
+        found = tokens.new_full((*tokens.shape, max(ids.shape[-1] for *_, ids in supports)), -1)
+        for column, rows, ids in supports:
+            found[rows, column, : ids.shape[-1]] = ids
+        return found
+
+
+def _without_gaps(found: Completions) -> Completions:
+    """The same, with the tokens of each conversation one after another."""
+    order = found.present.long().argsort(dim=1, descending=True, stable=True)[:, : int(found.present.sum(1).max())]
+
+    def moved(x: Tensor | None) -> Tensor | None:
+        if x is None or x.ndim == 1:
+            return x
+        return x.take_along_dim(order.view(*order.shape, *[1] * (x.ndim - 2)), 1)
+
+    return Completions(*map(moved, found))  # type: ignore[arg-type]
+
+
+def _padded(texts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Tokens [B, W], padded with −1 on the left."""
+    width = max(map(len, texts), default=0)
+    return torch.tensor([[-1] * (width - len(ids)) + list(ids) for ids in texts], dtype=torch.long, device=device)
 
 
 def transcript(tokenizer: Any, completions: Completions) -> list[str]:
@@ -173,7 +240,7 @@ def held(
 ) -> tuple[list[str], Prompts, Completions, Tensor]:
     """Conversations of a rollout: their texts, prompts, tokens, and scores [B], the sums of their rewards."""
     noise = uniforms.to(config.device)
-    settings = {"group": config.group, "temperature": config.temperature, "ends": hall.ends}
-    prompts, found = play(policy, hall, rows, uniforms=noise, **settings, **limits)
+    settings = {name: getattr(config, name) for name in ("group", "temperature", "top_k", "top_p")}
+    prompts, found = play(policy, hall, rows, uniforms=noise, ends=hall.ends, **settings, **limits)
     assert found.rewards is not None
     return transcript(hall.tokenizer, found), prompts, found, found.rewards.sum(1)

@@ -227,7 +227,9 @@ class RolloutSession(Session):
             shape = (len(rows) * self.config.group, self.max_tokens)
             noise = torch.from_numpy(self.generator(TOKENS, part).random(shape, dtype=np.float32))  # [B, max_tokens]
             hall = Hall(self.task.game, self.tokenizer, self.config.model, self.ends)  # type: ignore[arg-type]
-            found = held(self.policy, hall, rows, noise, self.config, turns=self.task.turns, max_tokens=self.max_tokens)
+            limits: dict[str, Any] = {"turns": self.task.turns, "max_tokens": self.max_tokens}
+            limits["at_once"] = self.config.at_once
+            found = held(self.policy, hall, rows, noise, self.config, **limits)
         rows = [row for row in rows for _ in range(self.config.group)]  # [N] → [B]
         return Rollout(rows, *found, None, self.config.group)
 

@@ -137,7 +137,7 @@ def sample(
     n = len(prompts.tokens) * group
     if at_once is not None and at_once < n:
         settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        parts = _cut(prompts, uniforms, group, at_once)
+        parts = cut(prompts, uniforms, group, at_once)
         found = [
             sample(model, some, ends=ends, max_tokens=max_tokens, uniforms=noise, group=size, **settings)
             for some, noise, size in parts
@@ -153,7 +153,7 @@ def sample(
     cache = DynamicCache(config=model.config)
     mask = prompts.mask  # [C, P + t] of the texts in the cache; they begin as the prompts, C = N
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)  # [C, P]
-    logits = _step(model, prompts.tokens, mask, positions, cache)  # [C, V]
+    logits = stepped(model, prompts.tokens, mask, positions, cache)  # [C, V]
     position = mask.sum(1)  # [C] of the first generated token
     rows = torch.arange(n, device=mask.device)  # the completions that have not ended
     texts = rows // group  # the text in the cache that each of them continues
@@ -171,11 +171,11 @@ def sample(
             cache.reorder_cache(source)  # type: ignore[arg-type]
             mask, position = mask[source], position[source]  # [C, …] of the new texts
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        logits = _step(model, tokens[:, None], mask, (position + t)[:, None], cache)
+        logits = stepped(model, tokens[:, None], mask, (position + t)[:, None], cache)
     return completions.finish()
 
 
-def _cut(
+def cut(
     prompts: Prompts, uniforms: Tensor | None, group: int, at_once: int
 ) -> Iterator[tuple[Prompts, Tensor | None, int]]:
     """Split a batch into pieces of `at_once` completions, whole groups or parts of one.
@@ -201,7 +201,7 @@ def _parted(texts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return distinct // stride, distinct % stride, owner
 
 
-def _step(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+def stepped(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
     """Logits [C, V] after the last token, in float32."""
     out = model(
         input_ids=tokens,
@@ -237,19 +237,12 @@ class _Growing:
         top_p: float | None,
     ) -> Tensor:
         """Draw the t-th token of the rows that have not ended, each from the logits [C, V] of its text."""
-        support = None
-        if (top_k is not None or top_p is not None) and noise is not None:
-            support = sampling_support(logits, temperature=temperature, top_k=top_k, top_p=top_p)  # [C, K]
-            logits = logits.gather(-1, support.clamp(min=0)).masked_fill(support < 0, -torch.inf)
-            self.supports.append((rows, support[texts]))
-        log_probs = (logits / temperature).log_softmax(-1)  # [C, V], or [C, K] over the support
-        finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
-        self.entropy[rows, t] = -(log_probs.exp() * finite).sum(-1)[texts]
-        index = log_probs.argmax(-1)[texts] if noise is None else _draw(log_probs, texts, noise)  # [rows]
-        self.log_probs[rows, t] = log_probs[texts, index]
-        tokens = index if support is None else support[texts, index]
-        self.tokens[rows, t], self.mask[rows, t] = tokens, True
-        return tokens
+        found = draw(logits, texts, noise, temperature, top_k, top_p)
+        if found.support is not None:
+            self.supports.append((rows, found.support))
+        self.entropy[rows, t], self.log_probs[rows, t] = found.entropy, found.log_probs
+        self.tokens[rows, t], self.mask[rows, t] = found.tokens, True
+        return found.tokens
 
     def finish(self) -> Completions:
         width = int(self.mask.any(0).sum())
@@ -264,6 +257,31 @@ class _Growing:
             x[:, :width] for x in (self.tokens, self.mask, self.log_probs, self.entropy)
         )
         return Completions(tokens, mask, log_probs, entropy, self.terminated, support)
+
+
+class Drawn(NamedTuple):
+    """One token for each of some rows."""
+
+    tokens: Tensor  # [rows]
+    log_probs: Tensor  # [rows]
+    entropy: Tensor  # [rows], of the distribution
+    support: Tensor | None  # [rows, K] ids that could have been drawn; None without top-k and top-p
+
+
+def draw(
+    logits: Tensor, texts: Tensor, noise: Tensor | None, temperature: float, top_k: int | None, top_p: float | None
+) -> Drawn:
+    """Draw a token for each row from the logits [C, V] of its text. noise: [rows] in [0, 1); None: the likeliest."""
+    support = None
+    if (top_k is not None or top_p is not None) and noise is not None:
+        support = sampling_support(logits, temperature=temperature, top_k=top_k, top_p=top_p)  # [C, K]
+        logits = logits.gather(-1, support.clamp(min=0)).masked_fill(support < 0, -torch.inf)
+    log_probs = (logits / temperature).log_softmax(-1)  # [C, V], or [C, K] over the support
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    entropy = -(log_probs.exp() * finite).sum(-1)[texts]
+    index = log_probs.argmax(-1)[texts] if noise is None else _draw(log_probs, texts, noise)  # [rows]
+    tokens = index if support is None else support[texts, index]
+    return Drawn(tokens, log_probs[texts, index], entropy, None if support is None else support[texts])
 
 
 def _draw(log_probs: Tensor, texts: Tensor, noise: Tensor) -> Tensor:

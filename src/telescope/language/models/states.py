@@ -91,7 +91,7 @@ def completion_states(
     """The states that predict each token of the completions [B, T, D]; with `after` also the last one [B, T + 1, D].
 
     With `group` > 1, a prompt that several completions share runs through the model once. Its keys and values are
-    repeated, and only the completions' own tokens follow, once for equal completions of a group. Values and gradients
+    repeated, and only the completions' own tokens follow, once for equal completions of a prompt. Values and gradients
     are the same, up to rounding. Layers with a recurrent state (linear attention, convolutions) overwrite it, which
     breaks gradients, so models with such layers read every text whole.
 
@@ -112,18 +112,21 @@ def completion_states(
         both = torch.cat([asked.repeat_interleave(group, 0), tokens], 1)
         both_mask = torch.cat([asked_mask.repeat_interleave(group, 0), mask], 1)
         return _run(trunk, both, both_mask, tokens.shape[1] + 1)
-    first = _run(trunk, asked, asked_mask, 1, cache)
+    distinct, owner = alike(asked, asked_mask, torch.zeros(len(asked), dtype=torch.long, device=asked.device))
+    first = _run(trunk, asked[distinct], asked_mask[distinct], 1, cache)
+    first = (first if len(distinct) == len(asked) else rows_of(first, owner)).repeat_interleave(group, 0)
     if tokens.shape[1] == 0:
-        return first.repeat_interleave(group, 0)
-    rows, copies = alike(tokens, mask, group)
-    if len(rows) == len(tokens):
+        return first
+    owner = owner.repeat_interleave(group)  # [N · group]
+    rows, copies = alike(tokens, mask, owner)
+    if len(rows) == len(tokens) == len(distinct) * group:
         cache.batch_repeat_interleave(group)
     else:
-        select_rows(cache, rows // group)
+        select_rows(cache, owner[rows])
     both_mask = torch.cat([asked_mask[rows // group], mask[rows]], 1)
     rest = _run(trunk, tokens[rows], both_mask, tokens.shape[1], cache)
     rest = rest if len(rows) == len(tokens) else rows_of(rest, copies)
-    return torch.cat([first.repeat_interleave(group, 0), rest], 1)
+    return torch.cat([first, rest], 1)
 
 
 def rows_of(x: Tensor, rows: Tensor) -> Tensor:
@@ -146,15 +149,17 @@ def select_rows(cache: Any, rows: Tensor) -> None:
             layer.batch_select_indices(rows)
 
 
-def alike(tokens: Tensor, mask: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """The first of each set of equal rows within a group [C], and for each row the one that it equals [N · group]."""
-    live = torch.where(mask, tokens, -1).unflatten(0, (-1, group))
-    index = torch.arange(len(tokens), device=tokens.device).view(-1, group)
-    first = index
-    for member in reversed(range(group - 1)):
-        first = torch.where((live == live[:, member, None]).all(-1), index[:, member, None], first)
-    rows, copies = torch.unique(first, return_inverse=True)
-    return rows, copies.flatten()
+def alike(tokens: Tensor, mask: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of each set of equal rows with the same owner [C], and for each row the one that it equals [B].
+
+    Args:
+        tokens, mask: [B, T]. Masked tokens do not count. owner: [B], a number of what the row follows.
+    """
+    live = torch.cat([owner[:, None], torch.where(mask, tokens, -1)], 1)
+    kind = torch.unique(live, dim=0, return_inverse=True)[1]
+    every = torch.arange(len(tokens), device=tokens.device)
+    first = every.new_zeros(int(kind.max()) + 1).scatter_reduce(0, kind, every, "amin", include_self=False)
+    return torch.unique(first[kind], return_inverse=True)
 
 
 def _run(trunk: nn.Module, tokens: Tensor, mask: Tensor, last: int, cache: Any = None) -> Tensor:

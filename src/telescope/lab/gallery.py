@@ -1,10 +1,10 @@
 """The mistakes at boundaries that are alive in the field, each in one rollout: `python -m telescope.lab.gallery`.
 
-Prints for each what it does to the policy gradient of a world whose truth is known, and what the doctor says. Leaves
-out how the doctor finds it.
+Prints for each what it does to the policy gradient of a world whose truth is known, what is learned with it, and what
+the doctor says. Leaves out how the doctor finds it.
 """
 
-# T time, B rollouts
+# T time, B rollouts, N states, A actions
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ import telescope
 from telescope.lab import worlds
 from telescope.lab.demonstrations import first
 from telescope.lab.doctor import Rollout, examine
-from telescope.lab.mdp import Array, softmax
-from telescope.lab.study import Case, case, measure
+from telescope.lab.mdp import MDP, Array, expected_return, optimal_policy, sample, softmax, truth, uniform
+from telescope.lab.study import Case, case, gradients, measure
 
 LAM = 0.95
 FEW, SHOWN = 200, 8
@@ -148,13 +148,46 @@ def rollout_of(here: Case, planted: Planted) -> Rollout:
     return Rollout(**known, advantages=planted.advantages[:, :SHOWN])
 
 
-def main(rollouts: int = 20_000) -> None:
-    """Print the gallery: the bias of the gradient in units of its length, its standard error, and the findings."""
+def corridor() -> MDP:
+    """Twelve cells whose right end pays. Episodes begin in any of them and are cut after four steps."""
+    world = worlds.chain(12, time_limit=4)
+    return world._replace(start=~world.terminal / (~world.terminal).sum())
+
+
+def learned(mistake: Mistake, seed: int, *, updates: int = 100, gamma: float = 0.95) -> float:
+    """Tabular actor–critic in the corridor with these advantages: the share of what can be gained that it gains.
+
+    0 is the uniform policy's exact return without a time limit, 1 that of the best policy. The critic's targets are
+    A + V, so it learns from the mistake too.
+    """
+    world, rng = corridor(), np.random.default_rng(seed)
+    logits, values = np.zeros((world.states, world.actions)), np.zeros(world.states)
+    for _ in range(updates):
+        policy = softmax(logits)
+        drawn = sample(world, policy, rng, 32, 8)
+        here = Case(world, policy, gamma, truth(world, policy, gamma), drawn, values, np.zeros(drawn.rewards.shape))
+        advantages = mistake.plant(here).advantages
+        off, wanted = gradients(here, advantages)  # [B, N·A]
+        visited = np.bincount(drawn.states.ravel(), minlength=world.states)
+        residuals = np.bincount(drawn.states.ravel(), advantages.ravel(), world.states) / np.maximum(visited, 1)
+        logits = logits + world.states * (off + wanted).mean(0).reshape(logits.shape)
+        values = values + 0.3 * residuals
+    none, best = (expected_return(world, x, gamma) for x in (uniform(world), optimal_policy(world, gamma)))
+    return (expected_return(world, softmax(logits), gamma) - none) / (best - none)
+
+
+def main(rollouts: int = 20_000, seeds: int = 8) -> None:
+    """Print the gallery.
+
+    The bias of the gradient in units of its length with its standard error, what is learned over seeds, the findings.
+    """
     here, few = world_of_limits(rollouts), world_of_limits(FEW)
     for mistake in MISTAKES:
         found = measure(here, mistake.plant(here).advantages)
         gradient = f"{found.gradient_bias:.3f} ± {found.gradient_bias_error:.3f}"
-        print(f"{mistake.name}: gradient {gradient}, advantage {found.bias:.2f}")
+        gained = np.array([learned(mistake, seed) for seed in range(seeds)])
+        share = f"{gained.mean():.2f} ± {gained.std(ddof=1) / seeds**0.5:.2f}"
+        print(f"{mistake.name}: gradient {gradient}, advantage {found.bias:.2f}, learned {share}")
         for finding in examine(rollout_of(few, mistake.plant(few))).findings:
             print(f"    {finding.text}")
 

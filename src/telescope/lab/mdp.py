@@ -162,6 +162,17 @@ def expected_return(mdp: MDP, policy: Array, gamma: float) -> float:
     return float(mdp.start @ truth(mdp, policy, gamma).values)
 
 
+def optimal_policy(mdp: MDP, gamma: float) -> Array:
+    """The policy [N, A] of the largest V in every state without a time limit, by policy iteration (Howard 1960)."""
+    policy, values = uniform(mdp), truth(mdp, uniform(mdp), gamma).values
+    while True:
+        better = np.eye(mdp.actions)[truth(mdp, policy, gamma).action_values.argmax(1)]
+        found = truth(mdp, better, gamma).values
+        if (found <= values + 1e-12 * (1 + np.abs(values))).all():
+            return policy
+        policy, values = better, found
+
+
 def policy_gradient(mdp: MDP, policy: Array, gamma: float, *, visit_gamma: float | None = None) -> Array:
     """∂J/∂logits [N, A] of a softmax policy: d(s) π(a|s) A(s, a), the policy gradient theorem (Sutton et al. 2000).
 

@@ -79,6 +79,36 @@ SPACES: dict[str, Space] = {
         "value_coefficient": Range(0.1, 1.0),
         "normalise_advantages": Choice((False, True)),
     },
+    "a3c": ON_POLICY
+    | {
+        "learning_rate": LEARNING_RATE,
+        "num_steps": Choice((5, 8, 16, 32, 64)),
+        "optimiser": Choice(("rmsprop", "adam")),
+        "entropy_coefficient": ENTROPY,
+        "value_coefficient": Range(0.1, 1.0),
+        "normalise_advantages": Choice((False, True)),
+    },
+    "impala": ON_POLICY
+    | {
+        "learning_rate": LEARNING_RATE,
+        "num_steps": Choice((8, 16, 32, 64)),
+        "optimiser": Choice(("rmsprop", "adam")),
+        "optimiser_eps": Range(1e-5, 1e-2, log=True),
+        "entropy_coefficient": ENTROPY,
+        "value_coefficient": Range(0.1, 1.0),
+        "rho_clip": Choice((1.0, 2.0, 4.0)),
+    },
+    "appo": ON_POLICY
+    | {
+        "learning_rate": LEARNING_RATE,
+        "num_steps": Choice((64, 128, 256, 512)),
+        "minibatch_size": Choice((64, 128, 256)),
+        "epochs": Choice((1, 2, 4, 10)),
+        "clip": Choice((0.1, 0.2, 0.3)),
+        "target_iterations": Choice((1, 2, 4)),
+        "entropy_coefficient": ENTROPY,
+        "value_coefficient": Range(0.1, 1.0),
+    },
     "trpo": ON_POLICY
     | {
         "num_steps": Choice((64, 256, 512, 1024)),

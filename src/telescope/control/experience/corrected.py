@@ -42,12 +42,13 @@ def packed(rollout: Rollout) -> dict[str, Any]:
 def unpacked(sent: Mapping[str, Any]) -> tuple[Rollout, Tensor]:
     """What `behaviour` sent as a rollout [T, S, B, …] and log μ(a|s) [S, N].
 
-    Tensors are copies: those of another process are read-only, and torch's allocator aligns its own.
+    All arrays are copies: those of another process are read-only, and torch's allocator aligns its own.
     """
+    finals = {name: None if x is None else np.array(x) for name, x in sent["rollout"]["finals"].items()}
     tensors: dict[str, Any] = {
         name: None if x is None else torch.tensor(x) for name, x in sent["rollout"].items() if name != "finals"
     }
-    return Rollout(**tensors, finals=Finals(**sent["rollout"]["finals"])), torch.tensor(sent["log_probs"])
+    return Rollout(**tensors, finals=Finals(**finals)), torch.tensor(sent["log_probs"])
 
 
 def with_vtrace(

@@ -4,6 +4,7 @@ Leaves out the formula of turns (`per_turn`, in the estimators' tests).
 """
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -131,7 +132,11 @@ def test_turns_are_drawn_from_the_likeliest_tokens(top, policy):
 def test_equal_conversations_share_their_way_through_the_model(policy, monkeypatch):
     """Also those of equal prompts, and as long as they are equal: the texts are those of conversations alone."""
     seen, step = [], conversations.stepped
-    watched = lambda model, tokens, *rest: (seen.append(len(tokens)), step(model, tokens, *rest))[1]
+
+    def watched(model, tokens, *rest):
+        seen.append(len(tokens))
+        return step(model, tokens, *rest)
+
     monkeypatch.setattr(conversations, "stepped", watched)
     rows = [{"prompt": "a:", "level": 3}] * 3
     _, _, found = talk(policy, rows=rows, max_tokens=30)
@@ -161,6 +166,7 @@ def test_turns_and_tokens_cut_a_conversation(turns, max_tokens, policy):
     _, _, found = talk(policy, turns=turns, max_tokens=max_tokens)
     assert found.mask.sum(1).max() <= max_tokens
     assert found.turn_ends.sum(1).max() <= turns
+    assert found.turn_ends.equal(found.mask & torch.isin(found.tokens, torch.tensor(ENDS))), "a cut turn is no turn"
     assert found.mask[torch.arange(6), found.present.sum(1) - 1].all(), "nothing is read after the last turn"
     endless = torch.tensor([row["level"] > turns for row in ROWS for _ in range(2)])
     assert not found.terminated[endless].any()
@@ -258,6 +264,25 @@ def test_guess_says_higher_or_lower_and_halving_always_finds():
     game = Guess()
     game.reset(guess_row(3, 9))
     assert [game.step(text)[0] for text in ("", "12", "²", "x", "4")] == ["?", "?", "?", "?", "<"]
+
+
+def test_the_best_score_of_guess_is_that_of_the_docs():
+    """By dynamic programming over how many numbers are possible, as halving is not the only best way."""
+
+    @functools.cache
+    def best(numbers, turns):  # the sum over secrets
+        if not (numbers and turns):
+            return 0.0
+        return 1 + max(
+            sum(best(part, turns - 1) - Guess.COST * part for part in (below, numbers - 1 - below))
+            for below in range(numbers)
+        )
+
+    assert best(10, 4) / 10 == pytest.approx(0.81)
+    assert best(100, 7) / 100 == pytest.approx(0.52)
+    secrets = [row["secret"] for row in open_task("lm/guess").held_out]
+    assert sorted(set(secrets)) == list(range(10))
+    assert {secrets.count(secret) for secret in range(10)} == {100}
 
 
 def test_the_random_player_obeys_the_rules():

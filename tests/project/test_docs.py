@@ -96,7 +96,7 @@ def check_task(config):
     if config.task.endswith((".jsonl", ".csv", ".parquet")):
         with pytest.raises(ValueError, match="No such file"):
             config.open_task()
-    else:
+    elif not config.task.startswith("verifiers:my_"):  # the reader's own
         config.open_task()
 
 

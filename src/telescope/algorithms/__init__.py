@@ -60,11 +60,12 @@ SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 def meant(name: str, subject: str | None) -> tuple[str, dict[str, str]]:
     """The module for a name on the command line, and further arguments for its `preset`.
 
-    `gspo` is a row of `grpo`. On a language task (`lm/…`, or a data file) `ppo` is `rlhf`, and `reinforce` another row
-    of `grpo`. On an environment `grpo` and its rows are `group_episodes`. This imports no module.
+    `gspo` is a row of `grpo`. On a language task (`lm/…`, `verifiers:…`, or a data file) `ppo` is `rlhf`, and
+    `reinforce` another row of `grpo`. On an environment `grpo` and its rows are `group_episodes`. This imports no
+    module.
     """
     text = subject is not None and (
-        subject.startswith("lm/")
+        subject.startswith(("lm/", "verifiers:"))
         or subject.lower().endswith(FILES)
         or any(os.path.isfile(os.path.join(subject, file)) for file in SAVED)
     )

@@ -38,7 +38,7 @@ class LanguageConfig:
     """Learning rates for all other models."""
 
     task: str = "lm/addition"
-    """Built-in task (lm/addition, lm/sort, lm/reverse, lm/taste), or a file of rows: JSONL, JSON, CSV, Parquet, …"""
+    """Built-in task (lm/addition, lm/sort, …), a file of rows (JSONL, JSON, CSV, Parquet, …), or verifiers:TASKSET."""
     model: str = TINY
     """Model to start from: tiny (built in, untrained), a run folder, a transformers folder, or a name on the hub."""
     digits: int | None = None
@@ -184,6 +184,12 @@ class RolloutConfig(LanguageConfig):
                 f"prompts is {self.prompts}, but minibatches is {self.minibatches}, which does not divide it; groups "
                 "stay whole, so choose a divisor"
             )
+
+    @classmethod
+    def on(cls, task: str, model: str | None, **settings: Any) -> Self:
+        if task == "lm/guess":  # few steps show its rules, and a hundred more its strategy
+            settings = {"total_steps": 150, "warm_start_steps": 40, **settings}
+        return super().on(task, model, **settings)
 
     def require_company(self, whiten: str) -> None:
         """Raise a ValueError if advantages are whitened over a single completion."""

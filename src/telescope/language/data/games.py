@@ -90,6 +90,7 @@ class Hall:
     def __init__(self, make: Callable[[], Environment], tokenizer: Any, name: str, ends: Sequence[int]) -> None:
         self.make, self.tokenizer, self.name, self.ends = make, tokenizer, name, tuple(ends)
         self.template = Template(tokenizer, name) if getattr(tokenizer, "chat_template", None) else None
+        self.games = list[Environment]()
         self._text = functools.cache(lambda turn: following_texts(tokenizer, [turn])[0])  # turns are often equal
         self._ids = functools.cache(lambda text: plain_ids(tokenizer, [text])[0])
 
@@ -104,6 +105,12 @@ class Hall:
                 f"{texts[odd[0]]!r}; conversations of a group begin with the same one, so let the row decide"
             )
         return texts[::group]
+
+    def close(self) -> None:
+        """Tell environments that have a method `close` that nobody goes on with their conversation."""
+        for game in self.games:
+            if (close := getattr(game, "close", None)) is not None:
+                close()
 
     def answer(self, i: int, turn: Sequence[int]) -> Answer:
         """What the environment of conversation i says to the tokens of a turn."""

@@ -6,6 +6,7 @@ learned reward models.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -19,6 +20,7 @@ from telescope.language.data.chat import Message, Template, key_of, rendered
 from telescope.language.data.files import READERS, Row, is_data, read_rows
 from telescope.language.data.games import Environment, Guess, guess_row, random_player
 from telescope.language.data.text import open_text
+from telescope.language.data.verifiers import PREFIX, Conversation, stage
 from telescope.rewards import final_answer
 
 Reward = Callable[..., Sequence[float | None]]
@@ -87,13 +89,18 @@ def open_task(name: str, digits: int | None = None) -> Task:
     if is_data(name):
         _without_digits(name, digits)
         return from_file(name)
+    if name.startswith(PREFIX):
+        _without_digits(name, digits)
+        return from_verifiers(name)
     if os.path.exists(name) or os.path.splitext(name)[1]:
         raise ValueError(
             f"task is {name!r}; expected a file of rows ({', '.join(READERS)}) or a folder that datasets saved; pandas "
             "writes such a file with to_json('data.jsonl', orient='records', lines=True)"
         )
     known = ", ".join(BUILT_IN)
-    raise ValueError(f"task is {name!r}; expected one of {known}, or a .jsonl file with a prompt in each row")
+    raise ValueError(
+        f"task is {name!r}; expected one of {known}, {PREFIX}TASKSET, or a .jsonl file with a prompt in each row"
+    )
 
 
 # Built-in tasks
@@ -260,6 +267,22 @@ def from_file(path: str) -> Task:
 
     reward, metric = (exact_match, "exact_match") if answers else (None, "reward")
     return Task(path, draw, held_out[:HELD_OUT] or training[:HELD_OUT], reward, metric, 64, answers, rows=rows)
+
+
+def from_verifiers(name: str) -> Task:
+    """An environment of the package verifiers as a task, whose rewards are the environment's."""
+    found = stage(name)
+    rows = [{"prompt": task.data.prompt_text or task.key, "index": i} for i, task in enumerate(found.tasks)]
+    held_out = [row for row in rows if is_held_out(row["prompt"])][:HELD_OUT]
+    training = [row for row in rows if not is_held_out(row["prompt"])]
+    if not training:
+        raise ValueError(f"{name} has {len(rows)} tasks, none of them outside the held-out tenth")
+
+    def draw(rng: np.random.Generator, count: int) -> list[Row]:
+        return [training[int(i)] for i in rng.integers(len(training), size=count)]
+
+    make = functools.partial(Conversation, found)
+    return Task(name, draw, held_out or training, None, "reward", 64, False, rows=rows, game=make, turns=8)
 
 
 def pairs_of(name: str, digits: int | None = None) -> Task:

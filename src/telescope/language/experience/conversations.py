@@ -231,8 +231,11 @@ def play(
 ) -> tuple[Prompts, Completions]:
     """Hold `group` conversations for each row in its environment. settings: of `converse`."""
     device = next(policy.parameters()).device
-    prompts = encode(hall.tokenizer, hall.open(rows, group), device)
-    return prompts, converse(policy, prompts, hall.answer, group=group, **settings)
+    try:
+        prompts = encode(hall.tokenizer, hall.open(rows, group), device)
+        return prompts, converse(policy, prompts, hall.answer, group=group, **settings)
+    finally:
+        hall.close()
 
 
 def held(

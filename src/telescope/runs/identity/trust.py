@@ -29,6 +29,8 @@ def code_in(config: Mapping[str, Any]) -> dict[str, str]:
         found[f"env {env!r} imports {env.rpartition(':')[0]}"] = env
     elif isinstance(env, str) and env.startswith("GymV2") and kwargs:  # these import what env_id names
         found[f"env {env!r} imports what env_kwargs {kwargs!r} name"] = canonical(kwargs)
+    if isinstance(task := config.get("task"), str) and task.startswith("verifiers:"):
+        found[f"task {task!r} imports an environment of verifiers"] = task
     for word in config.get("wrap") or ():
         module, colon, _ = str(word).partition("=")[0].rpartition(":")
         if colon:

@@ -26,20 +26,24 @@ class Contestant(NamedTuple):
     settings: dict[str, Any]
 
 
-SAME: dict[str, Any] = {"num_envs": 8, "num_steps": 32, "learning_rate": 1e-3, "normalise_rewards": True}
-"""Equal rollouts, and steps large enough that the policy moves within a delay."""
+SAME: dict[str, Any] = {"num_envs": 8, "num_steps": 32, "normalise_rewards": True}
+"""Equal rollouts."""
+LEARNING_RATE = 1e-3
+"""Large enough that the policy moves within a delay."""
 CONTESTANTS = (
     Contestant("A3C, λ = 1", a3c, {"lam": 1.0}),
     Contestant("A3C, λ = 0.96", a3c, {"lam": 0.96}),
     Contestant("IMPALA without V-trace", impala, {"lam": 0.96, "correction": "none"}),
     Contestant("IMPALA", impala, {"lam": 0.96}),
+    Contestant("IMPALA, ratios without bounds", impala, {"lam": 0.96, "rho_clip": None, "c_clip": None}),
     Contestant("APPO", appo, {"lam": 0.96, "minibatch_size": 256, "epochs": 1}),
 )
 
 
-def returns(contestant: Contestant, delay: int, steps: int, seeds: int) -> np.ndarray:
+def returns(contestant: Contestant, delay: int, steps: int, seeds: int, learning_rate: float) -> np.ndarray:
     """The mean return [S, 1] of each seed over the last fifth of its run."""
     changed = SAME | contestant.settings | {"entropy_coefficient": 0.0, "threads": 1, "compile": "off"}
+    changed["learning_rate"] = learning_rate
     config = dataclasses.replace(
         contestant.module.preset("CartPole-v1"), seeds=seeds, total_steps=steps, delay=delay, **changed
     )
@@ -57,6 +61,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--delays", type=int, nargs="+", default=DELAYS)
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
+    parser.add_argument("--only", default="", help="contestants with this word; prints the table and draws nothing")
     options = parser.parse_args()
     from matplotlib.figure import Figure
 
@@ -65,7 +71,12 @@ def main() -> None:
     print("| | " + " | ".join(f"delay {delay}" for delay in options.delays) + " |")
     print("|---|" + "---:|" * len(options.delays))
     for contestant in CONTESTANTS:
-        found = [summarise(returns(contestant, delay, options.steps, options.seeds)) for delay in options.delays]
+        if options.only not in contestant.name:
+            continue
+        runs = [
+            returns(contestant, delay, options.steps, options.seeds, options.learning_rate) for delay in options.delays
+        ]
+        found = [summarise(run) for run in runs]
         means, (low, high) = [one["iqm"] for one in found], np.array([one["ci95"] for one in found]).T
         cells = [f"{mean:.0f} [{a:.0f}, {b:.0f}]" for mean, a, b in zip(means, low, high, strict=True)]
         print(f"| {contestant.name} | " + " | ".join(cells) + " |", flush=True)
@@ -76,7 +87,8 @@ def main() -> None:
     axes.set_xlabel("age of a rollout, in updates (--delay)")
     axes.set_ylabel(f"return on CartPole-v1 after {options.steps:,} steps")
     axes.legend()
-    figure.savefig(IMAGE, dpi=120)
+    if not options.only:
+        figure.savefig(IMAGE, dpi=120)
 
 
 if __name__ == "__main__":

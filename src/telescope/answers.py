@@ -5,6 +5,7 @@ Leaves out training. The model alone is an ordinary transformers folder, `RUN/mo
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import warnings
@@ -23,7 +24,7 @@ from telescope.language.data.inputs import inputs
 from telescope.language.data.rewards import Scorer, every, is_folder, load_function, name_of, parsed
 from telescope.language.data.tasks import without_ends
 from telescope.language.data.text import end_texts
-from telescope.language.evaluate import Sampling, answered, distance, played, usual
+from telescope.language.evaluate import Passing, Sampling, answered, distance, played, usual
 from telescope.language.experience.preferences import RewardModel, accuracy, load_reward_model
 from telescope.language.experience.sampling import COLDEST, decode, encode, sample
 from telescope.language.models import causal as models
@@ -91,8 +92,16 @@ class Answers:
         top_k: int | None = None,
         top_p: float | None = None,
         samples: int | None = None,
+        task: str | None = None,
+        digits: int | None = None,
+        pass_at: Sequence[int] = (),
+        passing: float = 1.0,
     ) -> dict[str, Any]:
         """Evaluate on held-out prompts: `exact_match` (greedy), `reward` (samples), `length`, `kl_completion`, …
+
+        task, digits: another task than the run's. Of a file, all rows are used, not only the held-out tenth.
+        pass_at: numbers k for `pass@k`, without bias from `samples` completions of a prompt (the largest k if not
+        given). passing: a completion passes from this score on.
 
         Samples use the run's own temperature, top_k and top_p. The four arguments replace these; if any is given,
         exact_match is measured on samples too. temperature 0 is greedy; top_k 0 and top_p 1 mean the whole vocabulary.
@@ -101,6 +110,10 @@ class Answers:
         """
         if prompts < 1:
             raise ValueError(f"prompts is {prompts}; expected at least 1")
+        if pass_at and samples is None:
+            samples = max(pass_at)
+        if odd := [k for k in pass_at if not 1 <= k <= (samples or 0)]:
+            raise ValueError(f"pass_at has {odd[0]}; expected 1 to {samples}, the number of samples of each prompt")
         asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "samples": samples}
         asked = {name: value for name, value in asked.items() if value is not None}
         if self.folder.algorithm == "reward_model":
@@ -108,34 +121,48 @@ class Answers:
                 raise ValueError(
                     f"{next(iter(asked))} has no effect on a reward model, which samples nothing; leave it out"
                 )
-            return self._ordered(prompts)
-        task = self._task()
-        rows = task.held_out[:prompts]
-        limits: dict[str, Any] = {"ends": self.ends, "max_tokens": self.config.max_tokens or task.max_tokens}
-        limits["at_once"] = self.config.at_once
-        if task.game is not None:
+            return self._ordered(prompts, self._config_on(task, digits))
+        config, own = self._config_on(task, digits), task is None
+        found_task = self._task(config)
+        rows = (found_task.held_out if own else found_task.rows or found_task.held_out)[:prompts]
+        limits: dict[str, Any] = {"ends": self.ends, "max_tokens": self.config.max_tokens or found_task.max_tokens}
+        limits |= {"at_once": self.config.at_once, "passing": Passing(tuple(pass_at), passing)}
+        if found_task.game is not None:
             sampling = _checked(**usual("reward", self.config)._asdict() | asked)
-            hall = Hall(task.game, self.tokenizer, str(self.folder.path), self.ends)
-            maximum = {name: limits[name] for name in ("max_tokens", "at_once")}
-            found = played(self.model, hall, rows, sampling=sampling, turns=task.turns, **maximum)
+            hall = Hall(found_task.game, self.tokenizer, str(self.folder.path), self.ends)
+            maximum = {name: limits[name] for name in ("max_tokens", "at_once", "passing")}
+            found = played(self.model, hall, rows, sampling=sampling, turns=found_task.turns, **maximum)
             return {**found, "kl_completion": None, **sampling._asdict(), "prompts": len(rows), "kl": None}
         measured, first = dict[str, Any](), dict[str, Any]()
-        for metric, scoring in scorings(task, self._own(needed=task.reward is None)).items():
+        for metric, scoring in scorings(found_task, self._own(needed=found_task.reward is None)).items():
             sampling = usual(metric, self.config)
             if asked:
                 run = usual("reward", self.config)._asdict()
                 sampling = _checked(**run | asked)
             found = answered(self.model, self.tokenizer, rows, scoring, sampling=sampling, **limits)
             measured[metric] = found["reward"]
-            first = first or {"length": found["length"], "truncated": found["truncated"], **sampling._asdict()}
+            passes = {name: value for name, value in found.items() if name.startswith("pass@")}
+            first = first or {
+                **passes,
+                "length": found["length"],
+                "truncated": found["truncated"],
+                **sampling._asdict(),
+            }
         reference = self._reference()
+        del limits["passing"]
         kl = None if reference is None else distance(self.model, reference, self.tokenizer, rows, **limits)
         former = {"kl": kl}  # the name of kl_completion until 1.0
         return {**measured, "kl_completion": kl, **first, "prompts": len(rows), **former}
 
-    def _task(self) -> Any:
+    def _config_on(self, task: str | None, digits: int | None) -> Any:
+        """The run's settings, on another task if there is one."""
+        if task is None and digits is None:
+            return self.config
+        return dataclasses.replace(self.config, task=task or self.config.task, digits=digits)
+
+    def _task(self, config: Any) -> Any:
         ends = end_texts(self.tokenizer, self.ends)
-        return without_ends(readable(self.config, self.config.open_task(), self.tokenizer, ends), ends)
+        return without_ends(readable(config, config.open_task(), self.tokenizer, ends), ends)
 
     def _own(self, *, needed: bool) -> Scoring | None:
         """The run's reward as a function. If it is missing and not needed, there is only a warning."""
@@ -178,9 +205,9 @@ class Answers:
             put_back(reference, state["start"])
         return reference
 
-    def _ordered(self, pairs: int) -> dict[str, Any]:
+    def _ordered(self, pairs: int, config: Any) -> dict[str, Any]:
         model = RewardModel.load(os.fspath(self.folder), self.config.device)
-        rows = self._task().pairs(generator(0, PAIRS, 2**31), pairs, held_out=True)
+        rows = self._task(config).pairs(generator(0, PAIRS, 2**31), pairs, held_out=True)
         with torch.no_grad():
             margin = torch.cat([model.pair_loss(rows[i : i + 256])[1] for i in range(0, len(rows), 256)])
         return {"accuracy": accuracy(margin), "margin": float(margin.mean()), "pairs": len(rows)}

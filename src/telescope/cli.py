@@ -44,6 +44,7 @@ USAGE = """usage: telescope COMMAND …
   telescope tune ALGORITHM ENV [flags]      search for better settings
   telescope sweep FILE.toml [flags]         a grid of settings, or random draws, on all processors or a cluster
   telescope show DATA --model M             show the tokens that a language model reads, and where the loss counts
+  telescope show RUN                        show completions that a language model wrote, with their scores
   telescope algorithms [--json]             list what can be trained
   telescope doctor rollout.npz              find mistakes in a rollout, whatever library made it
   telescope lab study                       measure every estimator on a world whose truth is known

@@ -218,6 +218,25 @@ def optimality_gap(scores: npt.ArrayLike, target: float = 1.0) -> float:
     return float(np.maximum(target - table, 0.0).mean())
 
 
+@quiet
+def pass_at_k(passed: npt.ArrayLike, samples: int, k: int) -> Any:
+    """The chance that at least one of k samples passes, without bias: 1 − C(n − c, k) / C(n, k).
+
+    Chen et al. 2021, arXiv 2107.03374, equation 1. With k = 1 it is c / n.
+
+    passed: c, how many of n = `samples` samples passed, of any shape.
+    """
+    counts = _numbers("passed", passed)
+    if not 1 <= k <= samples:
+        raise ValueError(f"k is {k}; expected 1 to {samples}, the number of samples")
+    if ((counts < 0) | (counts > samples) | (counts != np.floor(counts))).any():
+        raise ValueError(f"passed holds {counts.ravel().tolist()[:8]}; expected whole numbers from 0 to {samples}")
+    none = np.ones_like(counts)  # C(n − c, k) / C(n, k), factor by factor so that nothing overflows
+    for i in range(k):
+        none = none * np.maximum(samples - counts - i, 0.0) / (samples - i)
+    return (1.0 - none)[()]
+
+
 def interval_name(runs: int) -> str:
     """The name of `interval` for this number of runs."""
     return "95 % bootstrap interval" if runs >= ENOUGH else "lowest to highest seed"

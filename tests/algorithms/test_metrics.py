@@ -1,5 +1,6 @@
 """Laws of the statistics: interquartile mean, bootstrap intervals, explained variance, the summary."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from telescope.metrics import (
     intervals,
     iqm,
     optimality_gap,
+    pass_at_k,
     performance_profile,
     probability_of_improvement,
     profile_interval,
@@ -260,3 +262,19 @@ def test_summary_of_one_seed_has_a_point_interval() -> None:
     }
     with pytest.raises(ValueError, match="per_seed_episode_returns has shape"):
         summarise([1.0, 2.0])
+
+
+def test_pass_at_k_is_the_share_of_choices_of_k_with_one_that_passes():
+    for samples in (1, 4, 6):
+        for passed in range(samples + 1):
+            row = [True] * passed + [False] * (samples - passed)
+            for k in range(1, samples + 1):
+                chosen = [any(some) for some in itertools.combinations(row, k)]
+                assert pass_at_k(passed, samples, k) == pytest.approx(np.mean(chosen))
+    np.testing.assert_allclose(pass_at_k([0, 500, 1000], 1000, 1), [0, 0.5, 1])
+    assert pass_at_k(1, 10_000, 100) == pytest.approx(0.01)
+    for k in (0, 5):
+        with pytest.raises(ValueError, match=f"k is {k}; expected 1 to 4"):
+            pass_at_k(2, 4, k)
+    with pytest.raises(ValueError, match="whole numbers from 0 to 4"):
+        pass_at_k([2, 5], 4, 1)

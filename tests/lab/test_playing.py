@@ -17,6 +17,7 @@ from telescope.control.environments.population import Environments
 from telescope.lab.completing import completed
 from telescope.lab.playing import played
 from telescope.language.models import causal as models
+from telescope.language.models.tokenizer import EOS
 from telescope.randomness import EVALUATION_ENVIRONMENTS
 
 SMALL = PPO(env="Pendulum-v1", num_envs=2, num_steps=16, minibatch_size=32, epochs=1, total_steps=96, threads=1)
@@ -136,3 +137,25 @@ def test_completions_of_grpo_have_their_score_at_the_last_token(tmp_path):
     np.testing.assert_allclose(rollout.rewards.T[last.T], scores, rtol=1e-2)
     assert len(set(scores)) > 1
     assert not rollout.rewards[~last].any()
+
+
+def test_conversations_skip_what_the_environment_says_and_show_it_behind_the_turn(tmp_path, monkeypatch):
+    """Values follow each other over its tokens; rewards are those of the turns."""
+    monkeypatch.setattr(models, "ends_of", lambda *_: [EOS, *range(10, 60)])  # an untrained model ends its turns
+    few = {**LANGUAGE, "max_tokens": 8, "task": "lm/guess"}
+    found = rlhf.RLHF(beta=0.0, group=2, whiten=False, **few)
+    rollout, extras = completed(telescope.train(found, tmp_path / "ppo").path, prompts=4)
+    numbers = {name: getattr(rollout, name).astype(np.float64) for name in ("rewards", "values", "next_values")}
+    ends = {name: getattr(rollout, name) != 0 for name in ("terminated", "truncated", "mask")}
+    advantages, _ = telescope.gae(**numbers, **ends, gamma=rollout.gamma, lam=rollout.lam)
+    np.testing.assert_allclose(rollout.advantages, advantages, rtol=1e-4, atol=1e-5)
+    gaps = rollout.mask[1:] & ~rollout.mask[:-1]
+    assert gaps.any(), "an environment answered"
+    assert (rollout.rewards[rollout.mask] == np.float32(-0.1)).any()
+    assert any(text.endswith(" ?") for text in extras.tokens.flat)
+    assert not any(text for text in extras.tokens[~rollout.mask])
+    found = grpo.GRPO(group=2, **few)
+    rollout, _ = completed(telescope.train(found, tmp_path / "grpo").path, prompts=4)
+    scores = rollout.rewards.sum(0)
+    assert ((scores >= -0.41) & (scores <= 1)).all()
+    assert len(np.unique(rollout.rewards)) > 1

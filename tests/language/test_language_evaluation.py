@@ -4,6 +4,7 @@ Leaves out what a run trains on.
 """
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -109,6 +110,51 @@ def test_samples_of_a_prompt_are_different_and_their_mean_is_taken(place, monkey
     assert found["samples"] == 5
     assert 0 < found["reward"] < 1  # five times the same would be 0 or 1 of each prompt
     assert model.evaluate(4, samples=5, top_k=0) == found  # the same random numbers each time
+
+
+def test_pass_at_k_is_the_share_of_choices_of_k_samples_with_one_that_passes(place, monkeypatch):
+    seen = []
+    score = answers.load_function(f"{place / 'rewards.py'}:likely")
+    monkeypatch.setattr(answers, "load_function", lambda _: lambda *a, **k: seen.append(score(*a, **k)) or seen[-1])
+    model = answers.load(place / "run")
+    found = model.evaluate(6, samples=5, top_k=0, pass_at=(1, 3, 5), task=str(place / "prompts.jsonl"))
+    rows = np.reshape(seen[0], (6, 5))
+    for k in (1, 3, 5):
+        chosen = [np.mean([max(some) for some in itertools.combinations(row, k)]) for row in rows]
+        assert found[f"pass@{k}"] == pytest.approx(np.mean(chosen))
+    assert found["pass@1"] == pytest.approx(found["reward"])
+    assert found["pass@1"] < found["pass@5"]
+    assert model.evaluate(6, pass_at=(2,), passing=0.0)["pass@2"] == 1
+    assert model.evaluate(6, pass_at=(2,), top_k=0)["samples"] == 2
+    with pytest.raises(ValueError, match="pass_at has 9; expected 1 to 5"):
+        model.evaluate(6, samples=5, pass_at=(9,))
+
+
+def test_another_task_is_evaluated_and_all_rows_of_another_file(place, capsys):
+    model = answers.load(place / "run")
+    assert model.evaluate(top_k=1)["prompts"] < 30
+    assert model.evaluate(task=str(place / "prompts.jsonl"))["prompts"] == 100
+    found = model.evaluate(3, task="lm/sort", digits=7)
+    assert found["prompts"] == 3
+    assert found["exact_match"] == 0
+    flags = ["--task", "lm/reverse", "--pass-at", "1", "2", "--prompts", "2", "--json"]
+    assert main(["eval", str(place / "run"), *flags]) == 0
+    assert {"pass@1", "pass@2"} <= json.loads(capsys.readouterr().out).keys()
+    with pytest.raises(ValueError, match="task is 'nowhere'"):
+        model.evaluate(task="nowhere")
+
+
+def test_a_run_shows_its_samples(place, capsys):
+    assert main(["show", str(place / "run"), "--rows", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("step 1, score ") == 2
+    assert said.count("→") == 2
+    assert main(["show", str(place / "run"), "--json", "--rows", "99"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["prompt"] for row in rows} <= {row["prompt"] for row in SUMS}
+    assert len(rows) == 8
+    assert main(["show", str(place / "run"), "--step", "7"]) == 2
+    assert "step is 7;" in capsys.readouterr().err
 
 
 def test_the_command_passes_the_settings_on(place, capsys):

@@ -51,6 +51,14 @@ class AnswerOptions:
     """Sample from this many of the most likely tokens. Default: the run's. 0 samples from all tokens."""
     top_p: float | None = None
     """Sample from the most likely tokens that together have this probability. Default: the run's. 1 keeps all."""
+    task: str | None = None
+    """Another task or data file than the run's; all rows of a file are used. Default: the run's held-out prompts."""
+    digits: int | None = None
+    """Digits or length of a built-in task, if other than the run's (or the default of --task)."""
+    pass_at: tuple[int, ...] = ()
+    """Numbers k: also print pass@k, the chance that one of k samples passes, without bias from all samples."""
+    passing: float = 1.0
+    """With --pass-at: a completion passes from this score on."""
     json: bool = False
     """Print one JSON object on standard output instead of a table."""
     device: str | None = None
@@ -107,6 +115,10 @@ def _answers(run: str, options: AnswerOptions) -> int:
             top_k=options.top_k,
             top_p=options.top_p,
             samples=options.samples,
+            task=options.task,
+            digits=options.digits,
+            pass_at=options.pass_at,
+            passing=options.passing,
         )
     lines = [f"{name:12} {'-' if value is None else f'{value:,.4g}'}" for name, value in found.items() if name != "kl"]
     print(json.dumps(found) if options.json else "\n".join(lines))

@@ -1,13 +1,15 @@
-"""`telescope show DATA --model M`: the tokens that a model reads of some rows, and where the loss counts."""
+"""`telescope show`: the tokens that a model reads of some rows of data, or completions of a run with their scores."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from typing import Any, Literal
 
 from telescope.checks import positive
 from telescope.commands.arguments import HELP, parse, positionals
+from telescope.runs.folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +29,29 @@ class ShowOptions:
         positive(self, "rows")
 
 
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """Show completions that a run on a language model wrote, with their scores, from its samples.csv."""
+
+    rows: int = 5
+    """Number of completions to show."""
+    step: int | None = None
+    """Step to show completions of. Default: the last one with samples; samples are taken at each evaluation."""
+    json: bool = False
+    """Print one JSON object per completion."""
+
+    def __post_init__(self) -> None:
+        positive(self, "rows")
+
+
 def show(arguments: list[str]) -> int:
-    """Print the tokens of the first rows."""
-    subjects, flags = positionals(arguments, ShowOptions)
+    """Print the tokens of the first rows, or samples of a run."""
+    subjects, flags = positionals(arguments, ShowOptions, SampleOptions)
+    if len(subjects) == 1 and os.path.isfile(os.path.join(subjects[0], "run.json")):
+        return _samples(subjects[0], parse(SampleOptions, flags, "telescope show RUN", {}))
     options: ShowOptions = parse(ShowOptions, flags, "telescope show DATA", {})
     if len(subjects) != 1 and not HELP & set(flags):
-        raise ValueError(f"telescope show takes one data file, folder or task, got {len(subjects)}")
+        raise ValueError(f"telescope show takes one data file, folder, task or run, got {len(subjects)}")
     from telescope.language.reading import readings
 
     for reading in readings(_config(subjects[0], options), options.rows):
@@ -45,6 +64,35 @@ def show(arguments: list[str]) -> int:
         for place, token in enumerate(reading.tokens):
             print(f"{place:5} {token.id:8}  {token.part:10}  {'loss' if token.loss else '':4}  {token.text!r}")
     return 0
+
+
+def _samples(run: str, options: SampleOptions) -> int:
+    """Print the completions of one step of a run."""
+    from telescope.runs.formats.tables import read_table
+
+    rows = read_table(RunFolder.open(run).samples_path)
+    if not rows:
+        raise ValueError(f"{run} has no samples: a run on a language model that samples writes some at each evaluation")
+    steps = list(dict.fromkeys(int(row["step"]) for row in rows))
+    step = steps[-1] if options.step is None else options.step
+    if step not in steps:
+        raise ValueError(f"step is {step}; {run} has samples of the steps {', '.join(map(str, steps))}")
+    for row in [row for row in rows if int(row["step"]) == step][: options.rows]:
+        if options.json:
+            print(json.dumps(row))
+            continue
+        about = {name: value for name, value in row.items() if name not in ("step", "prompt", "completion")}
+        print(f"step {step}, " + ", ".join(f"{name} {_short(value)}" for name, value in about.items()))
+        print(f"  {row['prompt']}\n  → {row['completion']}")
+    return 0
+
+
+def _short(value: str) -> str:
+    """A number with four digits; any other text as it is."""
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value
 
 
 def _config(data: str, options: ShowOptions) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from telescope.algorithms import config_class, find
 from telescope.checks import on_device
+from telescope.estimators import next_values
 from telescope.lab.evidence import Rollout
 from telescope.lab.explorer import Extras
 from telescope.language.data.text import following_texts
@@ -67,11 +68,12 @@ def _with_critic(
     rewards, _, cut = rlhf.priced(session, sampled, values)
     batch = rlhf.credit(session, sampled, values)
     last, ends = _last(sampled.completions.mask), cut["terminated"][:, None]
-    following = torch.cat([batch.values[:, 1:], batch.values[:, :1]], 1)
+    mask, last_values = sampled.completions.mask, cut["final_values"]
+    following = next_values(batch.values, last_values, terminated=None, truncated=None, mask=mask, axis=1)
     return sampled, {
         "rewards": rewards,
         "values": batch.values,
-        "next_values": torch.where(last, cut["final_values"][:, None], following),
+        "next_values": following,
         "terminated": last & ends,
         "truncated": last & ~ends,
         "advantages": batch.advantages,
@@ -88,8 +90,11 @@ def _without_critic(
     mask, kl = sampled.completions.mask, None
     if sampled.reference is not None and objective.kl_place == "reward":
         kl = kl_penalty(objective, sampled.completions.log_probs, sampled.reference, mask)
+    own = sampled.completions.rewards  # of a conversation, they come with its turns
+    scores = sampled.scores if own is None else torch.zeros_like(sampled.scores)
+    rewards = token_rewards(objective, scores, mask, kl)
     return sampled, {
-        "rewards": token_rewards(objective, sampled.scores, mask, kl),
+        "rewards": rewards if own is None else rewards + own,
         "terminated": _last(mask),
         "advantages": grpo.advantages_of(session, sampled),
     }
@@ -102,14 +107,15 @@ def _last(mask: Tensor) -> Tensor:
 
 def _extras(session: RolloutSession, sampled: Sampled, critic: bool) -> Extras:
     prompts = [row["prompt"] for row in sampled.rows]
-    ids, mask = sampled.completions.tokens.cpu(), sampled.completions.mask.cpu()
-    known = sorted(set(ids[mask].tolist()))
+    completions = sampled.completions.to("cpu")
+    ids, read = completions.tokens, completions.present
+    known = sorted(set(ids[read].tolist()))
     texts = dict(zip(known, following_texts(session.tokenizer, [[one] for one in known]), strict=True))
     texts |= {end: session.tokenizer.convert_ids_to_tokens(end) for end in session.ends}
     tokens = np.array(
         [
-            [texts[one] if here else "" for one, here in zip(*row, strict=True)]
-            for row in zip(ids.tolist(), mask.tolist(), strict=True)
+            _texts([texts[one] for one in row[here].tolist()], own[here].tolist(), len(row))
+            for row, here, own in zip(ids, read, completions.mask, strict=True)
         ]
     )
     names = [
@@ -118,3 +124,13 @@ def _extras(session: RolloutSession, sampled: Sampled, critic: bool) -> Extras:
     ]
     notes = [] if critic else ["This run has no critic; its own advantages compare the completions of a prompt."]
     return Extras(tokens=tokens.T, prompts=prompts, columns=names, notes=notes, recorded="What the run learns from")
+
+
+def _texts(texts: list[str], own: list[bool], width: int) -> list[str]:
+    """The texts of one conversation's tokens. What an environment says stands behind the token that it answers."""
+    found = [""] * width
+    at = 0
+    for place, (text, mine) in enumerate(zip(texts, own, strict=True)):
+        at = place if mine else at
+        found[at] += text if mine else f" {text}" if found[at] else text
+    return found

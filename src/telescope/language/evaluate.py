@@ -22,6 +22,7 @@ from telescope.language.models.states import bias_of, completion_states, output_
 from telescope.language.randomness import EVALUATION, generator
 from telescope.language.run import Scoring, Session
 from telescope.losses import kl_k3
+from telescope.metrics import pass_at_k
 
 
 class Sampling(NamedTuple):
@@ -33,6 +34,20 @@ class Sampling(NamedTuple):
     top_p: float | None = None
     samples: int = 1
     """Completions of each prompt."""
+
+
+class Passing(NamedTuple):
+    """Which pass@k to measure."""
+
+    at: tuple[int, ...] = ()
+    """The numbers k."""
+    score: float = 1.0
+    """A completion passes from this score on."""
+
+    def of(self, scores: Tensor) -> dict[str, float]:
+        """pass@k of samples [N, samples], the mean over rows. A sample that was not scored has not passed."""
+        passed = (scores >= self.score).sum(1).cpu().numpy()
+        return {f"pass@{k}": float(np.mean(pass_at_k(passed, scores.shape[1], k))) for k in self.at}
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -84,8 +99,9 @@ def answered(
     max_tokens: int,
     sampling: Sampling,
     at_once: int | None = None,
+    passing: Passing = Passing(),  # noqa: B008
 ) -> dict[str, float]:
-    """Complete the rows: mean `reward` over all completions, mean `length`, and the share `truncated`.
+    """Complete the rows: mean `reward` over all completions, mean `length`, the share `truncated`, and pass@k.
 
     Each rank completes its share of the rows; the first rank scores all.
     """
@@ -115,6 +131,7 @@ def answered(
         "reward": float(scores.double().nanmean()),
         "length": float(np.mean(lengths)),
         "truncated": float(np.mean(cut)),
+        **passing.of(scores.view(len(rows), samples)),
     }
 
 
@@ -127,8 +144,9 @@ def played(
     sampling: Sampling,
     max_tokens: int,
     at_once: int | None = None,
+    passing: Passing = Passing(),  # noqa: B008
 ) -> dict[str, float]:
-    """Hold conversations: mean `reward` of a whole one, mean `length` and `turns`, and the share `truncated`."""
+    """Hold conversations: mean `reward`, `length` and `turns` of a whole one, the share `truncated`, and pass@k."""
     device, greedy = next(policy.parameters()).device, sampling.temperature == 0
     noise = None if greedy else draws(len(rows) * sampling.samples, max_tokens, device)
     settings: dict[str, Any] = {}
@@ -143,6 +161,7 @@ def played(
         "length": float(found.mask.sum(1).double().mean()),
         "truncated": float((~found.terminated).double().mean()),
         "turns": float(found.turn_ends.sum(1).double().mean()),
+        **passing.of(found.rewards.sum(1).view(len(rows), sampling.samples)),
     }
 
 

@@ -317,7 +317,7 @@ class RolloutSession(Session):
                 )
 
     def table(self, rollout: Rollout) -> list[dict[str, Any]]:
-        """The first completions of the rollout with their scores."""
+        """Completions of the rollout with their scores, as far apart as possible."""
         lengths, ended = rollout.completions.mask.sum(1).tolist(), rollout.completions.terminated.tolist()
         scores = rollout.scores.tolist()
         each = [()] * len(scores) if rollout.each is None else rollout.each.T.tolist()
@@ -330,7 +330,7 @@ class RolloutSession(Session):
                 "length": lengths[i],
                 "terminated": ended[i],
             }
-            for i in range(min(SHOWN, len(scores)))
+            for i in range(0, len(scores), max(1, len(scores) // SHOWN))[:SHOWN]
         ]
 
     def finish(self, statistics: dict[str, float], table: list[dict[str, Any]] | None = None) -> Iteration:

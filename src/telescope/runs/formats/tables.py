@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,17 @@ class GrowingTable:
         """Close the file."""
         if self._table is not None:
             self._table.close()
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The complete rows of such a table as text; none if there is no file."""
+    if not os.path.lexists(path):
+        return []
+    before = csv.field_size_limit(sys.maxsize)  # a completion may be longer than csv allows
+    try:
+        return list(csv.DictReader(io.StringIO(b"".join(_records(path)).decode(), newline="")))
+    finally:
+        csv.field_size_limit(before)
 
 
 def _records(path: Path) -> list[bytes]:

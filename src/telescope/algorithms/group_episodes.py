@@ -48,7 +48,7 @@ class GroupEpisodes(EpisodeConfig):
     """Number of environments per seed, a multiple of group. Each plays one episode per iteration."""
     num_steps: int = 10_000
     """Longest episode; an error if one is longer. The objective dr_grpo divides by it."""
-    vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "sync"
+    vectorization: Literal["auto", "sync", "async", "vector_entry_point", "simulator"] = "sync"
     """How to step the environments: sync or async. An environment's own vector version cannot repeat a start state."""
     objective: str = "grpo"
     """Objective: a row of docs/objectives.md without a critic (grpo, dapo, rloo, …), or a framework's: trl/grpo, …"""

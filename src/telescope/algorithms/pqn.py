@@ -40,6 +40,7 @@ from telescope.trees import where
 class PQN(AgentConfig, ExploringConfig):
     """Q-learning from λ-returns of parallel environments, without a replay buffer and a target network."""
 
+    collects_rollouts = True
     num_envs: int = 32
     """Number of environments per seed."""
     num_steps: int = 32
@@ -165,7 +166,7 @@ def samples(config: PQN, session: Session, rollout: Rollout, best: Callable[...,
 
     def value(observations: Tensor, masks: Tensor | None) -> Tensor:  # [S, N]
         with torch.no_grad():
-            return best(session.parameters, *session.to_device((observations, masks))).cpu()  # type: ignore[no-any-return]
+            return best(session.parameters, *session.to_device((observations, masks))).to(rollout.rewards.device)  # type: ignore[no-any-return]
 
     masks = None if rollout.action_masks is None else per_seed(rollout.action_masks)
     seen, then = session.rollouts.seen
@@ -175,7 +176,7 @@ def samples(config: PQN, session: Session, rollout: Rollout, best: Callable[...,
         "mask": live_mask(rollout),
     }
     values = time_major(value(per_seed(rollout.observations), masks), config.num_envs)  # [T, S, B]
-    last = value(torch.from_numpy(seen), None if then is None else torch.from_numpy(then))  # [S, B]
+    last = value(torch.as_tensor(seen), None if then is None else torch.as_tensor(then))  # [S, B]
     finals = final_values(rollout, lambda observations, _: value(observations, None))
     reached = next_values(values, last, final_values=finals, **ends)
     returns = lambda_return(rollout.rewards, reached, gamma=config.gamma, lam=config.lam, **ends)

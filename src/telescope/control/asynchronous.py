@@ -47,6 +47,7 @@ class ActorConfig(LearnerConfig):
 class VTraceConfig(PolicyConfig, ActorConfig):
     """The settings of actor–critics that correct rollouts of older parameters by V-trace."""
 
+    collects_rollouts = True
     lam: float = 1.0
     """λ of V-trace's targets, between 0 and 1. 0 trusts one step and the value function; 1 the whole rollout."""
     correction: Literal["vtrace", "none"] = "vtrace"
@@ -156,7 +157,7 @@ class ActorSession(Session):
     def play_rollout(self, ticket: int) -> tuple[Rollout, Episodes]:
         """Collect a rollout in this process with the current policies and the noise of this number."""
         with self._acting():
-            return self.rollouts.collect(self.agents.actor(self.parameters), ticket)
+            return self.rollouts.collect(self.rollouts.actor(self.agents, self.parameters), ticket)
 
     def finish(self, statistics: Mapping[str, np.ndarray | None]) -> AgentIteration:
         own = {name: np.full(self.config.seeds, value) for name, value in self._asynchrony.items()}

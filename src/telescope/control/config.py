@@ -70,8 +70,8 @@ class ControlConfig:
     """Number of the last observations that the policy sees at once. 1: only the present one."""
     backend: Literal["gymnasium", "envpool"] = "gymnasium"
     """Library that steps the environments. EnvPool is often faster, but a resumed run starts new episodes."""
-    vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "auto"
-    """How to batch the environments. auto uses the environment's own vector version if it has one, otherwise sync."""
+    vectorization: Literal["auto", "sync", "async", "vector_entry_point", "simulator"] = "auto"
+    """How to batch the environments. auto takes the environment's own vector version or simulator, otherwise sync."""
     autoreset: Literal["next_step", "same_step", "disabled"] = "same_step"
     """When sync and async environments reset: one of Gymnasium's three modes. Advantages are right in all of them."""
     device: str = "cpu"
@@ -127,6 +127,8 @@ class ControlConfig:
 class LearnerConfig(ControlConfig):
     """The settings that all algorithms with agents share, be these networks or tables."""
 
+    collects_rollouts: ClassVar[bool] = False
+    """Whether the algorithm learns from rollouts, which then stay where a simulator has its arrays."""
     may_share: ClassVar[bool] = True
     """Whether policy and value may have parameters in common. Not where they learn one after the other."""
     num_steps: int = 2048
@@ -218,6 +220,12 @@ class LearnerConfig(ControlConfig):
         from telescope.control.agents.actions import bounding
 
         return bounding(action_space, "clip")
+
+    def bound_on(self, action_space: Any, device: Any) -> Bound:
+        """Return the same function for tensors on a device."""
+        from telescope.control.agents.actions import bounding
+
+        return bounding(action_space, getattr(self, "action_bounds", "clip"), device)
 
     @property
     def critic_outputs(self) -> int:
@@ -338,6 +346,7 @@ class PolicyConfig(AgentConfig, RewardConfig):
 class OnPolicyConfig(PolicyConfig):
     """The settings that actor–critic algorithms on fresh rollouts share."""
 
+    collects_rollouts = True
     lam: float = 0.95
     """GAE's λ, between 0 and 1. 0 trusts one step and the value function; 1 trusts the whole episode."""
     lam_rule: Literal["constant", "end_corrected", "adaptive"] = "constant"

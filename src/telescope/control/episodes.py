@@ -37,7 +37,8 @@ class EpisodeSession(Session):
         config: Any = self.config
         wraps = None
         source = config.env if config.backend == "envpool" else find_source(config.env)
-        if choose_vectorization(source, config.backend, config.vectorization, config.dressing) in ("sync", "async"):
+        how = config.backend, config.vectorization, config.dressing, config.env_kwargs
+        if choose_vectorization(source, *how) in ("sync", "async"):
             each = shares(config.episodes, config.num_envs).tolist()
             wraps = [functools.partial(FixedShare, episodes=share) for share in each] * config.seeds
         return Environments.of(config, stream=TRAINING_ENVIRONMENTS, wraps=wraps)

@@ -79,7 +79,8 @@ def evaluation_environments(config: LearnerConfig, *, episodes: int, max_steps: 
     """Environments for `episodes` episodes of at most `max_steps` steps. Each seed gets one per available core."""
     make = functools.partial(Environments.of, config, stream=EVALUATION_ENVIRONMENTS, autoreset="same_step")
     source = config.env if config.backend == "envpool" else find_source(config.env)
-    if choose_vectorization(source, config.backend, config.vectorization, config.dressing) not in ("sync", "async"):
+    how = config.backend, config.vectorization, config.dressing, config.env_kwargs
+    if choose_vectorization(source, *how) not in ("sync", "async"):
         return make(num_envs=min(episodes, MOST_ROWS))
     count = min(episodes, POLICY_ROWS, max(1, (os.cpu_count() or 1) // config.seeds))
     places = [(seed, range(b, episodes, count)) for seed in config.seed_values for b in range(count)]

@@ -15,6 +15,7 @@ from typing import Any
 
 from telescope.checks import require_device
 from telescope.control.config import ControlConfig, LearnerConfig
+from telescope.control.environments.factory import find_source, makes_batches
 from telescope.control.environments.population import Environments
 from telescope.control.experience.draws import require_memory
 from telescope.control.off_policy import OffPolicyConfig
@@ -71,6 +72,8 @@ def processes_that_pay(config: ControlConfig) -> int:
     if config.ray_address is not None and not actors:
         return min(processors_of(config.ray_address), config.seeds)
     apart = config.device != "cpu" or config.vectorization == "async" or actors  # the work happens elsewhere
+    if makes_batches(None if config.backend == "envpool" else find_source(config.env), config.env_kwargs):
+        return 1  # one simulator steps all environments together
     if apart or config.seeds * config.total_steps < STEPS_WORTH_SPREADING:
         return 1
     return min(processors(), config.seeds, MOST_PROCESSES)

@@ -102,7 +102,8 @@ class Session:
         parameters, layout = create(network, config.seed_values, config.device)
         self.agent = ActorCritic(network, self.rollouts.distribution, layout)
         self.learner = self._first_learner(parameters)
-        self.agents = Agents(self.agent, compiled=self.execution["compiled"], notes=self.notes)
+        mode: dict[str, Any] = {name: self.execution[name] for name in ("compiled", "cuda_graph")}
+        self.agents = Agents(self.agent, **mode, notes=self.notes)
         if callable(config.env) and import_path(config.env).endswith(":"):
             self.notes.append(
                 "the environment's function or class cannot be imported by name, so the command line cannot resume or "
@@ -187,7 +188,8 @@ class Session:
     def collect(self, noise: np.ndarray | None = None) -> Rollout:
         """Collect the next rollout with the current policies, and with this noise [T, S, B, …] if it is given."""
         with self._acting():
-            rollout, self._episodes = self.rollouts.collect(self.agents.actor(self.parameters), self.iteration, noise)
+            act = self.rollouts.actor(self.agents, self.parameters)
+            rollout, self._episodes = self.rollouts.collect(act, self.iteration, noise)
         return rollout
 
     def play(self, noise: np.ndarray, t: int, act: Act | None = None) -> Transition:

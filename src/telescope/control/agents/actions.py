@@ -6,6 +6,7 @@ and the new policy and cancels in their ratio.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from telescope.arrays import Array
 from telescope.control.environments.spaces import PackedActions
 
-Bound = Callable[[np.ndarray], np.ndarray]
+Bound = Callable[[Array], Array]
 FARTHEST = 10.0
 """The initial policy takes long to reach a bound that is more than this many standard deviations away."""
 INSIDE = 1 - 2.0**-24
@@ -26,13 +28,13 @@ LEAST_INSIDE = 0.4
 """If a smaller share of the initial policy's draws lies within the bounds, most actions are clipped."""
 
 
-def bounding(space: gym.Space, how: str = "clip") -> Bound:
+def bounding(space: gym.Space, how: str = "clip", device: Any = None) -> Bound:
     """Return the function from drawn actions to the environment's; the identity if the space is not a Box.
 
     "clip" clips to the bounds. "rescale" maps -1 … 1 onto the bounds and then clips. "squash" applies tanh first and
     never clips; a number with one bound is that bound ± log(1 + eˣ). A number without a bound stays as drawn. "stretch"
     is "squash" of draws that are squashed already. A Box of whole numbers gets the nearest one. Of a Dict or Tuple each
-    Box is mapped.
+    Box is mapped. With a `device` the function maps tensors there.
     """
     boxes = _boxes(space)
     if not boxes:
@@ -40,7 +42,7 @@ def bounding(space: gym.Space, how: str = "clip") -> Bound:
             return lambda actions: actions
         raise ValueError(f"action_bounds is {how!r}, but the action space is {space}; only a Box has bounds to map to")
     if not isinstance(space, PackedActions):
-        return _bounding(boxes[0][1], how)
+        return _bounding(boxes[0][1], how, device)
     maps = [(columns, box.shape, _bounding(box, how)) for columns, box in boxes]
 
     def each(actions: np.ndarray) -> np.ndarray:
@@ -53,37 +55,43 @@ def bounding(space: gym.Space, how: str = "clip") -> Bound:
     return each
 
 
-def _bounding(space: gym.spaces.Box, how: str) -> Bound:
-    low, high = space.low, space.high
-    below, above = np.isfinite(low), np.isfinite(high)
+def _bounding(space: gym.spaces.Box, how: str, device: Any = None) -> Bound:
+    xp: Any = np if device is None else importlib.import_module("torch")
 
-    def clip(actions: np.ndarray) -> np.ndarray:
-        return np.minimum(np.maximum(actions, low), high)
+    def placed(*constants: np.ndarray) -> Any:
+        return constants if device is None else [xp.as_tensor(x, device=device) for x in constants]
 
-    def rounded(actions: np.ndarray) -> np.ndarray:
-        return clip(np.rint(actions))
+    below, above = np.isfinite(space.low), np.isfinite(space.high)
+    bounded, half_bounded = bool((below & above).all()), below ^ above
+    low, high, beneath, both, one = placed(space.low, space.high, below, below & above, half_bounded)
+
+    def clip(actions: Array) -> Array:
+        return xp.minimum(xp.maximum(actions, low), high)
+
+    def rounded(actions: Array) -> Array:
+        return clip(xp.round(actions))
 
     within = clip if space.dtype.kind == "f" else rounded  # type: ignore[union-attr]
     if how == "clip":
         return within
-    least, most = (np.where(known, x, 0.0).astype(np.float64) for known, x in ((below, low), (above, high)))
+    ends = ((below, space.low), (above, space.high))
+    least, most = placed(*(np.where(known, x, 0.0).astype(np.float64) for known, x in ends))
     middle, half = least / 2 + most / 2, most / 2 - least / 2
-    both, one = below & above, below ^ above
-    if how in ("rescale", "stretch") and both.all():
+    if how in ("rescale", "stretch") and bounded:
         return lambda actions: within(middle + half * actions)
     if how == "rescale":
-        return lambda actions: within(np.where(both, middle + half * actions, actions))
+        return lambda actions: within(xp.where(both, middle + half * actions, actions))
 
-    def mapped(squashed: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-        distance = np.logaddexp(0.0, drawn)
-        beside = np.where(one, np.where(below, least + distance, most - distance), drawn)
-        return within(np.where(both, middle + half * squashed, beside))
+    def mapped(squashed: Array, drawn: Array) -> Array:
+        distance = xp.logaddexp(xp.zeros_like(drawn), drawn)
+        beside = xp.where(one, xp.where(beneath, least + distance, most - distance), drawn)
+        return within(xp.where(both, middle + half * squashed, beside))
 
     if how == "squash":
-        if both.all():
-            return lambda actions: within(middle + half * np.tanh(actions))  # rounding may exceed a bound by a bit
-        return lambda actions: mapped(np.tanh(actions), actions)
-    return lambda actions: mapped(actions, np.arctanh(np.clip(actions, -INSIDE, INSIDE)))
+        if bounded:
+            return lambda actions: within(middle + half * xp.tanh(actions))  # rounding may exceed a bound by a bit
+        return lambda actions: mapped(xp.tanh(actions), actions)
+    return lambda actions: mapped(actions, xp.arctanh(xp.clip(actions, -INSIDE, INSIDE)))
 
 
 def unbounding(space: gym.Space, how: str = "clip") -> Bound:

@@ -91,14 +91,23 @@ class ActorCritic(NamedTuple):
 class Agents:
     """An `ActorCritic` for the whole population. It is lifted by vmap unless its network broadcasts."""
 
-    def __init__(self, agent: ActorCritic, *, compiled: bool = False, notes: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        agent: ActorCritic,
+        *,
+        compiled: bool = False,
+        cuda_graph: bool = False,
+        notes: list[str] | None = None,
+    ) -> None:
         self.agent, self._notes = agent, notes
+        self._mode = {"compiled": compiled, "cuda_graph": cuda_graph}
         self._broadcasts = agent.network.broadcasts
         self._see = self._for_all(agent.see, (0, 0, 0), compiled)
         self._evaluate = self._for_all(agent.evaluate, (0, 0, 0, 0))
         self._value = self._for_all(agent.value, (0, 0))
         self._act = self._for_all(agent.act, (0, 0, 0, 0), compiled)
         self._latest: tuple[Tensor, Act] | None = None
+        self._lifted: Any = None
 
     def _for_all(self, function: Any, in_dims: tuple[int, ...], compiled: bool = False) -> Any:
         return function if self._broadcasts else lift(function, in_dims, compiled=compiled, notes=self._notes)
@@ -149,6 +158,24 @@ class Agents:
         if self._latest is None or self._latest[0] is not parameters:
             self._latest = parameters, self._actor(parameters)
         return self._latest[1]
+
+    def tensor_actor(self, parameters: Tensor) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        """The same as a function of tensors on the parameters' device, which it never leaves."""
+        if self._lifted is None:
+
+            def act(vector: Tensor, observations: Tensor, memory: Tensor | None, noise: Tensor, masks: Any) -> Any:
+                seen = self.agent.see(vector, observations, memory)
+                actions = self.agent.act(vector, seen, noise, masks)
+                return (actions,) if memory is None else (actions, seen)
+
+            self._lifted = lift(act, (0, 0, 0, 0, 0), **self._mode, notes=self._notes)  # type: ignore[arg-type]
+
+        @torch.no_grad()
+        def act_with_tensors(*inputs: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            actions, *memory = self._lifted(parameters, *inputs)
+            return actions, memory[0] if memory else None
+
+        return act_with_tensors
 
     def _actor(self, parameters: Tensor) -> Act:
         if self._broadcasts:

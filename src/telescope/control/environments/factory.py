@@ -141,6 +141,19 @@ def unknown_id(env: str, known: Any, where: str = "registered with Gymnasium") -
     return f"env {env!r} is not {where}{hint} (an id of another package is written module:Id-v0)"
 
 
+def makes_batches(source: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a callable makes all environments at once: it has a parameter num_envs that no keyword fills."""
+    return callable(source) and "num_envs" in parameters_of(source) and "num_envs" not in kwargs
+
+
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a callable; none for a builtin without a signature."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
 def name_of(source: EnvironmentSource) -> str:
     return source.id if isinstance(source, EnvSpec) else getattr(source, "__name__", repr(source))
 

@@ -25,6 +25,7 @@ from telescope.control.environments.factory import (
     Factory,
     check_spaces,
     find_source,
+    makes_batches,
     name_of,
     time_limit,
     without_limit,
@@ -32,7 +33,7 @@ from telescope.control.environments.factory import (
 from telescope.control.environments.lanes import MODES, Lane, Reset, Step, own_vector_lanes, pool_lane, recorded_lane
 
 BACKENDS = ("gymnasium", "envpool")
-VECTORIZATIONS = ("auto", "sync", "async", "vector_entry_point")
+VECTORIZATIONS = ("auto", "sync", "async", "vector_entry_point", "simulator")
 
 __all__ = ["Environments", "Step", "check_spaces", "environment_seed"]
 
@@ -53,13 +54,14 @@ class Environments:
     own `start` is.
 
     Args:
-        env: a Gymnasium (or EnvPool) id, or a callable that returns a `gymnasium.Env`.
+        env: a Gymnasium (or EnvPool) id, or a callable that returns a `gymnasium.Env`, or, if it has a parameter
+            `num_envs`, a simulator of all environments; see `telescope.control.simulators`.
         seeds: one non-negative integer per independent agent.
         num_envs: environments per seed, B.
         backend: "gymnasium" or "envpool".
         vectorization: "sync" steps one environment after another. "async" gives each its own process, which helps
-            slow environments on many cores. "vector_entry_point" uses the id's own vector environment. "auto" uses
-            that if there is one, otherwise "sync".
+            slow environments on many cores. "vector_entry_point" uses the id's own vector environment, "simulator"
+            one of a callable. "auto" uses these two if there is one, otherwise "sync".
         autoreset: "next_step", "same_step" or "disabled", for sync and async. All give the same transitions;
             "next_step" inserts a row with `mask` False after each episode. A vector entry point and EnvPool use the
             mode that they declare.
@@ -67,12 +69,14 @@ class Environments:
         stream: separates the random numbers of training, evaluation, … under the same seed.
         dressing: for sync and async, what the run puts around every environment.
         wraps: for sync and async, a wrapper for each of the S·B environments, seed by seed.
+        device: what a simulator is made for, if its callable has a parameter `device`.
 
     Attributes:
         observation_space, action_space: of a single environment.
         autoreset, vectorization: the modes in use.
         exact_resume: whether `restore` continues bit for bit; if not, new episodes start.
         resume_note: a sentence that says why not; empty if it does.
+        simulator: the simulator, whose own steps are tensors; None without one.
         began_anew: whether the last `restore` started new episodes.
 
     If an episode terminates at the step of its time limit, EnvPool reports only that it is truncated.
@@ -95,6 +99,7 @@ class Environments:
         stream: int = 0,
         dressing: Dressing | None = None,
         wraps: Sequence[Callable[[gym.Env], gym.Env]] | None = None,
+        device: str = "cpu",
     ) -> None:
         check_choice("backend", backend, BACKENDS)
         check_choice("vectorization", vectorization, VECTORIZATIONS)
@@ -105,15 +110,15 @@ class Environments:
         self._source = env if backend == "envpool" else find_source(env)
         self._dressing, kwargs = dressed(dressing or Dressing(), self._source, env_kwargs or {})
         self._kwargs = time_limit(self._source, kwargs)
-        self.vectorization = choose_vectorization(self._source, backend, vectorization, self._dressing)
-        self._wanted_autoreset, self._wraps = autoreset, wraps
+        self.vectorization = choose_vectorization(self._source, backend, vectorization, self._dressing, kwargs)
+        self._wanted_autoreset, self._wraps, self._device = autoreset, wraps, device
         self.own_episodes = wraps is not None
         self._open()
 
     @classmethod
     def of(cls, config: Any, **more: Any) -> Environments:
         """The environments that a configuration describes, with `more` in the place of its settings."""
-        names = ("num_envs", "backend", "vectorization", "autoreset", "env_kwargs")
+        names = ("num_envs", "backend", "vectorization", "autoreset", "env_kwargs", "device")
         settings = {name: getattr(config, name) for name in names} | {"seeds": config.seed_values}
         settings["dressing"] = config.dressing
         return cls(config.env, **(settings | more))
@@ -129,10 +134,17 @@ class Environments:
         self.began_anew = False
         self._observation_start = int(getattr(self.observation_space, "start", 0))
         self._action_start = getattr(self.action_space, "start", None)
+        self.simulator = getattr(lane, "simulator", None)
+        if self.simulator is not None:  # it counts from 0 itself
+            self._observation_start, self._action_start = 0, None
 
     def _build_lanes(self) -> list[Lane]:
         if self.backend == "envpool":
             return [pool_lane(self._env, without_limit(self._kwargs), self._environment_seeds())]  # type: ignore[arg-type]
+        if self.vectorization == "simulator":
+            from telescope.control.simulators.lane import simulated
+
+            return [simulated(self._source, self._kwargs, self.seeds, self.num_envs, self._device)]
         if self.vectorization == "vector_entry_point":
             shape = len(self.seeds), self.num_envs
             return own_vector_lanes(self._source, without_limit(self._kwargs), *shape)  # type: ignore[arg-type]
@@ -237,6 +249,12 @@ class Environments:
         """Names of wrappers inside that keep running statistics, as NormalizeObservation does."""
         return self._lanes[0].statistics()
 
+    def begin(self, first: int = 0) -> Any:
+        """`reset` for a simulator: what the policy sees, as tensors [N, …] on its device."""
+        self._started = True
+        [(lane, seeds)] = self._lanes_and_seeds(first)
+        return lane.simulator.reset(seeds)  # type: ignore[attr-defined]
+
     def restart(self) -> Reset:
         """Start new episodes without a seed, so that the random generators continue as after an episode's end."""
         return self._joined([lane.restart() for lane in self._lanes])
@@ -269,9 +287,10 @@ class Environments:
     def _begin_anew(self) -> Reset:
         """Start new episodes in all environments, also in those that could have been restored."""
         exact, note = self.exact_resume, self.resume_note
-        self.close()
         self._restarts += 1
-        self._open()
+        if self.simulator is None:  # a process may have room for one simulator only
+            self.close()
+            self._open()
         self.exact_resume, self.resume_note, self.began_anew = exact, note, True
         return self.reset()
 
@@ -304,8 +323,13 @@ def dressed(dressing: Dressing, source: Any, kwargs: Mapping[str, Any]) -> tuple
     return dressing._replace(time_limit=None), {**kwargs, "max_episode_steps": dressing.time_limit}
 
 
-def choose_vectorization(source: Any, backend: str, wanted: str, dressing: Dressing) -> str:
+def choose_vectorization(source: Any, backend: str, wanted: str, dressing: Dressing, kwargs: Mapping[str, Any]) -> str:
     """The vectorization to use. Raises a ValueError for one that the source does not support."""
+    whole = backend != "envpool" and not isinstance(source, EnvSpec) and makes_batches(source, kwargs)
+    if whole and wanted == "auto":
+        wanted = "simulator"
+    if wanted == "simulator" and (changes := dressing.changes or (dressing.time_limit and "time_limit")):
+        raise ValueError(f"{changes} is set, but {name_of(source)} makes all environments at once; set it there")
     if dressing.changes and (backend == "envpool" or wanted == "vector_entry_point"):
         how = "backend is 'envpool'" if backend == "envpool" else "vectorization is 'vector_entry_point'"
         raise ValueError(
@@ -316,6 +340,10 @@ def choose_vectorization(source: Any, backend: str, wanted: str, dressing: Dress
         if not isinstance(source, str):
             raise ValueError(f'env must be an id for backend "envpool"; got {source!r}')
         return "envpool"
+    if wanted == "simulator" and not whole:
+        raise ValueError(
+            f"vectorization is 'simulator', but {name_of(source)} is no function with a parameter num_envs; add it"
+        )
     has_own = getattr(source, "vector_entry_point", None) is not None
     if wanted == "vector_entry_point" and not has_own:
         raise ValueError(f"{name_of(source)} has no vector entry point; use vectorization 'sync' or 'async'")

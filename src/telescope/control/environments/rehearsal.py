@@ -35,6 +35,10 @@ def rehearse(environments: Environments, make_spare: Callable[[], Environments])
     """
     if not environments.exact_resume:  # replay is impossible, and its note says so
         return [environments.resume_note, *_statistics(environments)]
+    if environments.simulator is not None:
+        from telescope.control.simulators.rehearsal import rehearse_simulator
+
+        return rehearse_simulator(environments)
     with _process_generators_kept(), _spare(make_spare, environments) as stage:
         first, _ = _play(stage, stage.reset())
         second, _ = _play(stage, stage.reset())
@@ -42,13 +46,18 @@ def rehearse(environments: Environments, make_spare: Callable[[], Environments])
         reason = reason or _not_restored(stage)
     notes = [*_statistics(environments), *_beyond_bounds(environments.observation_space, first)]
     if reason:
-        environments.start_anew_on_resume(
-            f"the environments ignore their seed, or some of their state survives a reset: {reason}. So equal commands "
-            "may give different results, and a resume needs --allow-inexact and starts new episodes. Draw all random "
-            "numbers from self.np_random, call super().reset(seed=seed), and reset all state in reset()"
-        )
-        notes.insert(0, environments.resume_note)
+        fix = "from self.np_random, call super().reset(seed=seed), and reset all state in reset()"
+        notes.insert(0, unrepeatable(environments, reason, f"Draw all random numbers {fix}"))
     return notes
+
+
+def unrepeatable(environments: Environments, reason: str, fix: str) -> str:
+    """Say that the environments cannot be repeated; they start new episodes on resume."""
+    environments.start_anew_on_resume(
+        f"the environments ignore their seed, or some of their state survives a reset: {reason}. So equal commands "
+        f"may give different results, and a resume needs --allow-inexact and starts new episodes. {fix}"
+    )
+    return environments.resume_note
 
 
 def spare(config: LearnerConfig) -> Environments:

@@ -34,9 +34,15 @@ def behaviour(config: VTraceConfig, session: Any) -> Callable[[Rollout], dict[st
 
 
 def packed(rollout: Rollout) -> dict[str, Any]:
-    """A rollout as a nested dictionary of NumPy arrays."""
-    arrays = {name: x.numpy() if isinstance(x, Tensor) else x for name, x in rollout._asdict().items()}
-    return {**arrays, "finals": rollout.finals._asdict()}
+    """A rollout as a nested dictionary of NumPy arrays; what lies on another device stays there."""
+
+    def own(part: Any) -> dict[str, Any]:
+        return {
+            name: x.numpy() if isinstance(x, Tensor) and x.device.type == "cpu" else x
+            for name, x in part._asdict().items()
+        }
+
+    return {**own(rollout), "finals": own(rollout.finals)}
 
 
 def unpacked(sent: Mapping[str, Any]) -> tuple[Rollout, Tensor]:
@@ -44,11 +50,14 @@ def unpacked(sent: Mapping[str, Any]) -> tuple[Rollout, Tensor]:
 
     All arrays are copies: those of another process are read-only, and torch's allocator aligns its own.
     """
-    finals = {name: None if x is None else np.array(x) for name, x in sent["rollout"]["finals"].items()}
+    finals = {name: np.array(x) if isinstance(x, np.ndarray) else x for name, x in sent["rollout"]["finals"].items()}
     tensors: dict[str, Any] = {
-        name: None if x is None else torch.tensor(x) for name, x in sent["rollout"].items() if name != "finals"
+        name: torch.tensor(x) if isinstance(x, np.ndarray) else x
+        for name, x in sent["rollout"].items()
+        if name != "finals"
     }
-    return Rollout(**tensors, finals=Finals(**finals)), torch.tensor(sent["log_probs"])
+    log_probs = torch.tensor(sent["log_probs"]).to(tensors["rewards"].device)
+    return Rollout(**tensors, finals=Finals(**finals)), log_probs
 
 
 def with_vtrace(
@@ -66,15 +75,16 @@ def with_vtrace(
     observations, actions, live = map(per_seed, samples)  # [S, N, …]
     masks = None if rollout.action_masks is None else per_seed(rollout.action_masks)
     log_probs, values = session.agents.evaluate(parameters, *session.to_device((observations, actions, masks)))
-    log_ratios = log_probs.cpu() - behaviour if config.correction == "vtrace" else torch.zeros_like(behaviour)
+    device = rollout.rewards.device
+    log_ratios = log_probs.to(device) - behaviour if config.correction == "vtrace" else torch.zeros_like(behaviour)
     flags: dict[str, Any] = {
         "terminated": rollout.terminated,
         "truncated": rollout.truncated,
         "mask": live_mask(rollout),
     }
-    judged = time_major(values.cpu(), config.num_envs)  # [T, S, B]
+    judged = time_major(values.to(device), config.num_envs)  # [T, S, B]
     reached = next_values(
-        judged, value(rollout.last_observations).cpu(), final_values=final_values(rollout, value), **flags
+        judged, value(rollout.last_observations).to(device), final_values=final_values(rollout, value), **flags
     )
     bounds: dict[str, Any] = {"rho_clip": config.rho_clip, "c_clip": config.c_clip, "pg_rho_clip": config.rho_clip}
     targets, advantages = vtrace(
@@ -87,7 +97,9 @@ def with_vtrace(
         **bounds,
         **flags,
     )
-    batch = Batch(observations, actions, behaviour, values.cpu(), per_seed(advantages), per_seed(targets), live, masks)
+    batch = Batch(
+        observations, actions, behaviour, values.to(device), per_seed(advantages), per_seed(targets), live, masks
+    )
     clipped = {
         "rho_clipped": clipped_share(log_ratios, live, config.rho_clip),
         "c_clipped": clipped_share(log_ratios, live, config.c_clip),
@@ -100,4 +112,4 @@ def clipped_share(log_ratios: Tensor, live: Tensor, bound: float | None) -> np.n
     if bound is None:
         return np.zeros(len(live))
     above = (log_ratios > math.log(bound)) & live
-    return (above.sum(1) / live.sum(1).clamp(min=1)).numpy()  # type: ignore[no-any-return]
+    return (above.sum(1) / live.sum(1).clamp(min=1)).cpu().numpy()  # type: ignore[no-any-return]

@@ -95,19 +95,20 @@ def judged_again(session: Any, batch: Batch) -> Batch:
 
 def with_advantages(config: OnPolicyConfig, session: Any, rollout: Rollout, batch: Batch) -> Batch:
     """The same samples with advantages and returns, computed from their values."""
-    values = time_major(batch.values.cpu(), config.num_envs)  # [T, S, B]
+    device = rollout.rewards.device  # where the rollout lies, which may not be that of the networks
+    values = time_major(batch.values.to(device), config.num_envs)  # [T, S, B]
     ends: dict[str, Any] = {
         "terminated": rollout.terminated,
         "truncated": rollout.truncated,
         "mask": live_mask(rollout),
     }
-    last = session.value(rollout.last_observations, rollout.last_memory).cpu()  # [S, B]
+    last = session.value(rollout.last_observations, rollout.last_memory).to(device)  # [S, B]
     finals = final_values(rollout, session.value)  # [T, S, B]
     reached = next_values(values, last, final_values=finals, **ends)
     if batch.lam is None:
         lam = chosen_lam(config, rollout.rewards, values, reached, ends)
     else:  # of the critic that acted, as before the first epoch
-        lam = time_major(batch.lam.cpu(), config.num_envs)
+        lam = time_major(batch.lam.to(device), config.num_envs)
     decays: dict[str, Any] = {"lam": lam, "returns_lam": config.returns_lam}
     advantages, returns = gae(rollout.rewards, values, reached, gamma=config.gamma, **decays, **ends)
     found = {"advantages": per_seed(advantages), "returns": per_seed(returns)}

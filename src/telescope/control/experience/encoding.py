@@ -58,6 +58,17 @@ def encoder(space: gym.Space, *, shaped: bool = False) -> Encoder:
     )
 
 
+def tensor_encoder(encoding: Encoder, space: gym.Space) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The same encoder for tensors [S, B, …] on any device."""
+    if isinstance(space, gym.spaces.Discrete):
+        return lambda x: torch.nn.functional.one_hot(x.long(), int(space.n)).float()
+    if encoding.kept == torch.uint8:
+        return lambda x: x.reshape(*x.shape[:2], *encoding.shape)
+    dtype = encoding.encode(np.zeros((1, 1, *(space.shape or ())), space.dtype)).dtype
+    kind = torch.from_numpy(np.empty(0, dtype)).dtype
+    return lambda x: x.reshape(*x.shape[:2], *encoding.shape).to(kind)
+
+
 def examples(space: gym.Space, *, shaped: bool) -> torch.Tensor:
     """Three observations [3, …] of ordinary size, as a network reads them from a rollout."""
     random = np.random.default_rng(0)

@@ -25,6 +25,7 @@ def chosen_lam(
     if config.lam_rule == "end_corrected":
         return end_corrected(values, **ends, lam=config.lam)  # type: ignore[no-any-return]
     returns = discounted_return(rewards, next_values, **ends, gamma=config.gamma)  # λ = 1: what the critic aims at
-    explained = explained_variance(values, returns, ends["mask"], axis=(0, 2))  # [S]
+    live = None if ends["mask"] is None else ends["mask"].cpu()
+    explained = explained_variance(values.cpu(), returns.cpu(), live, axis=(0, 2))  # [S]
     lam = from_explained_variance(explained, low=config.lam_low, high=config.lam)
-    return torch.from_numpy(lam).to(values.dtype)[:, None].expand_as(values)
+    return torch.from_numpy(lam).to(values)[:, None].expand_as(values)

@@ -38,16 +38,17 @@ def quantile_credit(
     targets of a state are samples of the mixture of n-step distributions. λ = 0 gives the one-step Bellman targets,
     λ = 1 the sampled return.
     """
-    quantiles = time_major(outputs.cpu(), config.num_envs)  # [T, S, B, Q]
+    device = rollout.rewards.device
+    quantiles = time_major(outputs.to(device), config.num_envs)  # [T, S, B, Q]
     each: dict[str, Any] = {name: None if x is None else x[..., None].expand_as(quantiles) for name, x in ends.items()}
-    last = session.critic(rollout.last_observations, rollout.last_memory).cpu()  # [S, B, Q]
+    last = session.critic(rollout.last_observations, rollout.last_memory).to(device)  # [S, B, Q]
     successors = next_values(quantiles, last, final_values=final_values(rollout, session.critic), **each)
-    weights = torch.tensor(risk_weights(config.quantile_weights, config.quantiles))
+    weights = torch.tensor(risk_weights(config.quantile_weights, config.quantiles), device=device)
     discounts = {"gamma": config.gamma, "lam": lam}
     advantages = distributional_gae(rollout.rewards, quantiles, successors, **discounts, weights=weights, **ends)[0]
     rewards = rollout.rewards[..., None].expand_as(quantiles)
     trust = torch.as_tensor(lam if returns_lam is None else returns_lam)[..., None]
-    heads = coins(config.seed_values, session.iteration, quantiles.shape) < trust
+    heads = coins(config.seed_values, session.iteration, quantiles.shape).to(device) < trust
     targets = lambda_return(rewards, successors, gamma=config.gamma, lam=heads.float(), **each)
     return {"advantages": per_seed(advantages), "targets": per_seed(targets)}
 

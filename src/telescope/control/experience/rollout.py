@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from telescope.arrays import Array
 from telescope.checks import fits_memory, same_kind
 from telescope.control.agents.actions import Bound
-from telescope.control.agents.actor import Act
+from telescope.control.agents.actor import Act, Agents
 from telescope.control.environments.checks import require_finite, require_finite_array
 from telescope.control.environments.population import Environments, Step
 from telescope.control.experience.encoding import Encoder
@@ -26,7 +27,7 @@ from telescope.randomness import ACTIONS, generator
 
 
 class Rollout(NamedTuple):
-    """T steps of S·B environments, as tensors on the CPU."""
+    """T steps of S·B environments, as tensors on the CPU, or where a simulator has its arrays."""
 
     observations: Tensor  # [T, S, B, D] as the policy saw them: encoded and normalised
     actions: Tensor  # [T, S, B, …] as the policy chose them, before any bound
@@ -58,9 +59,9 @@ class Transition(NamedTuple):
 class Finals(NamedTuple):
     """The K states that truncated steps really led to."""
 
-    places: np.ndarray  # [3, K] time, seed and environment
-    observations: np.ndarray  # [K, D]
-    memory: np.ndarray | None = None  # [K, H] before these observations
+    places: Array  # [3, K] time, seed and environment
+    observations: Array  # [K, D]
+    memory: Array | None = None  # [K, H] before these observations
 
 
 class Episodes(NamedTuple):
@@ -113,6 +114,10 @@ class Rollouts:
         environments = self.shape[0] * self.shape[1]
         numbers = self.num_steps * environments * (self.encoder.size + memory + 4)
         fits_memory(numbers, f"a rollout of num_steps {self.num_steps} × {environments} environments needs")
+
+    def actor(self, agents: Agents, parameters: Tensor) -> Act:
+        """The policies with these parameters [S, P], as `collect` asks them."""
+        return agents.actor(parameters)
 
     @property
     def kept(self) -> torch.dtype:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,23 +17,23 @@ Value = Callable[[Tensor, Tensor | None], Tensor]
 
 def final_values(rollout: Rollout, value: Value) -> Tensor | None:
     """Values [T, S, B, …] of the states that truncated steps led to, NaN elsewhere, by one call; None without any."""
-    places, observations, memory = rollout.finals
+    parts: Any = [None if x is None else torch.as_tensor(x) for x in rollout.finals]
+    places, observations, memory = parts
     if not places.shape[1]:
         return None
-    seeds = rollout.rewards.shape[1]
-    position = np.zeros(places.shape[1], dtype=np.int64)  # [K] index of each final within its seed
-    counts = np.zeros(seeds, dtype=np.int64)
-    for k, s in enumerate(places[1]):
-        position[k], counts[s] = counts[s], counts[s] + 1
+    seeds, device = rollout.rewards.shape[1], rollout.rewards.device
+    own = places[1][:, None] == torch.arange(seeds, device=device)  # [K, S] whose final it is
+    position = (own.cumsum(0) - 1)[own]  # [K] its index within its seed
+    most = int(own.sum(0).max())
 
-    def padded(x: np.ndarray) -> Tensor:
-        rows = torch.zeros((seeds, int(counts.max()), *x.shape[1:]), dtype=torch.from_numpy(x).dtype)  # [S, K, …]
-        rows.numpy()[places[1], position] = x
+    def padded(x: Tensor) -> Tensor:
+        rows = torch.zeros((seeds, most, *x.shape[1:]), dtype=x.dtype, device=device)  # [S, K, …]
+        rows[places[1], position] = x
         return rows
 
-    values = value(padded(observations), None if memory is None else padded(memory)).cpu()
-    result = torch.full((*rollout.rewards.shape, *values.shape[2:]), torch.nan)
-    result[tuple(torch.from_numpy(i) for i in places)] = values[torch.from_numpy(places[1]), torch.from_numpy(position)]
+    values = value(padded(observations), None if memory is None else padded(memory)).to(device)
+    result = torch.full((*rollout.rewards.shape, *values.shape[2:]), torch.nan, device=device)
+    result[tuple(places)] = values[places[1], position]
     return result
 
 
@@ -41,7 +41,7 @@ def successors(rollout: Rollout) -> Tensor:
     """The observation [T, S, B, …] that each step led to. Not to be read where the step terminated its episode."""
     reached = torch.cat([rollout.observations[1:], rollout.last_observations[None]])
     places, observations, _ = rollout.finals
-    reached[tuple(torch.from_numpy(i) for i in places)] = torch.from_numpy(observations).to(reached.dtype)
+    reached[tuple(torch.as_tensor(places))] = torch.as_tensor(observations).to(reached.dtype)
     return reached
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from telescope.control.agents.networks import Network
@@ -17,6 +18,11 @@ def rollouts(
 ) -> Rollouts:
     """The `Rollouts` that collect experience for agents with this network."""
     encoding = encoder(environments.observation_space, shaped=network.shaped)
+    more: dict[str, Any] = {}
+    if environments.simulator is not None and kind is Rollouts and config.collects_rollouts:
+        from telescope.control.experience.device import DeviceRollouts
+
+        kind, more = DeviceRollouts, {"bound_on": partial(config.bound_on, environments.action_space)}
     return kind(
         environments,
         seeds=config.seed_values,
@@ -28,6 +34,7 @@ def rollouts(
         normaliser=normaliser(config, encoding),
         scaler=config.scaler(),
         memory=network.memory,
+        **more,
     )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from telescope.control.asynchronous import Gathered, Make
 from telescope.control.experience.normalisation import joined, removed
-from telescope.control.experience.rollout import Episodes
+from telescope.control.experience.rollout import Episodes, Rollouts
 from telescope.control.training import Session
 from telescope.control.workers.cluster import connected
 from telescope.control.workers.shares import registered
@@ -166,8 +166,14 @@ class Held(NamedTuple):
         return self.parameters
 
 
+class HostRollouts(Rollouts):
+    """Rollouts as NumPy arrays, which is how they travel, whatever the environments are."""
+
+
 class ActorsSession(Session):
     """The session of an actor: environments and agents, in which nothing learns."""
+
+    kind_of_rollouts = HostRollouts
 
     def __init__(self, config: Any, first: int, network: Any) -> None:
         self._first = first

@@ -73,17 +73,45 @@ class Policy:
         action_mask: Any = None,
         seed: int | None = None,
         rng: np.random.Generator | None = None,
-    ) -> np.ndarray:
+        state: np.ndarray | None = None,
+        begins: Any = False,
+    ) -> Any:
         """The action for one observation [*obs], or the actions for a batch [N, *obs].
 
         Observations and actions have the structure of their spaces; in a batch each part has N in front. The action is
         the policy's mode; with `rng` it is a sample. `action_mask` is [A], or [N, A] for a batch, with True = allowed,
         as the environment gives it in `info`. `seed` chooses the agent by its seed's value (default: the run's
-        first). Actions lie in the environment's action space. Observations and masks are checked as in training. A
-        policy with a memory needs a `player`, which keeps the memory.
+        first). Actions lie in the environment's action space. Observations and masks are checked as in training.
+
+        A policy with a memory also takes the `state` before the observation, and returns a pair: the action and the
+        state after it. `policy.start()` is the state at the beginning of an episode, `policy.start(N)` that of a batch.
+        Where `begins` (a bool, or [N]) is True an episode begins, whatever the state is. A `player` keeps the state.
         """
-        self._require_no_memory("act")
-        return self._act(observation, None, action_mask, seed, rng)[0]
+        if state is None:
+            self._require_no_memory("act")
+            return self._act(observation, None, action_mask, seed, rng)[0]
+        memory = self._memory(state, begins)
+        action, memory = self._act(observation, memory, action_mask, seed, rng)
+        assert memory is not None
+        return action, memory.cpu().numpy().reshape(state.shape)
+
+    def start(self, count: int | None = None) -> np.ndarray:
+        """The state of a policy with a memory where an episode begins, zeros [W]; [N, W] for a batch of N = `count`."""
+        width = self.agent.network.memory
+        return np.zeros((width,) if count is None else (whole_number("count", count), width), np.float32)
+
+    def _memory(self, state: Any, begins: Any) -> Tensor:
+        """A state of the caller's as the memory [N, W], zero where an episode begins."""
+        width, flags = self.agent.network.memory, np.asarray(begins, dtype=bool)
+        if not width:
+            raise ValueError("state is given, but this policy has no memory; leave it out")
+        if not isinstance(state, np.ndarray) or state.ndim not in (1, 2) or state.shape[-1] != width:
+            shape = getattr(state, "shape", type(state).__name__)
+            raise ValueError(f"state is {shape}; expected an array ({width},) or (N, {width}), as policy.start() gives")
+        if flags.shape not in ((), state.shape[:-1]):
+            raise ValueError(f"begins has shape {flags.shape}; expected a bool, or {state.shape[:-1]}")
+        kept = np.where(flags[..., None], np.float32(0), state.astype(np.float32)).reshape(-1, width)
+        return torch.tensor(kept).to(self.config.device)
 
     def _act(
         self, observation: Any, memory: Tensor | None, action_mask: Any, seed: int | None, rng: Any
@@ -97,11 +125,7 @@ class Policy:
         noise = None
         if rng is not None:
             noise = torch.tensor(self.agent.distribution.noise(rng, (len(inputs),))).to(inputs.device)
-        if memory is not None and len(memory) != len(inputs):
-            raise ValueError(
-                f"observation holds {len(inputs)} observations, but the player remembers {len(memory)} episodes; "
-                "expected as many, or begins=True for new episodes"
-            )
+        self._require_as_many(inputs, memory)
         if (width := self.agent.network.memory) and memory is None:
             memory = torch.zeros((len(inputs), width), device=inputs.device)
         with torch.no_grad():
@@ -112,6 +136,13 @@ class Policy:
         chosen = chosen[0] if single else chosen
         return self._actions.native(chosen) if isinstance(self._actions, Packed) else chosen, seen if width else None
 
+    def _require_as_many(self, inputs: Tensor, memory: Tensor | None) -> None:
+        if memory is not None and len(memory) != len(inputs):
+            raise ValueError(
+                f"observation holds {len(inputs)} observations, but the player remembers {len(memory)} episodes; "
+                "expected as many, or begins=True for new episodes"
+            )
+
     def player(self, *, seed: int | None = None, rng: np.random.Generator | None = None) -> Player:
         """One agent that plays episodes and keeps its memory; see `Player`."""
         return Player(self, seed, rng)
@@ -120,15 +151,25 @@ class Policy:
         if self.agent.network.memory:
             raise ValueError(
                 f"{what} takes one observation, but this policy has a memory of its episode; use player = "
-                "policy.player(), then player(observation), which keeps the memory"
+                "policy.player(), then player(observation), which keeps the memory, or pass the state: "
+                f"{what}(observation, state=policy.start())"
             )
 
-    def value(self, observation: Any, *, seed: int | None = None) -> np.ndarray:
-        """V(s) from an agent's critic, for one observation [*obs] or a batch, in units of the (scaled) return."""
-        self._require_no_memory("value")
+    def value(
+        self, observation: Any, *, seed: int | None = None, state: np.ndarray | None = None, begins: Any = False
+    ) -> np.ndarray:
+        """V(s) from an agent's critic, for one observation [*obs] or a batch, in units of the (scaled) return.
+
+        A policy with a memory takes the `state` before the observation too, as `act` does.
+        """
+        if state is None:
+            self._require_no_memory("value")
+        memory = None if state is None else self._memory(state, begins)
         vector, inputs, single = self._inputs(observation, seed)
+        self._require_as_many(inputs, memory)
         with torch.no_grad():
-            values = self.config.state_values(self.agent.value(vector, inputs)).cpu().numpy()
+            seen = self.agent.see(vector, inputs, memory)
+            values = self.config.state_values(self.agent.value(vector, seen)).cpu().numpy()  # type: ignore[arg-type]
         return values[0] if single else values
 
     def _inputs(self, observation: Any, seed: int | None) -> tuple[Tensor, Tensor, bool]:
@@ -226,6 +267,16 @@ class Player:
             self._memory = torch.where(torch.as_tensor(flags).to(self._memory.device).reshape(-1, 1), 0.0, self._memory)
         action, self._memory = self._policy._act(observation, self._memory, action_mask, self._seed, self._rng)
         return action
+
+    def reset(self, done: Any = True) -> None:
+        """Forget the episodes that are over: all of them, or those of a batch where `done` [N] is True."""
+        flags = np.asarray(done, dtype=bool)
+        if self._memory is None:
+            return
+        if flags.shape not in ((), (len(self._memory),)):
+            raise ValueError(f"done has shape {flags.shape}; expected a bool, or ({len(self._memory)},)")
+        over = torch.as_tensor(flags).to(self._memory.device).reshape(-1, 1)
+        self._memory = None if flags.all() else torch.where(over, 0.0, self._memory)
 
 
 def load(

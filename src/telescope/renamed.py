@@ -33,6 +33,14 @@ FIELDS = {
     ),
 }
 """Settings by former name. The owner is a config class, or a base class of several."""
+PARTS: dict[str, tuple[str, Callable[[int], dict[str, Any]], str]] = {
+    "gru": (
+        "PPO",
+        lambda units: {"memory": "gru", "memory_size": units, "shared_memory": True} if units else {},
+        "is memory and memory_size now (and shared_memory, since policy and value function had one gru)",
+    ),
+}
+"""Settings that have become several: owner, the current ones for a value, and a remark."""
 PAIRS = {"clip": ("GRPO", "clip_high")}
 """Settings that held two numbers. The second one now has its own name."""
 
@@ -58,6 +66,11 @@ def current(cls: type[Any], settings: Mapping[str, Any], *, told: bool = False, 
         if former in found and owner in kinds:
             found[now] = value(found.pop(former), found)
             said.append(f"{former} is called {now} now{remark}")
+    for former, (owner, parts, remark) in PARTS.items():
+        if former in found and owner in kinds:
+            value = found.pop(former)
+            found |= parts(int(value[0] if isinstance(value, list) else value))
+            said.append(f"{former} {remark}")
     for name, (owner, second) in PAIRS.items():
         if owner in kinds and isinstance(pair := found.get(name), list | tuple) and len(pair) == 2:
             found[name], found[second] = pair

@@ -383,7 +383,23 @@ POLICY = {
     "critic_observations": ("nothing",),
 }
 """Fields of `PolicyConfig`, besides; with two of `AgentConfig` whose value dqn changes."""
-ON_POLICY = {
+MEMORY = {"memory": "gru", "memory_size": 5, "shared_memory": True}
+"""Fields of `MemoryConfig`, besides."""
+REMEMBERING = {"memory": "lstm", "memory_size": 4}
+"""A small memory."""
+RECALL = {
+    "env": Recall,
+    "env_kwargs": {},
+    "total_steps": 1440,
+    "num_envs": 8,
+    "num_steps": 15,
+    "memory_size": 8,
+    "eval_every": 0,
+    "normalise_observations": False,
+    "normalise_rewards": False,
+}
+"""How a policy with a memory learns."""
+ON_POLICY = MEMORY | {
     "lam": 0.5,
     "lam_rule": "end_corrected",
     "lam_low": 0.5,
@@ -396,7 +412,7 @@ ON_POLICY = {
 }
 """Fields of `OnPolicyConfig`, besides."""
 
-V_TRACE = {"lam": 0.5, "correction": "none", "rho_clip": 0.5, "c_clip": 0.5}
+V_TRACE = MEMORY | {"lam": 0.5, "correction": "none", "rho_clip": 0.5, "c_clip": 0.5}
 """Fields of `VTraceConfig`, besides."""
 
 OFF_POLICY = {
@@ -494,7 +510,7 @@ TRPO_FIELDS = (
     | POLICY
     | ON_POLICY
     | {
-        "gru": 4,
+        "sequence_length": 4,
         "max_kl": 1e-3,
         "cg_iterations": 2,
         "cg_tolerance": 0.9,
@@ -549,7 +565,7 @@ ROSTER = {
         "return_mean",
         9.0,
         other=PPO_FIELDS,
-        inert=UNSEEN | {"gru": "needs minibatches of whole sequences: the next row has them"},
+        inert=UNSEEN,
         samplers=(
             {},
             {"action_bounds": "squash"},
@@ -565,7 +581,7 @@ ROSTER = {
         "return_mean",
         9.0,
         other=PPO_FIELDS | {"critic": "value", "lam_rule": "constant"},
-        inert=UNSEEN | {"gru": "needs minibatches of whole sequences: the next row has them"},
+        inert=UNSEEN,
     ),
     "ppo with a gradient critic": Row(
         ppo,
@@ -574,18 +590,16 @@ ROSTER = {
         | {"minibatch_size": 64, "eval_every": 0},
         "return_mean",
         9.0,
-        other=PPO_FIELDS | {"critic": "value", "gru": 5},
+        other=PPO_FIELDS | {"critic": "value"},
         inert=UNSEEN,
     ),
     "ppo with a memory": Row(
         ppo,
-        dataclasses.replace(PENDULUM, gru=4, minibatch_size=16),
-        {"env": Recall, "env_kwargs": {}, "total_steps": 1440, "num_envs": 8, "num_steps": 15, "gru": 8}
-        | {"minibatch_size": 60, "epochs": 4, "clip": 0.2, "value_clip": None, "eval_every": 0}
-        | {"learning_rate": 2e-2, "normalise_observations": False, "normalise_rewards": False},
+        dataclasses.replace(PENDULUM, **REMEMBERING, minibatch_size=16),
+        RECALL | {"minibatch_size": 60, "epochs": 4, "clip": 0.2, "value_clip": None, "learning_rate": 2e-2},
         "return_mean",
         0.95,
-        other=PPO_FIELDS | {"minibatch_size": 32, "gru": 5},
+        other=PPO_FIELDS | {"minibatch_size": 32},
         inert=UNSEEN,
         samplers=({}, {"env": "CartPole-v1", "autoreset": "next_step"}),
     ),
@@ -596,7 +610,16 @@ ROSTER = {
         | {"lam_rule": "constant", "lam_low": 0.8},
         "return_mean",
         9.0,
-        other=CONTROL | AGENT | POLICY | ON_POLICY | {"gru": 4, "optimiser": "adam", "optimiser_eps": 0.1},
+        other=CONTROL | AGENT | POLICY | ON_POLICY | {"optimiser": "adam", "optimiser_eps": 0.1},
+        inert=UNSEEN,
+    ),
+    "a2c with a memory": Row(
+        a2c,
+        dataclasses.replace(ROLLOUT, memory="gru", memory_size=4),
+        RECALL | {"total_steps": 4800, "lam_rule": "constant", "lam_low": 0.8, "learning_rate": 1e-2},
+        "return_mean",
+        0.95,
+        other=CONTROL | AGENT | POLICY | ON_POLICY | {"memory": "lstm", "optimiser": "adam", "optimiser_eps": 0.1},
         inert=UNSEEN,
     ),
     "a3c": Row(
@@ -606,7 +629,7 @@ ROSTER = {
         | {"lam_rule": "constant", "lam_low": 0.8, "delay": 1},
         "return_mean",
         9.0,
-        other=CONTROL | AGENT | POLICY | ON_POLICY | {"gru": 4, "optimiser": "adam", "optimiser_eps": 0.1, "delay": 1},
+        other=CONTROL | AGENT | POLICY | ON_POLICY | {"optimiser": "adam", "optimiser_eps": 0.1, "delay": 1},
         inert=UNSEEN | APART,
     ),
     "impala": Row(
@@ -616,6 +639,20 @@ ROSTER = {
         "return_mean",
         9.0,
         other=CONTROL | AGENT | POLICY | V_TRACE | {"optimiser": "adam", "optimiser_eps": 0.1, "delay": 0},
+        inert=UNSEEN | APART,
+    ),
+    "impala with a memory": Row(
+        impala,
+        dataclasses.replace(AGED, memory="gru", memory_size=4),
+        RECALL | {"total_steps": 4800, "learning_rate": 1e-2},
+        "return_mean",
+        0.95,
+        other=CONTROL
+        | AGENT
+        | POLICY
+        | V_TRACE
+        | {"memory": "lstm", "optimiser": "adam", "optimiser_eps": 0.1}
+        | {"delay": 0},
         inert=UNSEEN | APART,
     ),
     "appo": Row(
@@ -628,9 +665,25 @@ ROSTER = {
         | AGENT
         | POLICY
         | V_TRACE
-        | {"minibatch_size": 16, "epochs": 1, "clip": 1e-3, "adam_eps": 0.1, "target_iterations": 1, "delay": 1},
+        | {"minibatch_size": 16, "epochs": 1, "clip": 1e-3, "adam_eps": 0.1, "target_iterations": 1, "delay": 1}
+        | {"sequence_length": 4},
         inert=UNSEEN | APART,
         samplers=({}, {"action_bounds": "squash"}, {"env": "CartPole-v1", "autoreset": "next_step"}),
+    ),
+    "appo with a memory": Row(
+        appo,
+        dataclasses.replace(CLIPPED, **REMEMBERING, sequence_length=8),
+        RECALL | {"minibatch_size": 60, "sequence_length": None, "clip": 0.2, "epochs": 4, "learning_rate": 2e-2},
+        "return_mean",
+        0.95,
+        other=CONTROL
+        | AGENT
+        | POLICY
+        | V_TRACE
+        | {"minibatch_size": 16, "epochs": 1, "clip": 1e-3, "adam_eps": 0.1, "target_iterations": 1, "delay": 1}
+        | {"sequence_length": 4},
+        inert=UNSEEN | APART,
+        samplers=({}, {"env": "CartPole-v1", "autoreset": "next_step"}),
     ),
     "actor_critic": Row(
         actor_critic,
@@ -671,6 +724,17 @@ ROSTER = {
         other={k: v for k, v in TRPO_FIELDS.items() if k not in REGRESSION} | {"value_fit": "regression"},
         inert=UNSEEN | dict.fromkeys(REGRESSION, "of the other value fit: the row before has it"),
         gradient_steps=False,
+    ),
+    "trpo with a memory": Row(
+        trpo,
+        dataclasses.replace(REGION, memory="gru", memory_size=4, minibatch_size=16, sequence_length=8, max_kl=0.1),
+        RECALL
+        | {"total_steps": 2400, "max_kl": 0.05, "minibatch_size": 60, "sequence_length": None}
+        | {"lam_rule": "constant", "lam_low": 0.8},
+        "return_mean",
+        0.95,
+        other=TRPO_FIELDS | {"memory": "lstm"},
+        inert=UNSEEN,
     ),
     "npg": Row(
         trpo,

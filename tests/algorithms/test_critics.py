@@ -294,8 +294,8 @@ def test_a_seed_alone_is_that_of_the_population():
 
 
 def test_recomputed_samples_have_the_present_critics_quantiles():
-    session, _, batch = credit(SMALL)
-    again = judged_again(session, batch._replace(outputs=None, values=torch.zeros_like(batch.values)))
+    session, rollout, batch = credit(SMALL)
+    _, again = judged_again(session, rollout, batch._replace(outputs=None, values=torch.zeros_like(batch.values)))
     torch.testing.assert_close(again.outputs, batch.outputs)
     torch.testing.assert_close(again.values, batch.values)
 

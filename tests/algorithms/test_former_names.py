@@ -17,7 +17,7 @@ from telescope import runner
 from telescope.algorithms import CONFIGS, config_class, find, grpo, ppo, rlhf
 from telescope.cli import main
 from telescope.commands.train import train_arguments
-from telescope.renamed import COLUMNS, FIELDS, columns_today, current
+from telescope.renamed import COLUMNS, FIELDS, PARTS, columns_today, current
 from telescope.runs import folder, read_config
 from telescope.runs.folder import RunFolder
 from telescope.runs.formats.config import to_mapping, write_mapping
@@ -32,6 +32,12 @@ CASES = [  # algorithm, former settings, the same as flags, the settings of toda
         {"value_clip": 0.5},
     ),
     ("ppo", {"clip_value_loss": False, "value_clip": 0.5}, ["--no-clip-value-loss"], {"value_clip": None}),
+    (
+        "ppo",
+        {"gru": 8, "sequence_length": 64},
+        ["--gru", "8", "--sequence-length", "64"],
+        {"sequence_length": 64, "memory": "gru", "memory_size": 8, "shared_memory": True},
+    ),
     ("rlhf", {"target_kl": 6.0}, ["--target-kl", "6"], {"kl_limit": 6.0}),
     ("grpo", {"clip": [0.2, 0.28]}, ["--clip", "0.2", "0.28"], {"clip": 0.2, "clip_high": 0.28}),
     *[
@@ -44,8 +50,9 @@ CASES = [  # algorithm, former settings, the same as flags, the settings of toda
 
 def test_every_former_name_is_tried_with_every_algorithm_that_had_it():
     kinds = {name: {kind.__name__ for kind in config_class(name).__mro__} for name in CONFIGS}
-    had = {(name, former) for name in CONFIGS for former, row in FIELDS.items() if row.owner in kinds[name]}
-    assert had == {(name, former) for name, settings, *_ in CASES for former in FIELDS.keys() & settings.keys()}
+    owners = {former: row.owner for former, row in FIELDS.items()} | {former: row[0] for former, row in PARTS.items()}
+    had = {(name, former) for name in CONFIGS for former, owner in owners.items() if owner in kinds[name]}
+    assert had == {(name, former) for name, settings, *_ in CASES for former in owners.keys() & settings.keys()}
 
 
 @pytest.mark.parametrize(("name", "former", "flags", "now"), CASES)

@@ -204,7 +204,8 @@ def test_minibatches_are_stretches_of_an_environment():
 
 def test_a_memory_may_learn_from_stretches_too():
     """Each begins with the memory that the policy had there, so that new and old log-probabilities agree."""
-    config = dataclasses.replace(SMALL, critic="value", gru=4, epochs=1, num_envs=2, total_steps=32, minibatch_size=32)
+    settings = {"memory": "gru", "memory_size": 4, "epochs": 1, "num_envs": 2, "total_steps": 32, "minibatch_size": 32}
+    config = dataclasses.replace(SMALL, critic="value", **settings)
     for row in next(iter(train(config))).rows:
         assert row["kl"] == pytest.approx(0, abs=1e-6)
         assert row["clip_fraction"] == 0
@@ -289,7 +290,7 @@ def test_the_preset_is_that_of_ppo_with_sequences_and_a_faster_critic():
     [
         ({"sequence_length": 5}, "sequence_length is 5; expected a divisor of num_steps 16"),
         ({"minibatch_size": 12}, "minibatch_size is 12, but a gradient critic learns from whole sequences"),
-        ({"gru": 4}, "gru is 4, but critic is 'gradient'"),
+        ({"memory": "gru"}, "memory is 'gru', but critic is 'gradient'"),
         ({"value_clip": 0.2}, r"value_clip is 0\.2, but critic is 'gradient'"),
         ({"critic": "value"}, "sequence_length is 8, but minibatches have no sequences"),
         (

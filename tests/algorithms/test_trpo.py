@@ -437,7 +437,8 @@ def test_a_network_with_common_layers_is_refused_by_their_names():
     ("changes", "match"),
     [
         ({"shared_network": True}, "shared_network is True, but trpo"),
-        ({"gru": 8}, r"gru is 8, but trpo .* expected 0"),
+        ({"memory": "gru", "shared_memory": True}, "shared_memory is True, but trpo"),
+        ({"memory": "gru", "minibatch_size": 12}, "minibatch_size is 12, but a policy with a memory learns from whole"),
         ({"line_search_shrink": 1.0}, "line_search_shrink is 1.0"),
         ({"minibatch_size": 65}, "minibatch_size is 65"),
         ({"max_kl": 0.0}, "max_kl"),

@@ -271,7 +271,10 @@ def test_what_only_the_critic_sees_moves_values_and_no_action(module, config, ke
         ),
         ({"critic_observations": ("truth", "seen")}, "which is everything"),
         ({"critic_observations": ("truth",), "shared_network": True}, "critic_observations is .* but shared_network"),
-        ({"critic_observations": ("truth",), "gru": 4}, "critic_observations is .* but gru is 4"),
+        (
+            {"critic_observations": ("truth",), "memory": "gru", "shared_memory": True},
+            "critic_observations is .* but shared_memory is True",
+        ),
         ({"critic_observations": ("truth",), "env": "Pendulum-v1"}, "critic_observations is .* has no keys"),
     ],
 )

@@ -31,12 +31,17 @@ SMALL = ppo.PPO(
     minibatch_size=16,
     epochs=2,
     total_steps=48,
-    gru=4,
+    memory="gru",
+    memory_size=4,
+    shared_memory=True,
     hidden=(5,),
     gamma=0.9,
     threads=1,
     compile="off",
 )
+
+NOTHING = {"memory": "none", "memory_size": 64, "shared_memory": False}
+FORGETFUL = dataclasses.replace(SMALL, **NOTHING)
 
 
 def gru(inputs, size):
@@ -165,7 +170,14 @@ def test_minibatches_are_whole_sequences():
 def test_it_learns_what_needs_a_memory():
     """A cue is shown three steps before it is asked for: one half is the most that a policy without memory earns."""
     config = dataclasses.replace(
-        SMALL, num_envs=8, num_steps=15, minibatch_size=60, epochs=4, total_steps=2400, gru=8, learning_rate=2e-2
+        SMALL,
+        num_envs=8,
+        num_steps=15,
+        minibatch_size=60,
+        epochs=4,
+        total_steps=2400,
+        memory_size=8,
+        learning_rate=2e-2,
     )
     *_, last = ppo.train(config)
     returns = [row["return_mean"] for row in last.rows]
@@ -204,7 +216,7 @@ def test_a_player_acts_as_the_evaluation_does(tmp_path):
 
 
 def test_a_player_of_a_policy_without_memory_acts_as_the_policy():
-    config = dataclasses.replace(SMALL, gru=0)
+    config = FORGETFUL
     *_, last = ppo.train(config)
     policy = Policy(config, last.policy)
     seen = np.linspace(-1, 1, 7, dtype=np.float32)[:, None]
@@ -232,9 +244,9 @@ def joined(parameters, observations, memory):
 
 
 def test_a_network_of_ones_own_may_remember():
-    *_, last = ppo.train(dataclasses.replace(SMALL, gru=0), network=own(1))
-    state = next(ppo.train(dataclasses.replace(SMALL, gru=0), network=own(1))).state
-    *_, again = ppo.train(dataclasses.replace(SMALL, gru=0), state, network=own(1))
+    *_, last = ppo.train(FORGETFUL, network=own(1))
+    state = next(ppo.train(FORGETFUL, network=own(1))).state
+    *_, again = ppo.train(FORGETFUL, state, network=own(1))
     assert torch.equal(last.policy["parameters"], again.policy["parameters"])
     assert state["rollouts"]["memory"].shape == (2, 3, 1)
     assert np.abs(state["rollouts"]["memory"]).max() == 1, "a cue was seen"
@@ -243,12 +255,12 @@ def test_a_network_of_ones_own_may_remember():
 @pytest.mark.parametrize(
     ("algorithm", "config", "network", "message"),
     [
-        (ppo, {"gru": 0, "minibatch_size": 12}, own(1), "minibatch_size is 12, .* multiple of it, such as 8"),
+        (ppo, {**NOTHING, "minibatch_size": 12}, own(1), "minibatch_size is 12, .* multiple of it, such as 8"),
         (dqn, {}, own(1), "network has a memory of 1 numbers, but this algorithm learns from single steps"),
-        (ppo, {"gru": 0}, own(1)._replace(remember=None), "only one of memory and remember"),
+        (ppo, NOTHING, own(1)._replace(remember=None), "only one of memory and remember"),
         (
             ppo,
-            {"gru": 0},
+            NOTHING,
             own(2)._replace(memory=1, remember=joined),
             r"remember gives .*\(3, 2\); expected .*\(3, 1\)",
         ),
@@ -261,7 +273,9 @@ def test_what_cannot_remember_is_told(algorithm, config, network, message):
 
 
 def test_sequences_need_minibatches_of_their_length():
-    with pytest.raises(ValueError, match=r"minibatch_size is 12, but a policy with a memory \(gru\) learns from whole"):
+    with pytest.raises(
+        ValueError, match=r"minibatch_size is 12, but a policy with a memory learns from whole .* or sequence_length 4"
+    ):
         dataclasses.replace(SMALL, minibatch_size=12)
 
 

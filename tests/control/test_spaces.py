@@ -413,7 +413,7 @@ def test_a_network_of_ones_own_reads_all_numbers_or_the_parts():
 
 
 def test_a_memory_reads_the_parts():
-    config = ppo.PPO(env=Both, **SMALL, minibatch_size=8, gru=4)
+    config = ppo.PPO(env=Both, **SMALL, minibatch_size=8, memory="gru", memory_size=4)
     *_, last = ppo.train(config)
     assert np.isfinite(last.rows[0]["loss"] if "loss" in last.rows[0] else last.rows[0]["policy_loss"])
 

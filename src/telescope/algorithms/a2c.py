@@ -169,7 +169,7 @@ def update_agent(config: A2C, agent: ActorCritic) -> Callable[..., tuple[Learner
     """Return one gradient step of one agent on its rollout, as a pure function."""
 
     def loss(vector: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        seen = remembered(config, agent, vector, batch)
+        seen = remembered(agent, vector, batch, config.num_steps)
         log_probs, entropy, outputs = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [N] each
         advantages = whitened_minibatch(batch) if config.normalise_advantages else batch.advantages
         weights = mean_weights(batch.live)  # [N]

@@ -23,8 +23,8 @@ from telescope.control.agents.networks import Network
 from telescope.control.asynchronous import ActorSession, VTraceConfig
 from telescope.control.config import MUJOCO_FAMILY, for_family
 from telescope.control.experience.corrected import behaviour, unpacked, with_vtrace
-from telescope.control.experience.credit import Batch, critic_statistics, mean_weights
-from telescope.control.experience.minibatches import minibatch_indices, minibatches
+from telescope.control.experience.credit import Batch, critic_statistics, mean_weights, remembered
+from telescope.control.experience.minibatches import check_sequences, minibatches, shuffled_indices
 from telescope.control.training import mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
@@ -54,6 +54,8 @@ class APPO(VTraceConfig):
     """Iterations between two copies of the networks into the target networks, by which V-trace judges a rollout."""
     adam_eps: float = 1e-5
     """Adam's ε. The default 1e-5 is that of OpenAI baselines; PyTorch's is 1e-8."""
+    sequence_length: int | None = None
+    """Steps of the sequences in a minibatch, with a memory. none: num_steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +65,7 @@ class APPO(VTraceConfig):
                 f"minibatch_size is {self.minibatch_size}, more than the {self.batch_size} samples of a rollout "
                 f"(num_steps {self.num_steps} × num_envs {self.num_envs}); lower it, or raise num_steps or num_envs"
             )
+        check_sequences(self)
 
     @property
     def minibatches(self) -> int:
@@ -142,14 +145,14 @@ def train(
     of `ppo.train`.
     """
     more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
-    session = ActorSession(config, resume, Learner, behaviour, **more)
+    session = ActorSession(config, resume, Learner, behaviour, recurrent=True, **more)
     update = session.lift(update_agent(config, session.agent), (0, 0, None))
     for iteration in session.iterations():
         learning_rate = session.scheduled(config.learning_rate, config.anneal_learning_rate)
         step_size, statistics = torch.tensor(learning_rate, device=config.device), []
         rollout, log_probs = unpacked(session.gather())  # [T, S, B, …] and log μ [S, N], of some updates ago
         batch, clipped = with_vtrace(config, session, rollout, log_probs, session.learner.target)
-        for indices in minibatch_indices(config, iteration):
+        for indices in shuffled_indices(config, session.agent, iteration):
             for minibatch in minibatches(batch, indices.to(config.device)):
                 session.learner, row = update(session.learner, minibatch, step_size)
                 statistics.append(row)
@@ -167,7 +170,8 @@ def update_agent(config: APPO, agent: ActorCritic) -> Callable[..., tuple[Learne
     """Return one gradient step of one agent on one minibatch, as a pure function."""
 
     def loss(vector: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        log_probs, entropy, values = agent.evaluate(vector, batch.observations, batch.actions, batch.action_masks)
+        seen = remembered(agent, vector, batch, config.sequence_steps)
+        log_probs, entropy, values = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [M] each
         ratio = importance_ratio(log_probs, batch.log_probs)  # [M] π/μ
         weights = mean_weights(batch.live)  # [M]
         policy = (weights * ppo_clip(ratio, batch.advantages, config.clip)).sum()

@@ -21,7 +21,7 @@ from telescope.control.agents.networks import Network
 from telescope.control.asynchronous import ActorSession, VTraceConfig
 from telescope.control.config import MUJOCO_FAMILY, for_family
 from telescope.control.experience.corrected import behaviour, unpacked, with_vtrace
-from telescope.control.experience.credit import Batch, critic_statistics, mean_weights
+from telescope.control.experience.credit import Batch, critic_statistics, mean_weights, remembered
 from telescope.control.training import mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
@@ -134,7 +134,7 @@ def train(
     of `ppo.train`.
     """
     more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
-    session = ActorSession(config, resume, Beginning(config), behaviour, **more)
+    session = ActorSession(config, resume, Beginning(config), behaviour, recurrent=True, **more)
     update = session.lift(update_agent(config, session.agent), (0, 0, None))
     for _ in session.iterations():
         learning_rate = session.scheduled(config.learning_rate, config.anneal_learning_rate)
@@ -148,7 +148,8 @@ def update_agent(config: IMPALA, agent: ActorCritic) -> Callable[..., tuple[Lear
     """Return one gradient step of one agent on a rollout, as a pure function."""
 
     def loss(vector: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        log_probs, entropy, values = agent.evaluate(vector, batch.observations, batch.actions, batch.action_masks)
+        seen = remembered(agent, vector, batch, config.num_steps)
+        log_probs, entropy, values = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [N] each
         weights = mean_weights(batch.live)  # [N]
         policy = (weights * reinforce(log_probs, batch.advantages)).sum()
         value = (weights * squared_value_loss(values, batch.returns)).sum()

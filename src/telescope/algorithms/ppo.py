@@ -30,7 +30,7 @@ from telescope.control.experience.credit import (
     whitened_minibatch,
     with_advantages,
 )
-from telescope.control.experience.minibatches import minibatch_indices, minibatches, require_sequences, sequence_indices
+from telescope.control.experience.minibatches import check_sequences, minibatches, shuffled_indices
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
@@ -67,7 +67,7 @@ class PPO(OnPolicyConfig):
     value_learning_rate: float | None = None
     """Learning rate of the critic's own parameters at the start of the run. none: learning_rate."""
     sequence_length: int | None = None
-    """Steps of the sequences in a minibatch, with a gru or a gradient critic. none: num_steps."""
+    """Steps of the sequences in a minibatch, with a memory or a gradient critic. none: num_steps."""
     correction_penalty: float = 1.0
     """Weight β of ½β|θ|² for the parameters θ of a gradient critic's correction."""
 
@@ -87,28 +87,20 @@ class PPO(OnPolicyConfig):
         self._check_critic()
 
     def _check_critic(self) -> None:
-        checks.positive(self, "value_learning_rate", "sequence_length")
+        checks.positive(self, "value_learning_rate")
         checks.at_least_zero(self, "correction_penalty")
         if self.critic != "value":
             checks.unread(self, "value_clip", "leave it at none", f"critic is {self.critic!r}, whose loss has no clip")
         if self.critic == "gradient":
-            checks.unread(self, "gru", "leave it at 0", "critic is 'gradient', which has no memory")
+            checks.unread(self, "memory", "leave it at none", "critic is 'gradient', which has no memory")
         else:
             checks.unread(self, "correction_penalty", "set critic to 'gradient'", f"critic is {self.critic!r}")
-        if self.learns_sequences:
-            require_sequences(self)
-        else:
-            checks.unread(self, "sequence_length", "set gru, or critic to 'gradient'", "minibatches have no sequences")
+        check_sequences(self)
 
     @property
     def learns_sequences(self) -> bool:
         """Whether minibatches consist of sequences, and not of single steps."""
-        return self.gru > 0 or self.critic == "gradient"
-
-    @property
-    def sequence_steps(self) -> int:
-        """Steps of a sequence, where minibatches consist of sequences (L in formulas)."""
-        return self.sequence_length or self.num_steps
+        return super().learns_sequences or self.critic == "gradient"
 
     @property
     def minibatches(self) -> int:
@@ -200,7 +192,18 @@ MUJOCO = PPO(
 SWIMMER = dataclasses.replace(
     MUJOCO, gamma=0.9999, lam=0.98, num_envs=4, num_steps=1024, minibatch_size=256, learning_rate=6e-4
 )
+# For tasks that need `--memory gru` (docs/memory.md): short rollouts of many environments, few and long minibatches.
+TMAZE = PPO(
+    total_steps=150_000,
+    num_envs=16,
+    num_steps=64,
+    minibatch_size=256,
+    epochs=4,
+    learning_rate=2e-3,
+    entropy_coefficient=0.02,
+)
 PRESETS = {
+    "TMaze": TMAZE,
     "CartPole": CARTPOLE,
     "Acrobot": ACROBOT,
     "MountainCar": MOUNTAIN_CAR,
@@ -247,7 +250,6 @@ def train(
     """
     more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
     session = Session(config, resume, Learner, recurrent=True, **more)
-    shuffled = sequence_indices if config.learns_sequences or session.agent.network.memory else minibatch_indices
     update = session.lift(update_agent(config, session.agent), (0, 0, 0, None, None))
     for iteration in session.iterations():
         learning_rate = session.scheduled(config.learning_rate, config.anneal_learning_rate)
@@ -256,9 +258,9 @@ def train(
         updating = torch.ones(config.seeds, dtype=torch.bool, device=config.device)  # [S] False after an early stop
         rollout, statistics = session.collect(), []
         batch = samples(session, rollout)
-        for epoch, indices in enumerate(shuffled(config, iteration)):
+        for epoch, indices in enumerate(shuffled_indices(config, session.agent, iteration)):
             if epoch > 0 and config.recompute_advantages:
-                batch = judged_again(session, batch)
+                rollout, batch = judged_again(session, rollout, batch)
             if epoch == 0 or config.recompute_advantages:
                 batch = with_advantages(config, session, rollout, batch)
             for minibatch in minibatches(batch, indices.to(config.device)):
@@ -271,7 +273,7 @@ def update_agent(config: PPO, agent: ActorCritic) -> Callable[..., tuple[Learner
     """Return one gradient step of one agent on one minibatch, as a pure function."""
 
     def loss(vector: Tensor, batch: Batch, clip: Tensor) -> tuple[Tensor, Tensor]:
-        seen = remembered(config, agent, vector, batch)
+        seen = remembered(agent, vector, batch, config.sequence_steps)
         log_probs, entropy, outputs = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [M] each
         ratio = importance_ratio(log_probs, batch.log_probs)  # [M]
         advantages = whitened_minibatch(batch) if config.normalise_advantages else batch.advantages

@@ -25,10 +25,12 @@ from telescope.control.experience.credit import (
     Batch,
     critic_statistics,
     mean_weights,
+    remembered,
     samples,
     whitened_rollout,
     with_advantages,
 )
+from telescope.control.experience.minibatches import check_sequences
 from telescope.control.training import Session
 from telescope.control.value_fits import FITS, value_change
 from telescope.control.workers.shares import over_processes
@@ -74,6 +76,8 @@ class TRPO(OnPolicyConfig):
     """Learning rate of Adam in the value regression. The policy's step has none."""
     adam_eps: float = 1e-8
     """Adam's ε in the value regression."""
+    sequence_length: int | None = None
+    """Steps of the sequences in a minibatch of the value regression, with a memory. none: num_steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,14 +94,17 @@ class TRPO(OnPolicyConfig):
             raise ValueError(
                 "value_fit is 'trust_region', but critic is 'quantile', whose loss is no squared error; use regression"
             )
+        for name in ("shared_network", "shared_memory"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} is True, but trpo fits values after the policy's step, and through shared parameters the "
+                    "fit would move the policy out of its trust region; expected False (ppo can share)"
+                )
         if self.value_fit == "regression":
             checks.unread(self, "max_value_change", "set value_fit to 'trust_region'", "value_fit is 'regression'")
-        for name in ("shared_network", "gru"):
-            if value := getattr(self, name):
-                raise ValueError(
-                    f"{name} is {value}, but trpo fits values after the policy's step, and through shared parameters "
-                    f"the fit would move the policy out of its trust region; expected {type(value)()} (ppo can share)"
-                )
+            check_sequences(self)
+        else:
+            checks.unread(self, "sequence_length", "set value_fit to 'regression'", "value_fit is 'trust_region'")
 
     @property
     def minibatches(self) -> int:
@@ -163,7 +170,7 @@ def train(
     `network`, `start` and `allow_inexact` are those of `ppo.train`. A network's policy and value share no parameters.
     """
     more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
-    session = Session(config, resume, Learner, **more)
+    session = Session(config, resume, Learner, recurrent=True, **more)
     improve, fit = policy_step(config, session), FITS[config.value_fit](config, session)
     measure_values = session.lift(partial(value_change, config, session.agent), (0, 0))
     for iteration in session.iterations():
@@ -220,7 +227,8 @@ def policy_functions(config: TRPO, agent: ActorCritic) -> tuple[Callable[..., An
     """Pure functions of one agent: its loss, the mean KL of its outputs from old ones, its Fisher–vector product."""
 
     def policy(vector: Tensor, batch: Batch) -> Tensor:
-        return agent.policy(agent.layout.unflatten(vector), batch.observations)  # type: ignore[return-value]  # [N, K]
+        seen = remembered(agent, vector, batch, config.num_steps)
+        return agent.policy(agent.layout.unflatten(vector), seen)  # type: ignore[return-value]  # [N, K]
 
     def loss(vector: Tensor, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         outputs, weights, masks = policy(vector, batch), mean_weights(batch.live), batch.action_masks

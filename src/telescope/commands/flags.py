@@ -56,6 +56,8 @@ ALIASES = {
     "hidden": "net-arch",
     "activation": "activation-fn",
     "log-std": "log-std-init",
+    "memory": "recurrent lstm use-lstm use-rnn",
+    "memory-size": "gru lstm-hidden-size rnn-hidden-size",
     "lora-rank": "lora-r",
     # environment and model
     "env": "env-id",
@@ -102,6 +104,11 @@ REMARKS = {
 }
 
 
+MEMORY = "an algorithm with memory: ppo, a2c, a3c, trpo, npg, impala or appo"
+ELSEWHERE = dict.fromkeys(("memory", "memory-size", "shared-memory"), MEMORY)
+"""Flags that only some algorithms have: what they need."""
+
+
 def short_for(flag: str | None, told: list[str], known: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     """The flag and values that a short form stands for; others stay."""
     long, *value = SHORT.get(flag or "", ("",))
@@ -111,6 +118,8 @@ def short_for(flag: str | None, told: list[str], known: Mapping[str, Any]) -> tu
 def unknown_flag(name: str, known: Mapping[str, Any], title: str) -> str:
     """The error sentence for `--name`, which is not one of the `known` flags."""
     bare = name.removeprefix("no-")
+    if bare in ELSEWHERE:
+        return f"there is no flag --{name} here; it needs {ELSEWHERE[bare]}"
     meant = [flag for flag, names in ALIASES.items() if bare in names.split() and flag in known][:1]
     meant = meant or difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(bare, known, n=1)
     remark = f" ({REMARKS[bare]})" if bare in REMARKS else ""

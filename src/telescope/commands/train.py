@@ -21,7 +21,8 @@ DEMONSTRATED = {"bc"}
 """Algorithms whose subject on the command line is a data set."""
 AGENTS = {
     *("env", "env_kwargs", "time_limit", "wrap", "frame_stack", "backend", "seeds", "seed"),
-    *("hidden", "activation", "shared_network", "gru", "network_module", "critic_observations"),
+    *("hidden", "activation", "shared_network", "network_module", "critic_observations"),
+    *("memory", "memory_size", "shared_memory"),
     *("log_std", "action_bounds", "normalise_observations", "clip_observations"),
 }
 """Settings that describe agents and their environment, which another algorithm takes over with --start."""

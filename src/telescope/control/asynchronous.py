@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from telescope import checks
-from telescope.control.config import LearnerConfig, PolicyConfig
+from telescope.control.config import LearnerConfig, MemoryConfig
 from telescope.control.experience.rollout import Episodes, Rollout
 from telescope.control.training import Session
 from telescope.iteration import AgentIteration
@@ -44,7 +44,7 @@ class ActorConfig(LearnerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class VTraceConfig(PolicyConfig, ActorConfig):
+class VTraceConfig(MemoryConfig, ActorConfig):
     """The settings of actor–critics that correct rollouts of older parameters by V-trace."""
 
     collects_rollouts = True

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from telescope.checks import at_least_zero, finite, in_unit_interval, positive, positive_all, typed, unread
+from telescope.checks import at_least_zero, finite, fits_memory, in_unit_interval, positive, positive_all, typed, unread
 from telescope.control.risk import risk_weights
 
 if TYPE_CHECKING:
@@ -326,11 +326,11 @@ class PolicyConfig(AgentConfig, RewardConfig):
         """Return perceptrons: the actor reads the first `policy_size` numbers, the critic all of them."""
         from telescope.control.agents.reading import asymmetric
 
-        for name in ("shared_network", "gru"):
-            if getattr(self, name, 0):
+        for name in ("shared_network", "shared_memory"):
+            if getattr(self, name, False):
                 raise ValueError(
-                    f"critic_observations is {self.critic_observations}, but {name} is {getattr(self, name)}: policy "
-                    "and critic then share what they see; leave out one of them"
+                    f"critic_observations is {self.critic_observations}, but {name} is True: policy and critic then "
+                    "share what they see; leave out one of them"
                 )
         actor, critic = (self.network(size, action_space) for size in (policy_size, observation_size))
         return asymmetric(actor, critic, policy_size)
@@ -343,7 +343,58 @@ class PolicyConfig(AgentConfig, RewardConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class OnPolicyConfig(PolicyConfig):
+class MemoryConfig(PolicyConfig):
+    """The settings that algorithms whose policies may remember their episode share; see docs/memory.md."""
+
+    memory: Literal["none", "gru", "lstm"] = "none"
+    """A memory of the episode so far, in front of policy and value function: none, gru or lstm."""
+    memory_size: int = 64
+    """Units of the memory."""
+    shared_memory: bool = False
+    """Give policy and value function one memory, instead of one for each. shared_network does so too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "memory_size")
+        if self.memory == "none":
+            for name in ("memory_size", "shared_memory"):
+                unread(self, name, "set memory to 'gru' or 'lstm'", "memory is 'none'")
+
+    @property
+    def learns_sequences(self) -> bool:
+        """Whether minibatches consist of sequences, and not of single steps."""
+        return self.memory != "none"
+
+    @property
+    def sequence_steps(self) -> int:
+        """Steps of a sequence, where minibatches consist of sequences (L in formulas)."""
+        return getattr(self, "sequence_length", None) or self.num_steps
+
+    def network(self, observation_size: int, action_space: Any) -> Network:
+        """Return perceptrons for actor and critic, behind the memory if there is one."""
+        return self._behind_memory(observation_size, observation_size, action_space)
+
+    def asymmetric_network(self, policy_size: int, observation_size: int, action_space: Any) -> Network:
+        """Return the same where the actor, and its memory, read the first `policy_size` numbers only."""
+        if self.memory == "none" or self.shared_memory or self.shared_network:
+            return super().asymmetric_network(policy_size, observation_size, action_space)
+        return self._behind_memory(policy_size, observation_size, action_space)
+
+    def _behind_memory(self, policy_size: int, observation_size: int, action_space: Any) -> Network:
+        from telescope.control.agents.actor import default_network
+        from telescope.control.agents.memory import CELLS, with_memory
+
+        if self.memory == "none":
+            return default_network(self, observation_size, action_space)
+        size, shared = self.memory_size, self.shared_memory or self.shared_network
+        weights = CELLS[self.memory].gates * size * sum(n + size for n in (policy_size, observation_size))
+        fits_memory(4 * self.seeds * weights, f"memory_size is {size}, so the memories of {self.seeds} seeds need")
+        heads = default_network(self, size, action_space)
+        return with_memory(heads, (policy_size, observation_size), size, self.memory, shared=shared)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicyConfig(MemoryConfig):
     """The settings that actor–critic algorithms on fresh rollouts share."""
 
     collects_rollouts = True
@@ -357,8 +408,6 @@ class OnPolicyConfig(PolicyConfig):
     """Another λ for the critic's targets, without a rule. 1 gives sampled returns. none: that of the advantages."""
     normalise_advantages: bool = False
     """Whiten advantages within each gradient step, per seed."""
-    gru: int = 0
-    """Units of a GRU that remembers the episode so far. 0: none. minibatch_size must be a multiple of num_steps."""
     critic: Literal["value", "quantile", "gradient"] = "value"
     """The critic: value predicts the mean return, quantile its distribution, gradient learns by gradient TD (ppo)."""
     quantiles: int = 32
@@ -371,7 +420,6 @@ class OnPolicyConfig(PolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         in_unit_interval(self, "lam", "lam_low", "returns_lam")
-        at_least_zero(self, "gru")
         if self.lam_rule != "adaptive":
             unread(self, "lam_low", "set lam_rule to 'adaptive'", f"lam_rule is {self.lam_rule!r}")
         elif self.lam_low > self.lam:
@@ -392,12 +440,6 @@ class OnPolicyConfig(PolicyConfig):
         """Samples per gradient step, per seed; the whole rollout unless an algorithm has a setting of this name."""
         return self.batch_size
 
-    def network(self, observation_size: int, action_space: Any) -> Network:
-        """Return perceptrons for actor and critic, behind a GRU if `gru` has units."""
-        from telescope.control.agents.actor import default_network
-
-        return default_network(self, observation_size, action_space, memory=self.gru)
-
     @property
     def critic_outputs(self) -> int:
         """Numbers that the critic returns for each state; 0: V(s) itself, without an axis."""
@@ -408,11 +450,6 @@ class OnPolicyConfig(PolicyConfig):
         if self.critic == "quantile":
             return outputs.mean(-1)
         return outputs[..., 0] if self.critic == "gradient" else outputs
-
-    @property
-    def sequence_steps(self) -> int:
-        """Steps of a sequence, where minibatches consist of sequences: all steps of a rollout."""
-        return self.num_steps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,8 +66,8 @@ def require_same_shape(start: Start, parameters: Tensor, observation_shape: tupl
     if there != here or shape != observation_shape:
         raise ValueError(
             f"start holds agents of {there} parameters for observations of {math.prod(shape)} numbers, but this run's "
-            f"have {here} for {math.prod(observation_shape)}; the spaces and the network (hidden, shared_network, gru, "
-            "network=) must be the same"
+            f"have {here} for {math.prod(observation_shape)}; the spaces and the network (hidden, shared_network, "
+            "memory, network=) must be the same"
         )
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.critics import critic_loss
-from telescope.control.experience.credit import Batch, mean_weights
-from telescope.control.experience.minibatches import minibatch_indices, minibatches
+from telescope.control.experience.credit import Batch, mean_weights, remembered
+from telescope.control.experience.minibatches import minibatches, shuffled_indices
 from telescope.losses import squared_value_loss
 from telescope.optimisers import Adam, adam, clip_by_norm
 from telescope.second_order import conjugate_gradient, gauss_newton_product, line_search, step_of_least_squares
@@ -37,13 +37,16 @@ class Targets(NamedTuple):
     returns: Tensor  # [S, N]
     targets: Tensor | None  # [S, N, Q] of a quantile critic
     live: Tensor  # [S, N] bool
+    memory: Tensor | None  # [S, N, W] before each step, of policies that remember
+    begins: Tensor | None  # [S, N] bool, True where an episode begins within the rollout, likewise
 
 
 def by_regression(config: Any, session: Any) -> Fit:
     """Return a fit by Adam: `config.epochs` passes over the rollout in minibatches."""
 
     def loss(vector: Tensor, batch: Targets) -> Tensor:
-        outputs, weights = session.agent.value(vector, batch.observations), mean_weights(batch.live)
+        seen, weights = remembered(session.agent, vector, batch, config.sequence_steps), mean_weights(batch.live)
+        outputs = session.agent.value(vector, seen)
         return (weights * critic_loss(config, outputs, batch)).sum()
 
     def update(parameters: Tensor, state: Adam, batch: Targets, learning_rate: Tensor) -> tuple[Tensor, Adam, Tensor]:
@@ -57,9 +60,9 @@ def by_regression(config: Any, session: Any) -> Fit:
 
     def fit(fitted: Fitted, batch: Batch, iteration: int, learning_rate: float) -> tuple[Fitted, Tensor]:
         rate = torch.tensor(learning_rate, device=batch.returns.device)
-        targets = Targets(batch.observations, batch.returns, batch.targets, batch.live)
+        targets = Targets(batch.observations, batch.returns, batch.targets, batch.live, batch.memory, batch.begins)
         (parameters, state), errors = fitted, []
-        for indices in minibatch_indices(config, iteration):
+        for indices in shuffled_indices(config, session.agent, iteration):
             for minibatch in minibatches(targets, indices.to(batch.returns.device)):
                 parameters, state, error = lifted(parameters, state, minibatch, rate)
                 errors.append(error)
@@ -79,7 +82,7 @@ def by_trust_region(config: Any, session: Any) -> Fit:
         def loss(values: Tensor) -> Tensor:
             return (mean_weights(batch.live) * squared_value_loss(values, batch.returns)).sum()
 
-        return gauss_newton_product(lambda x: agent.value(x, batch.observations), loss, vector, direction)
+        return gauss_newton_product(lambda x: outputs(config, agent, x, batch), loss, vector, direction)
 
     def error(vector: Tensor, batch: Batch) -> Tensor:
         return value_change(config, agent, vector, batch)[0]
@@ -106,9 +109,14 @@ def by_trust_region(config: Any, session: Any) -> Fit:
     return fit
 
 
+def outputs(config: Any, agent: ActorCritic, vector: Tensor, batch: Batch) -> Tensor:
+    """One agent's critic's outputs for its rollout: V(s) [N], or quantiles [N, Q]."""
+    return agent.value(vector, remembered(agent, vector, batch, config.num_steps))
+
+
 def value_change(config: Any, agent: ActorCritic, vector: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """One agent's mean ½ (V − R̂)², and mean (V − V_old)² / (2σ²) with σ² = mean (V_old − R̂)²."""
-    weights, values = mean_weights(batch.live), config.state_values(agent.value(vector, batch.observations))
+    weights, values = mean_weights(batch.live), config.state_values(outputs(config, agent, vector, batch))
     pairs = (values, batch.returns), (batch.values, batch.returns), (values, batch.values)
     new, old, moved = ((weights * squared_value_loss(x, y)).sum() for x, y in pairs)
     return new, torch.where(moved > 0, moved / (2 * old), 0.0)

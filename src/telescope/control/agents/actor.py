@@ -21,7 +21,7 @@ from telescope.checks import fits_memory
 from telescope.control.agents.distributions import Distribution, distribution
 from telescope.control.agents.layout import Layout
 from telescope.control.agents.lifting import lift
-from telescope.control.agents.memory import unroll, with_memory
+from telescope.control.agents.memory import unroll
 from telescope.control.agents.networks import Network, mlp
 from telescope.control.config import PolicyConfig
 
@@ -54,7 +54,23 @@ class ActorCritic(NamedTuple):
     def unroll(self, vector: Tensor, observations: Tensor, memory: Tensor, begins: Tensor) -> Tensor:
         """The same for sequences, [T, M, H]; see `telescope.control.agents.memory.unroll`."""
         assert self.network.remember is not None
-        return unroll(partial(self.network.remember, self.layout.unflatten(vector)), observations, memory, begins)
+        named = self.layout.unflatten(vector)
+        if self.network.unroll is not None:
+            return self.network.unroll(named, observations, memory, begins)  # type: ignore[arg-type]
+        return unroll(partial(self.network.remember, named), observations, memory, begins)
+
+    def step(
+        self, vector: Tensor, observations: Tensor, memory: Tensor | None, begins: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """From observations [N, D] to policy outputs, values and the new memory [N, W] (None without a memory).
+
+        Episodes begin, with a memory of zeros, where begins [N] is True.
+        """
+        if memory is not None and begins is not None:
+            memory = torch.where(begins[:, None], 0.0, memory)
+        seen = self.see(vector, observations, memory)
+        outputs, values = self.network.apply(self.layout.unflatten(vector), seen)  # type: ignore[arg-type]
+        return outputs, values, None if memory is None else seen  # type: ignore[return-value]
 
     def act(self, vector: Array, seen: Array, noise: Array | None, masks: Array | None) -> Array:
         """Actions [N, …] sampled with `noise`; the most probable ones without it."""
@@ -139,6 +155,11 @@ class Agents:
         """The inputs of the heads: the observations [S, N, D], or the new memory [S, N, H]."""
         return observations if memory is None else self._see(parameters, observations, memory)  # type: ignore[no-any-return]
 
+    @torch.no_grad()
+    def unroll(self, parameters: Tensor, observations: Tensor, memory: Tensor, begins: Tensor) -> Tensor:
+        """The memory after each step [T, S, N, W] of sequences that begin with `memory` [S, N, W], without gradient."""
+        return unroll(partial(self.see, parameters), observations, memory, begins)
+
     def _blocks(self, *samples: Tensor | None) -> Iterator[list[Any]]:
         """The samples [S, N, …] in pieces whose activations fit a CPU's cache; in one piece where calls are slow."""
         first: Any = samples[0]
@@ -200,23 +221,21 @@ class Agents:
 
 
 def default_network(
-    config: PolicyConfig, observation_size: int, action_space: gym.Space, *, memory: int = 0, critic_outputs: int = 0
+    config: PolicyConfig, observation_size: int, action_space: gym.Space, *, critic_outputs: int = 0
 ) -> Network:
-    """The perceptrons that the config describes, for this action space, behind a GRU of `memory` units if not 0.
+    """The perceptrons that the config describes, for this action space.
 
     With `critic_outputs` the critic returns that many numbers for each state, and not one.
     """
     actions = distribution(action_space)
-    read = memory or observation_size
-    widths = (read, *config.hidden, actions.outputs)
+    widths = (observation_size, *config.hidden, actions.outputs)
     correction = getattr(config, "critic", None) == "gradient"
     trunks = (1 if config.shared_network else 2) + correction
     weights = trunks * sum(a * b for a, b in itertools.pairwise(widths))
-    weights += 3 * memory * (observation_size + memory)
     # weights, their gradient, and Adam's two moments
     fits_memory(4 * config.seeds * weights, f"hidden is {config.hidden}, so the networks of {config.seeds} seeds need")
-    network = mlp(
-        read,
+    return mlp(
+        observation_size,
         actions.outputs,
         hidden=config.hidden,
         activation=config.activation,
@@ -226,4 +245,3 @@ def default_network(
         critic_outputs=critic_outputs or config.critic_outputs,
         correction=correction,
     )
-    return with_memory(network, observation_size, memory) if memory else network

@@ -47,6 +47,9 @@ class Network(NamedTuple):
     remember: Callable[[Parameters, Tensor, Tensor], Tensor] | None = None
     """`remember(parameters, observations [N, D], memory [N, H])` → the new memory [N, H], for a policy with a memory of
     its episode. `apply`, `policy` and `value` then read the memory instead of the observations."""
+    unroll: Callable[[Parameters, Tensor, Tensor, Tensor], Tensor] | None = None
+    """A cheaper function for `remember` over time: `unroll(parameters, observations [T, M, D], memory [M, H], begins
+    [T, M])` → the memory after each step [T, M, H]. Episodes begin, with a memory of zeros, where begins is True."""
     memory: int = 0
     """The size of the memory (H in formulas). It is 0 at the beginning of an episode."""
     shaped: bool = False
@@ -304,8 +307,8 @@ def _stateful(module: nn.Module) -> str:
         )
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return (
-            "with a state from step to step, which from_module does not support; give ppo a memory (gru=64), write a "
-            "Network with `remember`, or stack the last observations (gymnasium.wrappers.FrameStackObservation)"
+            "with a state from step to step, which from_module does not support; set memory to 'gru' or 'lstm', write "
+            "a Network with `remember`, or stack the last observations (gymnasium.wrappers.FrameStackObservation)"
         )
     return ""
 

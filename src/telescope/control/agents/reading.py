@@ -139,7 +139,8 @@ def reading(network: Network, space: gym.Space, last: Sequence[str] = ()) -> Net
         return lambda parameters, rows, *rest: function(parameters, read(rows), *rest)
 
     if network.remember is not None:  # all else reads the memory
-        return network._replace(remember=reads(network.remember), shaped=True, read=read)
+        own = {"remember": reads(network.remember), "unroll": reads(network.unroll)}
+        return network._replace(**own, shaped=True, read=read)
     critics = network.critics
     if critics is not None:
         critics = critics._replace(q=reads(critics.q), learn=reads(critics.learn))

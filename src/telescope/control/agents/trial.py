@@ -19,7 +19,7 @@ from telescope.control.agents.networks import Network
 from telescope.control.config import LearnerConfig
 from telescope.control.experience.encoding import examples
 
-REPLACED = ("hidden", "activation", "shared_network", "gru", "log_std")
+REPLACED = ("hidden", "activation", "shared_network", "memory", "memory_size", "shared_memory", "log_std")
 """Config fields that only the built-in networks use."""
 
 
@@ -29,7 +29,7 @@ def require_network(network: Any, *, recurrent: bool = True) -> None:
         if network.memory and not recurrent:
             raise ValueError(
                 f"network has a memory of {network.memory} numbers, but this algorithm learns from single steps; "
-                "expected a network without `remember` (only ppo accepts one with it)"
+                "expected a network without `remember` (ppo, a2c, trpo, impala and their kin accept one with it)"
             )
         if bool(network.memory) != (network.remember is not None):
             raise ValueError("network has only one of memory and remember; a policy with a memory needs both")
@@ -76,7 +76,7 @@ def try_network(agent: ActorCritic, population: Tensor, space: gym.Space, config
     _require_constant_buffers(agent.network, observations)
     _require_gradient(agent, vector, observations, memory)
     if not config.may_share:
-        _require_apart(agent, vector, observations)
+        _require_apart(agent, vector, observations, memory)
     everyone = [None if x is None else x.expand(len(population), *x.shape) for x in (observations, memory)]
     try:
         Agents(agent).value(population, *everyone)  # type: ignore[arg-type]
@@ -175,10 +175,11 @@ def _require_constant_buffers(network: Network, observations: Tensor) -> None:
         )
 
 
-def _require_apart(agent: ActorCritic, vector: Tensor, observations: Tensor) -> None:
+def _require_apart(agent: ActorCritic, vector: Tensor, observations: Tensor, memory: Tensor | None) -> None:
     named = {name: part.clone().requires_grad_() for name, part in agent.layout.unflatten(vector).items()}
-    read = []
-    for answer in agent.network.apply(named, observations):
+    network, read = agent.network, []
+    seen = observations if network.remember is None else network.remember(named, observations, memory)  # type: ignore[arg-type]
+    for answer in network.apply(named, seen):
         gradients = torch.autograd.grad(answer.sum(), list(named.values()), allow_unused=True, retain_graph=True)
         read.append({name for name, gradient in zip(named, gradients, strict=True) if gradient is not None})
     if shared := sorted(read[0] & read[1]):

@@ -20,6 +20,7 @@ from gymnasium.envs.registration import EnvSpec
 from telescope.control.environments.checks import observation_fit
 from telescope.control.environments.dressing import Dressing
 from telescope.control.environments.importing import attribute, import_module, similar
+from telescope.control.environments.partial import register
 from telescope.control.environments.snapshots import Recorder
 from telescope.control.environments.spaces import Packed, Rows, check_parts, packed_actions, packed_observations
 from telescope.control.environments.subprocesses import Reporting
@@ -102,6 +103,8 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
         import_module(module, env, "env")
         if name not in gym.registry and callable(found := attribute(sys.modules[module], name)):
             return found  # type: ignore[no-any-return]
+    if name.startswith("telescope/"):
+        register()
     try:
         return gym.spec(name)
     except gym.error.Error as error:

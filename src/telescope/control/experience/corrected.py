@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from telescope.control.asynchronous import VTraceConfig
-from telescope.control.experience.credit import Batch
+from telescope.control.experience.credit import Batch, memories, recalled
 from telescope.control.experience.rollout import Finals, Rollout
 from telescope.control.experience.samples import final_values, live_mask, per_seed, time_major
 from telescope.estimators import next_values, vtrace
@@ -26,8 +26,10 @@ def behaviour(config: VTraceConfig, session: Any) -> Callable[[Rollout], dict[st
     """In an actor: return the function from a rollout to what is sent, the rollout and log μ(a|s) of its actions."""
 
     def of(rollout: Rollout) -> dict[str, Any]:
+        rollout = recalled(session, session.parameters, rollout)  # as the learner does, so that equal ones have ratio 1
         masks = None if rollout.action_masks is None else per_seed(rollout.action_masks)
-        log_probs, _ = session.evaluate(per_seed(rollout.observations), per_seed(rollout.actions), masks)  # [S, N]
+        taken = per_seed(rollout.observations), per_seed(rollout.actions), masks, memories(rollout)[0]
+        log_probs, _ = session.evaluate(*taken)  # [S, N]
         return {"rollout": packed(rollout), "log_probs": log_probs.cpu().numpy()}
 
     return of
@@ -65,16 +67,19 @@ def with_vtrace(
 ) -> tuple[Batch, dict[str, np.ndarray]]:
     """The rollout as samples [S, N, …] with targets and advantages for π and V of these parameters [S, P].
 
-    Each sample's `log_probs` are those of the behaviour μ. Also returns columns: the shares of clipped ratios.
+    Each sample's `log_probs` are those of the behaviour μ. A memory is that of these parameters, from the behaviour's
+    before the first step. Also returns columns: the shares of clipped ratios.
     """
 
-    def value(observations: Tensor, _: Tensor | None = None) -> Tensor:  # [S, N]
-        return session.agents.value(parameters, session.to_device(observations))  # type: ignore[no-any-return]
+    def value(observations: Tensor, memory: Tensor | None = None) -> Tensor:  # [S, N]
+        return session.agents.value(parameters, *session.to_device((observations, memory)))  # type: ignore[no-any-return]
 
+    rollout = recalled(session, parameters, rollout)
+    memory, begins = memories(rollout)
     samples = (rollout.observations, rollout.actions, rollout.mask)
     observations, actions, live = map(per_seed, samples)  # [S, N, …]
     masks = None if rollout.action_masks is None else per_seed(rollout.action_masks)
-    log_probs, values = session.agents.evaluate(parameters, *session.to_device((observations, actions, masks)))
+    log_probs, values = session.agents.evaluate(parameters, *session.to_device((observations, actions, masks, memory)))
     device = rollout.rewards.device
     log_ratios = log_probs.to(device) - behaviour if config.correction == "vtrace" else torch.zeros_like(behaviour)
     flags: dict[str, Any] = {
@@ -83,9 +88,8 @@ def with_vtrace(
         "mask": live_mask(rollout),
     }
     judged = time_major(values.to(device), config.num_envs)  # [T, S, B]
-    reached = next_values(
-        judged, value(rollout.last_observations).to(device), final_values=final_values(rollout, value), **flags
-    )
+    last = value(rollout.last_observations, rollout.last_memory).to(device)  # [S, B]
+    reached = next_values(judged, last, final_values=final_values(rollout, value), **flags)
     bounds: dict[str, Any] = {"rho_clip": config.rho_clip, "c_clip": config.c_clip, "pg_rho_clip": config.rho_clip}
     targets, advantages = vtrace(
         rollout.rewards,
@@ -97,9 +101,8 @@ def with_vtrace(
         **bounds,
         **flags,
     )
-    batch = Batch(
-        observations, actions, behaviour, values.to(device), per_seed(advantages), per_seed(targets), live, masks
-    )
+    learned = per_seed(advantages), per_seed(targets), live, masks, memory, begins
+    batch = Batch(observations, actions, behaviour, values.to(device), *learned)
     clipped = {
         "rho_clipped": clipped_share(log_ratios, live, config.rho_clip),
         "c_clipped": clipped_share(log_ratios, live, config.c_clip),

@@ -50,7 +50,7 @@ class Batch(NamedTuple):
     returns: Tensor  # [S, N] targets of the critic
     live: Tensor  # [S, N] bool, False on rows that do not count
     action_masks: Tensor | None  # [S, N, A] bool, True = allowed
-    memory: Tensor | None = None  # [S, N, H] before each step, of policies that remember
+    memory: Tensor | None = None  # [S, N, W] before each step, of policies that remember
     begins: Tensor | None = None  # [S, N] bool, True where an episode begins within the rollout, likewise
     alone: Tensor | None = None  # [S, N] advantages whitened over the rollout, for minibatches with one live sample
     outputs: Tensor | None = None  # [S, N, Q] of a quantile critic, whose mean `values` are
@@ -67,9 +67,7 @@ def samples(session: Any, rollout: Rollout, *, ratios: bool = True) -> Batch:
     # [T, S, B, …] → [S, N, …]
     observations, actions, live = map(per_seed, (rollout.observations, rollout.actions, rollout.mask))
     masks = None if rollout.action_masks is None else per_seed(rollout.action_masks)
-    memory, begins = None, None
-    if rollout.memory is not None:
-        memory, begins = per_seed(rollout.memory), per_seed(episode_begins(rollout))
+    memory, begins = memories(rollout)
     empty = torch.zeros(live.shape, device=session.config.device)  # [S, N]
     if ratios:
         log_probs, outputs = session.evaluate(observations, actions, masks, memory)
@@ -82,15 +80,39 @@ def samples(session: Any, rollout: Rollout, *, ratios: bool = True) -> Batch:
     return session.to_device(judged(session.config, batch, outputs))  # type: ignore[no-any-return]
 
 
+def recalled(session: Any, parameters: Tensor, rollout: Rollout) -> Rollout:
+    """The rollout with the memories that agents with these parameters [S, P] have on it.
+
+    They begin with the memory before its first step, which stays. The same rollout if there is no memory.
+    """
+    if rollout.memory is None:
+        return rollout
+    begins = episode_begins(rollout)
+    given = session.to_device((rollout.observations, rollout.memory[0], begins))
+    after = session.agents.unroll(parameters, *given).to(rollout.rewards.device)  # [T, S, B, W]
+    fresh = torch.zeros_like(after[:1])
+    before = torch.cat([rollout.memory[:1], torch.where(begins[1:, ..., None], fresh, after[:-1])])
+    ended = rollout.terminated[-1] | rollout.truncated[-1] | ~rollout.mask[-1]  # [S, B]
+    finals = rollout.finals
+    if finals.memory is not None:
+        reached = after[tuple(torch.as_tensor(i) for i in finals.places)]  # [K, W]
+        finals = finals._replace(memory=reached if isinstance(finals.memory, Tensor) else reached.numpy())
+    last = torch.where(ended[..., None], fresh[0], after[-1])
+    return rollout._replace(memory=before, last_memory=last, finals=finals)
+
+
 def judged(config: AgentConfig, batch: Batch, outputs: Tensor) -> Batch:
     """The same samples with these outputs of the critic."""
     kept: dict[str, Any] = {"outputs": outputs} if config.critic_outputs else {}
     return batch._replace(values=config.state_values(outputs), **kept)
 
 
-def judged_again(session: Any, batch: Batch) -> Batch:
-    """The same samples with the outputs of the present critics."""
-    return judged(session.config, batch, session.critic(batch.observations, batch.memory))
+def judged_again(session: Any, rollout: Rollout, batch: Batch) -> tuple[Rollout, Batch]:
+    """The same rollout and samples with the memories and the outputs of the present critics."""
+    rollout = recalled(session, session.parameters, rollout)
+    if rollout.memory is not None:
+        batch = batch._replace(memory=session.to_device(per_seed(rollout.memory)))
+    return rollout, judged(session.config, batch, session.critic(batch.observations, batch.memory))
 
 
 def with_advantages(config: OnPolicyConfig, session: Any, rollout: Rollout, batch: Batch) -> Batch:
@@ -146,15 +168,22 @@ def whitened_minibatch(batch: Batch) -> Tensor:
     return advantages if batch.alone is None else torch.where(batch.live.sum() > 1, advantages, batch.alone)
 
 
-def remembered(config: OnPolicyConfig, agent: ActorCritic, vector: Tensor, batch: Batch) -> Tensor:
-    """The inputs of one agent's heads for its samples: the observations [M, D], or the new memory [M, H].
+def memories(rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
+    """The memory before each step [S, N, W], and where an episode begins within the rollout [S, N]; None without."""
+    if rollout.memory is None:
+        return None, None
+    return per_seed(rollout.memory), per_seed(episode_begins(rollout))
 
-    A minibatch of a policy with a memory has M / L sequences of L steps, time first. Each is unrolled again from its
-    first memory, so that gradients flow through all of its steps.
+
+def remembered(agent: ActorCritic, vector: Tensor, batch: Any, steps: int) -> Tensor:
+    """The inputs of one agent's heads for its samples: the observations [M, D], or the new memory [M, W].
+
+    The samples of a policy with a memory are M / L sequences of L = `steps` steps, time first. Each is unrolled again
+    from its first memory, so that gradients flow through all of its steps.
     """
     if batch.memory is None or batch.begins is None:
         return batch.observations
     observations, memory, begins = (
-        x.unflatten(0, (config.sequence_steps, -1)) for x in (batch.observations, batch.memory, batch.begins)
+        x.unflatten(0, (steps, -1)) for x in (batch.observations, batch.memory, batch.begins)
     )  # [L, M / L, …]
     return agent.unroll(vector, observations, memory[0], begins).flatten(0, 1)

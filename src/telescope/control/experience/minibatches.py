@@ -8,6 +8,7 @@ algorithm).
 # T time, S seeds, B environments per seed, N = T·B samples per seed, M minibatch
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from telescope import checks
 from telescope.randomness import MINIBATCHES, generator
 from telescope.trees import mapped
+
+
+def shuffled_indices(config: Any, agent: Any, iteration: int) -> Iterator[Tensor]:
+    """For each epoch the minibatches: of single samples, or of sequences where the agent or its critic needs them."""
+    sequences = config.learns_sequences or agent.network.memory
+    return (sequence_indices if sequences else minibatch_indices)(config, iteration)
 
 
 def minibatch_indices(config: Any, iteration: int) -> Iterator[Tensor]:
@@ -62,17 +70,34 @@ def _shuffles(config: Any, iterations: Any, count: int, shape: tuple[int, int]) 
         yield np.stack(shuffled).reshape(-1, *shape)
 
 
+def check_sequences(config: Any) -> None:
+    """Raise a ValueError where sequence_length cannot work, or would have no effect."""
+    checks.positive(config, "sequence_length")
+    if config.learns_sequences:
+        require_sequences(config)
+    else:
+        more = " or critic" if hasattr(config, "correction_penalty") else ""
+        checks.unread(config, "sequence_length", f"set memory{more}", "minibatches have no sequences")
+
+
 def require_sequences(config: Any) -> None:
     """Raise a ValueError unless minibatches consist of whole sequences, which cut rollouts into equal parts."""
-    length, name = config.sequence_steps, "num_steps" if config.sequence_length is None else "sequence_length"
+    length = config.sequence_steps
+    name = "num_steps" if getattr(config, "sequence_length", None) is None else "sequence_length"
     if config.num_steps % length:
         raise ValueError(f"sequence_length is {length}; expected a divisor of num_steps {config.num_steps}")
     if config.minibatch_size % length:
-        what = "a gradient critic" if config.critic == "gradient" else "a policy with a memory (gru)"
+        what = "a gradient critic" if config.critic == "gradient" else "a policy with a memory"
         raise ValueError(
             f"minibatch_size is {config.minibatch_size}, but {what} learns from whole sequences "
-            f"of {name} {length}; expected a multiple of it, such as {length}"
+            f"of {name} {length}; expected a multiple of it, such as {length}{_shorter(config)}"
         )
+
+
+def _shorter(config: Any) -> str:
+    """A proposal for sequence_length by which the minibatch would hold whole sequences."""
+    length = math.gcd(config.num_steps, config.minibatch_size)
+    return f", or sequence_length {length}" if length > 1 else ""
 
 
 def minibatches(batch: Any, indices: Tensor) -> Iterator[Any]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from telescope.algorithms import called
 from telescope.algorithms.spaces import Choice, Range, Space
 from telescope.metrics import interval, iqm
-from telescope.tuning import evaluated, with_evaluations
+from telescope.tuning import evaluated, same_search, with_evaluations
 
 TABLE, PICTURE, BEST, TRIALS = "sweep.csv", "sweep.png", "best.toml", "ray"
 """Files of a sweep's folder: one row per trial, all learning curves, the best settings, Ray Tune's own files."""
@@ -51,9 +51,11 @@ def sweep(
     A trial is judged by the interquartile mean over seeds of its last evaluation. ASHA (Li et al. 2020, arXiv
     1810.05934) stops the worse two thirds of the trials each time they have tripled their steps, from the share
     `grace` of `total_steps` on; 1 stops none. at_once: trials that run side by side, by default one per processor.
+    A sweep that was stopped or killed goes on in the same folder: trials that ended stay, the others begin anew.
     """
     from telescope.control.workers.cluster import connected
     from telescope.processors import processors
+    from telescope.runs.lock import locked
 
     if not 0 < grace <= 1:
         raise ValueError(f"grace is {grace}; expected a share of the run above 0, at most 1")
@@ -63,8 +65,15 @@ def sweep(
     if (path / TABLE).exists():
         raise ValueError(f"{path} holds a sweep already; choose another folder")
     path.mkdir(parents=True, exist_ok=True)
-    with connected(ray_address, at_once or processors()), warnings.catch_warnings(action="ignore"):
-        results = _run(config, space, path, samples, grace, at_once)
+    with locked(path):
+        same_search(path, config, space, {"samples": samples, "grace": grace})
+        with connected(ray_address, at_once or processors()), warnings.catch_warnings(action="ignore"):
+            results = _tuner(config, space, path, samples, grace, at_once).fit()
+        return _result(config, space, path, results)
+
+
+def _result(config: Any, space: Space, path: Path, results: Any) -> Swept:
+    """Write what was found."""
     rows = sorted(_rows(results, space), key=lambda row: (-row["step"], -row["score"]))
     if not rows:
         raise ValueError(f"none of the trials of {path} reached its first evaluation; their errors are above")
@@ -87,12 +96,15 @@ def _check(config: Any, space: Space, samples: int) -> None:
         raise ValueError(f"{drawn[0]} is a range, and a grid needs lists; set samples to draw from it")
 
 
-def _run(config: Any, space: Space, path: Path, samples: int, grace: float, at_once: int) -> Any:
+def _tuner(config: Any, space: Space, path: Path, samples: int, grace: float, at_once: int) -> Any:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
+    trial = tune.with_resources(trial_of(config), {"cpu": 1})
     dimension = {name: _dimension(tune, values, grid=not samples) for name, values in space.items()}
+    if tune.Tuner.can_restore(str(path / TRIALS)):
+        return tune.Tuner.restore(str(path / TRIALS), trial, restart_errored=True, param_space=dimension)
     steps = config.total_steps
     scheduler = ASHAScheduler(
         time_attr="step", max_t=steps + 1, grace_period=max(1, math.ceil(grace * steps)), reduction_factor=3
@@ -106,8 +118,7 @@ def _run(config: Any, space: Space, path: Path, samples: int, grace: float, at_o
         search_alg=tune.search.BasicVariantGenerator(random_state=config.seed),
     )
     files = tune.RunConfig(name=TRIALS, storage_path=str(path), verbose=0, log_to_file=True)
-    trial = tune.with_resources(trial_of(config), {"cpu": 1})
-    return tune.Tuner(trial, param_space=dimension, tune_config=settings, run_config=files).fit()
+    return tune.Tuner(trial, param_space=dimension, tune_config=settings, run_config=files)
 
 
 def _dimension(tune: Any, values: Choice | Range, *, grid: bool) -> Any:
@@ -175,6 +186,7 @@ def _write(path: Path, rows: list[dict[str, Any]], results: Any) -> None:
             style: dict[str, Any] = (
                 {"color": "#D55E00", "zorder": 3, "label": "best"} if best else {"color": "#0072B2", "alpha": 0.4}
             )
+            curve = curve.drop_duplicates("step", keep="last")  # what a trial that began anew had reported before
             axes.plot(curve["step"], curve["score"], **style)
     axes.set(xlabel="step", ylabel="evaluation return (IQM over seeds)")
     axes.legend()

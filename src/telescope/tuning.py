@@ -77,7 +77,7 @@ def tune(
     path = Path(out or Path("tuning") / f"{called(config)}-{config.env}-{time.strftime('%Y%m%d-%H%M%S')}")
     path.mkdir(parents=True, exist_ok=True)
     with locked(path):
-        _same_search(path, config, space)
+        same_search(path, config, space)
         study = _study(path, config)
         while len(study.get_trials(deepcopy=False)) < trials:
             say(_trial(study, config, space))
@@ -137,19 +137,20 @@ def _checked(config: Any, space: Space) -> dict[str, Choice | Range]:
     return checked
 
 
-def _same_search(path: Path, config: Any, space: Space) -> None:
-    """Keep what the search is about in the folder. A ValueError if the folder holds another search."""
+def same_search(path: Path, config: Any, space: Space, more: Mapping[str, Any] | None = None) -> None:
+    """Keep what the search is about, with `more`, in the folder. A ValueError if the folder holds another search."""
     from telescope.runs.formats.config import read_toml, to_mapping, write_mapping
 
     around: dict[str, Any] = to_mapping(config)
     searched = {name: repr(values) for name, values in space.items()}
-    asked = {"algorithm": algorithm_of(config), "config": around, "space": searched}
+    asked = {"algorithm": algorithm_of(config), **(more or {}), "config": around, "space": searched}
     file = path / SEARCH
     if not file.exists():
         write_mapping(file, asked)
         return
     known = read_toml(file)
     different = [name for name, value in around.items() if known.get("config", {}).get(name) != value]
+    different += [name for name, value in (more or {}).items() if known.get(name) != value]
     if known.get("algorithm") != asked["algorithm"] or different:
         what = ", ".join(different) or "algorithm"
         raise ValueError(f"{path} holds a search with other settings ({what}); repeat them, or choose another folder")

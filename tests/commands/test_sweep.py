@@ -4,8 +4,13 @@ Leaves out Ray Tune's own scheduling.
 """
 
 import csv
+import signal
+import subprocess
+import sys
+import time
 import tomllib
 
+import psutil
 import pytest
 
 from telescope.algorithms.ppo import PPO
@@ -13,6 +18,7 @@ from telescope.algorithms.spaces import Choice, Range
 from telescope.cli import main
 from telescope.commands.sweep import read
 from telescope.sweep import scored, sweep
+from telescope.tuning import same_search, with_evaluations
 
 FILE = """
 algorithm = "ppo"
@@ -80,14 +86,48 @@ def test_a_score_is_over_seeds():
 def test_a_folder_holds_one_sweep(tmp_path):
     (tmp_path / "sweep.csv").touch()
     with pytest.raises(ValueError, match="holds a sweep already"):
-        sweep(PPO(), {"clip": Choice((0.1, 0.2))}, tmp_path)
+        sweep(PPO(total_steps=64, num_envs=2, num_steps=32), {"clip": Choice((0.1, 0.2))}, tmp_path)
+
+
+def test_a_folder_goes_on_with_its_own_sweep_alone(tmp_path):
+    space, small = {"clip": Choice((0.1, 0.2))}, PPO(total_steps=64, num_envs=2, num_steps=32, eval_episodes=1)
+    config = with_evaluations(small)
+    same_search(tmp_path, config, space, {"samples": 0, "grace": 0.2})
+    same_search(tmp_path, config, space, {"samples": 0, "grace": 0.2})
+    with pytest.raises(ValueError, match=r"holds a search with other settings \(samples\)"):
+        sweep(small, space, tmp_path, samples=3)
+    with pytest.raises(ValueError, match="holds a search of another space"):
+        sweep(small, {"clip": Choice((0.1, 0.3))}, tmp_path)
+
+
+def table(out):
+    return list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_goes_on(file, tmp_path):
+    """Trials that had ended stay, the others begin anew, and the table is that of a sweep that was never stopped."""
+    file.write_text("grace = 1.0\n" + FILE.replace("total_steps = 512", "total_steps = 8192"))
+    command = [sys.executable, "-m", "telescope", "sweep", str(file), "--at-once", "1", "--out"]
+    assert subprocess.run([*command, str(tmp_path / "whole")]).returncode == 0
+    out, deadline = tmp_path / "killed", time.monotonic() + 120
+    killed = subprocess.Popen([*command, str(out)])
+    while not list(out.glob("ray/trial_*/progress.csv")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    family = psutil.Process(killed.pid).children(recursive=True)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (out / "sweep.csv").exists(), "it was killed on its way"
+    assert psutil.wait_procs(family, timeout=90)[1] == []
+    assert subprocess.run([*command, str(out)]).returncode == 0
+    assert table(out) == table(tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_a_grid_has_a_row_for_each_combination(file, tmp_path, capsys):
     assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--at-once", "2"]) == 0
     assert "best of 2 trials" in capsys.readouterr().out
-    rows = list(csv.DictReader((tmp_path / "out" / "sweep.csv").read_text().splitlines()))
+    rows = table(tmp_path / "out")
     assert sorted(float(row["learning_rate"]) for row in rows) == [1e-4, 3e-3]
     order = [(int(row["step"]), float(row["score"])) for row in rows]
     assert order == sorted(order, reverse=True)

@@ -153,7 +153,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "performance_profile": (metrics.performance_profile, {"scores": normal(5, 2), "thresholds": normal(3)}),
     "profile_interval": (metrics.profile_interval, {"scores": normal(5, 2), "thresholds": normal(3)}),
     "optimality_gap": (metrics.optimality_gap, {"scores": normal(5)}),
-    "pass_at_k": (metrics.pass_at_k, {"passed": np.arange(5.0), "samples": 8, "k": 2}),
+    "pass_at_k": (metrics.pass_at_k, {"passed": [0.0, 1.0, 2.0, 3.0, 4.0], "samples": 8, "k": 2}),
     "explained_variance": (
         metrics.explained_variance,
         {"values": normal(B, T), "returns": normal(B, T), "mask": MASK},

@@ -1,10 +1,11 @@
-"""GRPO against TRL on this machine: `python -m benchmarks.language` writes docs/benchmarks/language-<machine>.md.
+"""GRPO and SFT against TRL: `python -m benchmarks.language` writes docs/benchmarks/language-<machine>.md.
 
 All begin from models that `telescope train sft` makes first. Each measurement is a process of its own, one after the
 other, contestants in turns; the page is made elsewhere.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -29,11 +30,16 @@ FOLDER = ROOT / "docs" / "benchmarks"
 WARM = 2  # steps of each process that do not count
 LAST = 5  # steps whose mean reward is that at the end, or at the beginning
 SIZES = (  # with the steps of one process
-    (Size("lm/addition", 2, 256, 8, 4), 20),
-    (Size("lm/addition", 2, 16, 8, 4, learning_rate=1e-4), 100),
-    (Size("lm/sort", 32, 64, 8, 64, learning_rate=1e-4), 12),
+    (Size("lm/addition", 2, 256, 8, 4, least=5), 20),
+    (Size("lm/addition", 2, 16, 8, 4, learning_rate=1e-4, least=4), 100),
+    (Size("lm/sort", 32, 64, 8, 64, learning_rate=1e-4, least=4), 12),
+    (Size("lm/addition", 2, 256, 1, 4, method="sft", least=2), 60),
+    (Size("lm/sort", 32, 64, 1, 64, method="sft", least=2), 30),
 )
-QUICK = tuple((Size("lm/addition", 1, prompts, 2, 3, minibatches=2), 4) for prompts in (4, 2))
+QUICK = (
+    *((Size("lm/addition", 1, prompts, 2, 3, minibatches=2, least=2), 4) for prompts in (4, 2)),
+    (Size("lm/addition", 1, 8, 1, 3, method="sft", least=2), 4),
+)
 STOP_AT, MOST = 0.25, 1000  # exact match of the models that all begin from, and steps of SFT at most
 
 
@@ -66,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.repeats = 1
     folder = chosen.folder or (ROOT / "build" / "benchmarks" if chosen.quick else FOLDER)
     page = folder / f"language-{chosen.machine}.md"
-    with tempfile.TemporaryDirectory(prefix="bench-language-") as room:
+    with contextlib.ExitStack() as stack:
+        room = chosen.room or stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-language-"))
         questions = {size.question: size for size, _ in sizes(chosen)}
         starts = {question: start(size, chosen, Path(room)) for question, size in questions.items()}
         records = [record(*plan, starts[plan[1].question], chosen, Path(room)) for plan in plans(chosen)]
@@ -78,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "starts": starts,
         "records": records,
     }
-    language_report.write(page, known)
+    language_report.write(page, language_report.joined(page, known) if chosen.add else known)
     print(page.read_text(encoding="utf-8"))
     return 0
 
@@ -88,6 +95,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, help="rounds in which all contestants take turns (default 5)")
     parser.add_argument("--threads", type=int, default=machine.cores(), help="of the arithmetic (default: every core)")
     parser.add_argument("--select", default="", help="only sizes whose description contains this")
+    parser.add_argument("--add", action="store_true", help="keep what the page has of other sizes: measure in pieces")
+    parser.add_argument("--alone", action="store_true", help="leave out TRL's other settings")
+    parser.add_argument("--room", type=Path, help="folder for the models that all begin from, which may be there")
     parser.add_argument("--quick", action="store_true", help="try the script out: a page in build/ that means nothing")
     parser.add_argument("--machine", default=machine.name(), help="name of the page")
     parser.add_argument("--folder", type=Path, help="where the page goes (default docs/benchmarks)")
@@ -101,7 +111,7 @@ def sizes(chosen: argparse.Namespace) -> Iterator[tuple[Size, int]]:
 def plans(chosen: argparse.Namespace) -> Iterator[tuple[Contestant, Size, int, int]]:
     """Who trains on what, for how many steps, in which round; what else TRL could be told comes first."""
     for size, steps in sizes(chosen):
-        if not chosen.quick:
+        if not (chosen.quick or chosen.alone or size.method == "sft"):
             yield from ((one, size, WARM + LAST, 0) for one in CHOICES)
         for number in range(chosen.repeats):
             yield from ((one, size, steps, number) for one in CONTESTANTS)
@@ -110,15 +120,22 @@ def plans(chosen: argparse.Namespace) -> Iterator[tuple[Contestant, Size, int, i
 def start(size: Size, chosen: argparse.Namespace, room: Path) -> dict[str, Any]:
     """The model that everybody begins from on a task, made by SFT, and how well it answers held-out prompts."""
     out = room / f"{size.task}-{size.digits}".replace("/", "-")
-    words = [sys.executable, "-m", "telescope.cli", "train", "sft", size.task, "--digits", str(size.digits)]
-    words += ["--stop-at", str(STOP_AT), "--total-steps", str(2 if chosen.quick else MOST), "--out", str(out)]
-    words += ["--threads", str(chosen.threads), "--min-lr-ratio", "1"]
-    subprocess.run(words, cwd=room, env=environment(chosen.threads), stdout=subprocess.DEVNULL, check=True)
+    if not (out / "model").is_dir():
+        make(size, out, chosen, room)
     with (out / "metrics.csv").open(newline="") as file:
         measured = [row for row in csv.DictReader(file) if row["exact_match"]]
     found = {"exact_match": float(measured[-1]["exact_match"]), "steps": int(measured[-1]["step"])}
     print(f"{size.question}: SFT of {found['steps']} steps, {found['exact_match']:.1%} exact match", flush=True)
-    return found | {"model": str(out / "model")}
+    return found | {"model": str((out / "model").absolute())}
+
+
+def make(size: Size, out: Path, chosen: argparse.Namespace, room: Path) -> None:
+    """Run SFT until it answers some of the held-out prompts."""
+    words = [sys.executable, "-m", "telescope.cli", "train", "sft", size.task, "--digits", str(size.digits)]
+    words += ["--stop-at", str(STOP_AT), "--total-steps", str(2 if chosen.quick else MOST), "--out", str(out)]
+    words += ["--threads", str(chosen.threads), "--min-lr-ratio", "1"]
+    words += ["--eval-prompts", "200"]
+    subprocess.run(words, cwd=room, env=environment(chosen.threads), stdout=subprocess.DEVNULL, check=True)
 
 
 def record(
@@ -129,6 +146,7 @@ def record(
     job = Job(one.trainer, size, begin["model"], number, threads, steps, one.options)
     found, memory = run(job, environment(chosen.threads) | one.environment, room)
     known = {"name": one.name, "size": str(size), "threads": job.threads, "seed": job.seed, "memory": memory}
+    known |= {"least": size.least, "method": size.method}
     known |= summary(found, size.batch, min(WARM, steps - 1))
     print(language_report.line(known), flush=True)
     return known

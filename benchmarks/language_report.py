@@ -16,17 +16,17 @@ from benchmarks.timing import summary
 Record = dict[str, Any]
 PACKAGES = ("telescope-rl", "trl", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
 OURS, THEIRS = "telescope", "TRL"
-LEAST = 2.0  # the bar: completion tokens per second, ours to TRL's
 
-HEAD = """# GRPO on language models on {processor}
+HEAD = """# GRPO and SFT on language models on {processor}
 
 *Written by `make bench-language`; do not edit.*
 
 This page compares `telescope train grpo` with TRL's `GRPOTrainer`. Both have the same initial weights (the built-in
 model, a Llama of 0.54 million parameters, after `telescope train sft`), prompts in the same order, reward function
 and objective: advantages from the group's mean and standard deviation, ratio clipped at 1 ± 0.2, mean over the
-tokens of a completion, then over completions, no KL. Both use AdamW with the same settings, a constant learning
-rate after 10 updates, float32, and sampling at temperature 1 from the whole vocabulary.
+tokens of a completion, then over completions, no KL. SFT is compared with TRL's `SFTTrainer`, on the answers alone;
+its speed counts tokens of prompts and answers, and its "reward" is minus the loss. All use AdamW with the same
+settings, a constant learning rate after 10 updates, float32, and sampling at temperature 1 from the whole vocabulary.
 
 One process runs at a time, and the two take turns, with {threads} threads each; ours uses one if a step is too
 small to share. Our threads wait as the command line sets it, TRL's as torch sets it. TRL samples with `generate`
@@ -60,7 +60,7 @@ def text(known: dict[str, Any]) -> str:
     blocks += ["\n".join(f"- {name}: {value}" for name, value in {**facts, **run}.items())]
     blocks += ["## The bar", bar(records), "## Where all begin", starts(known["starts"])]
     for size in distinct(r["size"] for r in records):
-        here = [r for r in records if r["size"] == size]
+        here = records_of(records, size)
         blocks += [f"## {size}", speed(here), rewards(here)]
     return "\n\n".join(block.strip("\n") for block in blocks) + "\n"
 
@@ -78,9 +78,23 @@ def bar(records: list[Record]) -> str:
     for size in distinct(r["size"] for r in records):
         ours, theirs = ([r for r in records if (r["name"], r["size"]) == (name, size)] for name in (OURS, THEIRS))
         ratio = middle(ours, "rate") / middle(theirs, "rate")
-        verdict = "met" if ratio >= LEAST else "**missed**"
-        rows.append([size, f"≥ {LEAST:g}", f"{ratio:.2f}", verdict, memory(ours), memory(theirs)])
-    return table(["completion tokens per second × TRL", "set", "measured", "", "our memory", "TRL's memory"], rows)
+        least = records_of(records, size)[0]["least"]
+        verdict = "met" if ratio >= least else "**missed**"
+        rows.append([size, f"≥ {least:g}", f"{ratio:.2f}", verdict, memory(ours), memory(theirs)])
+    return table(["tokens per second × TRL", "set", "measured", "", "our memory", "TRL's memory"], rows)
+
+
+def records_of(records: list[Record], size: str) -> list[Record]:
+    return [r for r in records if r["size"] == size]
+
+
+def joined(page: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """With the records that the page has of sizes which were not measured now."""
+    place = page.with_suffix(".json")
+    old = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {"records": [], "starts": {}}
+    now = {record["size"] for record in known["records"]}
+    kept = [record for record in old["records"] if record["size"] not in now]
+    return known | {"records": kept + known["records"], "starts": old["starts"] | known["starts"]}
 
 
 def starts(found: dict[str, Record]) -> str:
@@ -123,7 +137,7 @@ def rewards(records: list[Record]) -> str:
         ]
         for runs in by_name(records)
     ]
-    return table(["", "steps", "reward at first", "at last", "tokens of a completion"], rows)
+    return table(["", "steps", "reward at first", "at last", "tokens of a row"], rows)
 
 
 def by_name(records: Iterable[Record]) -> list[list[Record]]:

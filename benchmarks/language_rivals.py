@@ -1,4 +1,4 @@
-"""One GRPO training in a process of its own: `python -m benchmarks.language_rivals JOB.json RESULT.json`.
+"""One training in a process of its own: `python -m benchmarks.language_rivals JOB.json RESULT.json`.
 
 Both contestants begin from the same folder of weights and see the same prompts in the same order. It leaves out what
 the numbers mean together, which is `benchmarks.language`'s business.
@@ -27,6 +27,8 @@ class Size(NamedTuple):
     clip: float = 0.2
     max_grad_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
+    method: str = "grpo"  # or sft, where a step is one update and each prompt has one answer
+    least: float = 0.0  # how many times as fast as TRL ours is to be
 
     @property
     def batch(self) -> int:
@@ -44,6 +46,8 @@ class Size(NamedTuple):
         return f"{self.task}, {self.digits} digits"
 
     def __str__(self) -> str:
+        if self.method == "sft":
+            return f"SFT of {self.question}, {self.prompts} rows"
         size = f"{self.prompts} prompts × {self.group}, at most {self.max_tokens} tokens"
         return f"{self.question}, {size}, {self.minibatches} minibatches × {self.epochs}"
 
@@ -131,7 +135,7 @@ def config_of(job: Job) -> Any:
         learning_rate=size.learning_rate,
         lr_warmup=size.warmup,
         min_lr_ratio=1.0,
-        clip=(size.clip, size.clip),
+        clip=size.clip,
         beta=0.0,
         max_grad_norm=size.max_grad_norm,
         eval_every=0,
@@ -188,11 +192,7 @@ def trl_config(job: Job) -> Any:
     from trl import GRPOConfig
 
     size = job.size
-    settings = {
-        "output_dir": "trl",
-        "use_cpu": True,
-        "bf16": False,
-        "seed": job.seed,
+    settings = trl_settings(job) | {
         "max_steps": job.steps * size.updates,
         "per_device_train_batch_size": size.batch // size.minibatches,
         "steps_per_generation": size.minibatches,
@@ -207,6 +207,18 @@ def trl_config(job: Job) -> Any:
         "epsilon": size.clip,
         "loss_type": "grpo",
         "scale_rewards": "group",
+    }
+    return GRPOConfig(**settings | job.options)
+
+
+def trl_settings(job: Job) -> dict[str, Any]:
+    """The settings that all of TRL's trainers share."""
+    size = job.size
+    return {
+        "output_dir": "trl",
+        "use_cpu": True,
+        "bf16": False,
+        "seed": job.seed,
         "learning_rate": size.learning_rate,
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": size.warmup,
@@ -222,7 +234,6 @@ def trl_config(job: Job) -> Any:
         "dataloader_pin_memory": False,
         "model_init_kwargs": {"dtype": "float32"},
     }
-    return GRPOConfig(**settings | job.options)
 
 
 def rows_of(job: Job) -> list[dict[str, str]]:
@@ -255,13 +266,22 @@ class Timed:
 TRAINERS: dict[str, Callable[[Job, Watch], None]] = {"telescope": telescope, "trl": trl}
 
 
+def trainer_of(job: Job) -> Callable[[Job, Watch], None]:
+    """Who trains, by the trainer's name and the size's method."""
+    if job.size.method == "sft":
+        from benchmarks import sft_rivals
+
+        return {"telescope": sft_rivals.telescope, "trl": sft_rivals.trl}[job.trainer]
+    return TRAINERS[job.trainer]
+
+
 def main(arguments: Sequence[str]) -> None:
     import torch
 
     job, watch = Job.read(arguments[0]), Watch()
     if job.threads:
         torch.set_num_threads(job.threads)
-    TRAINERS[job.trainer](job, watch)
+    trainer_of(job)(job, watch)
     Path(arguments[1]).write_text(json.dumps([step._asdict() for step in watch.steps]))
 
 

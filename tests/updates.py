@@ -34,15 +34,21 @@ GRPO = {  # 5 prompts fall to two ranks as 3 and 2; one group that learns leaves
     "dapo": {"objective": "dapo", "prompts": 5, "learning": 3, "resample": 1},
     "off-policy": {"objective": "cispo", "prompts": 5, "off_policy": "truncate"},
     "whitened": {"objective": "reinforce++", "prompts": 5, "beta": 0.1},
+    "adapter": {"objective": "grpo", "prompts": 5, "lora_rank": 4, "beta": 0.1},
+    "a budget of tokens": {"objective": "grpo", "prompts": 5, "micro_tokens": 40},
+    "packed": {"objective": "grpo", "prompts": 5, "packing": "on", "gradient_checkpointing": True},
 }
 RLHF = {
     "ppo, own critic": {"prompts": 5, "value_model": "own", "beta": 0.05, "micro_batch": 8},
     "ppo, head": {"prompts": 4, "value_model": "head", "beta": 0.0},
     "ppo, off-policy": {"prompts": 5, "value_model": "head", "beta": 0.0, "off_policy": "mask"},
+    "ppo, adapters": {"prompts": 5, "value_model": "own", "beta": 0.0, "lora_rank": 4},
     "ppo, bootstrapped": {"prompts": 5, "value_model": "own", "beta": 0.0, "truncation": "bootstrap"},
 }
 SUPERVISED = {
     "sft": sft.SFT(task="lm/addition", batch_size=7, micro_batch=2),
+    "sft, adapter": sft.SFT(task="lm/addition", batch_size=7, lora_rank=4),
+    "sft, a budget of tokens": sft.SFT(task="lm/addition", batch_size=7, micro_tokens=25),
     "sft, two rows": sft.SFT(task="lm/addition", batch_size=2),
     "sft, one row": sft.SFT(task="lm/addition", batch_size=1),
     "reward_model": reward_model.RewardModelling(batch_size=7, micro_batch=3),

@@ -296,6 +296,8 @@ def follow(algorithm: str, config: Any, state: dict[str, Any] | None, **more: An
             stop, due = parallel.agree(received, False)
             if due:
                 metrics.save_model("")  # weights may be sharded, so all ranks take part in saving
+                if metrics.has_adapter:
+                    metrics.save_adapter("")
                 _ = metrics.state
             if stop:
                 break

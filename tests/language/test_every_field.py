@@ -14,7 +14,7 @@ from telescope.algorithms import grpo, reward_model, rlhf, sft
 from telescope.language.execution import execution, try_out
 from telescope.language.experience import sampling
 from telescope.language.models import causal as models
-from telescope.language.models import states
+from telescope.language.models import packing, states
 
 SMALL = {"total_steps": 2, "eval_every": 1, "eval_prompts": 4, "threads": 1}
 ROLLOUTS = {"prompts": 4, "group": 2, "minibatches": 2, "epochs": 2, "warm_start_steps": 2}
@@ -47,6 +47,9 @@ OTHER = {
     "lora_rank": 2,
     "max_tokens": 2,
     "micro_batch": 1,
+    "micro_tokens": 5,
+    "packing": "off",
+    "gradient_checkpointing": True,
     "eval_every": 0,
     "eval_prompts": 3,
     "device": "nowhere",
@@ -66,6 +69,7 @@ OTHER = {
     "temperature": 2.0,
     "top_k": 3,
     "top_p": 0.5,
+    "sampler": "vllm",
     "off_policy": "truncate",
     "off_policy_cap": 4.0,
     "warm_start": 0.0,
@@ -106,10 +110,11 @@ TELLING = {
     - {field.name for field in dataclasses.fields(grpo.GRPO)},
     "ppo, by length": {"lam", "lam_rule", "lam_alpha", "returns_lam"},
     "ppo, by segment": {"lam", "lam_rule", "lam_border", "returns_lam"},
-    "ppo, head": {"value_coefficient", "lora_rank", "micro_batch"},
-    "sft": {"batch_size", "loss_on", "stop_at", "lora_rank", "max_tokens", "micro_batch"},
+    "ppo, head": {"value_coefficient", "lora_rank", "micro_batch", "micro_tokens"},
+    "sft": {"batch_size", "loss_on", "stop_at", "lora_rank", "max_tokens", "micro_batch", "micro_tokens", "packing"},
     "sft, no answer is right": {"stop_at"},
-    "reward_model": {"batch_size", "lora_rank", "max_tokens", "micro_batch", "digits", "eval_prompts"},
+    "reward_model": {"batch_size", "lora_rank", "max_tokens", "micro_batch", "micro_tokens", "packing"}
+    | {"digits", "eval_prompts"},
 }
 """What is not the same code as in the algorithm before."""
 CASES = [
@@ -148,9 +153,14 @@ def plain(x):
 def watched(module, config):
     """All that a run shows: metrics, the final state, and how many texts went through the model at a time."""
     calls = []
-    run, step = states._run, sampling.stepped
+    run, step, rows = states._run, sampling.stepped, packing.packed_states
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(states, "_run", lambda trunk, tokens, *a: (calls.append(tokens.shape), run(trunk, tokens, *a))[1])
+        patch.setattr(
+            packing,
+            "packed_states",
+            lambda trunk, asked, own, *a, **b: (calls.append(own[0].shape), rows(trunk, asked, own, *a, **b))[1],
+        )
         patch.setattr(
             sampling, "stepped", lambda model, tokens, *a: (calls.append(tokens.shape), step(model, tokens, *a))[1]
         )
@@ -188,6 +198,9 @@ def test_each_field_acts_or_is_refused_or_told(name, field, bases, folder, monke
     except ValueError as error:
         assert field in str(error), error  # noqa: PT017
         return
+    if field == "gradient_checkpointing":  # not a number changes; `test_larger_models.py` counts what is kept
+        assert found[:3] == bases[name][:3]
+        assert any(field in note for note in found[3])
     told = any(field in note for note in found[3] if note not in bases[name][3])
     assert told or found[:3] != bases[name][:3]
 

@@ -14,7 +14,7 @@ from telescope.language.experience.sampling import Prompts, sample
 from telescope.language.log_probs import token_log_probs
 from telescope.language.models import causal as models
 from telescope.language.models.probe import probe
-from telescope.language.models.states import bias_of, completion_states, output_of, trunk_of
+from telescope.language.models.states import completion_states, head_of, trunk_of
 
 V = 40
 SIZES = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -29,14 +29,15 @@ SUPPORTED = {  # what is peculiar to each
     "Bloom": PAD,  # ALiBi
     "Mistral": PAD | {"sliding_window": 4, "head_dim": 8},  # a window shorter than the text
     "Gemma3": PAD | {"sliding_window": 4, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "Gemma2": PAD | {"head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 1.5},  # logits with a soft cap
+    "Granite": PAD | {"logits_scaling": 8.0},  # logits with a scale that divides
+    "Cohere": PAD | {"logit_scale": 0.25},  # and one that multiplies
     "Qwen3Moe": PAD | EXPERTS,
     "GPTJ": PAD | {"rotary_dim": 4},  # a bias on the logits
     "Lfm2": PAD | {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "Qwen3_5": PAD | LINEAR | {"head_dim": 8, "layer_types": ["linear_attention", "full_attention"]},
 }
 REFUSED = {
-    "Gemma2": (PAD | {"head_dim": 8}, "soft cap"),
-    "Granite": (PAD | {"logits_scaling": 8.0}, "a scale"),
     "Mamba": (PAD | {"state_size": 4, "time_step_rank": 4}, "its cache"),
     "Bart": (PAD | {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4}, "its positions"),
 }
@@ -92,10 +93,9 @@ def test_log_probabilities_and_gradients_are_those_of_each_text_alone(name, grou
     weights = torch.randn(tokens.shape, generator=rng)
     asked = prompts if group == 6 else Prompts(*(x.repeat_interleave(6, 0) for x in prompts))
     states = completion_states(trunk_of(model), asked, (tokens, mask), group=group)
-    output, bias = output_of(model), bias_of(model)
     found = []
     for log_probs in (
-        token_log_probs(states, output, tokens, mask=mask, bias=bias).log_probs,
+        token_log_probs(states, tokens=tokens, mask=mask, **head_of(model)).log_probs,
         alone(model, prompts, tokens, mask),
     ):
         (log_probs * weights).sum().backward()
@@ -138,6 +138,53 @@ def test_what_would_be_another_model_in_training_is_refused_by_name(name):
     settings, reason = REFUSED[name]
     with pytest.raises(ValueError, match=rf"{name}ForCausalLM.*{reason}.*not supported"):
         probe(made(name, settings))
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(3.0, None), (1.0, 2.0)])
+def test_a_scale_or_cap_that_the_config_does_not_name_is_refused(scale, cap, monkeypatch):
+    """transformers grows; a kind of logits that we do not know is noticed by what it computes."""
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    def other(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        out.logits = scale * out.logits if cap is None else cap * (out.logits / cap).tanh()
+        return out
+
+    model = made("Llama", {})
+    monkeypatch.setattr(LlamaForCausalLM, "forward", other)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM.*as its config says"):
+        probe(model)
+
+
+@pytest.mark.parametrize(
+    "kind", ["Gemma2", "Gemma3", "Granite", "GraniteMoe", "Cohere", "Cohere2", "HyperCLOVAX", "Mpt"]
+)
+def test_the_head_has_the_logits_of_the_model(kind):
+    """Of configs that scale, cap, divide, or name a scale that their model does not use."""
+    odd = {"Mpt": {"logit_scale": 3.0, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}}
+    more = {"logit_scale": 0.3, "final_logit_softcapping": 2.0, "logits_scaling": 5.0, "head_dim": 8}
+    known = {name: value for name, value in more.items() if kind.startswith(OWN[name])}
+    model = made(kind, PAD | known | odd.get(kind, {}))
+    tokens = torch.arange(3, 12)[None]
+    states = trunk_of(model)(tokens).last_hidden_state
+    head = head_of(model)
+    logits = head["scale"] * torch.nn.functional.linear(states, head["weight"], head["bias"])
+    logits = logits if head["soft_cap"] is None else head["soft_cap"] * (logits / head["soft_cap"]).tanh()
+    torch.testing.assert_close(logits, model(tokens).logits)
+    found = token_log_probs(states[:, :-1], tokens=tokens[:, 1:], **head).log_probs
+    expected = model(tokens).logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+    torch.testing.assert_close(found, expected)
+
+
+OWN = {
+    "logit_scale": ("Cohere",),
+    "final_logit_softcapping": ("Gemma",),
+    "logits_scaling": ("Granite", "HyperCLOVAX"),
+    "head_dim": ("Gemma",),
+}
+"""The kinds whose config has such an entry."""
 
 
 def test_a_text_beyond_the_last_position_is_refused():

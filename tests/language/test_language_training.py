@@ -479,6 +479,7 @@ def test_micro_batches_change_nothing_but_rounding(micro_batch):
         total_steps=1,
         warm_start_steps=1,
         beta=0.1,
+        reward=lambda completions: [float(sum(map(ord, text)) % 7) for text in completions],
         threads=1,
         minibatches=2,
     )

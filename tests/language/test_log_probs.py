@@ -67,6 +67,37 @@ def test_the_gradient_is_that_of_finite_differences(support):
     assert torch.autograd.gradcheck(ours, leaves)
 
 
+@pytest.mark.parametrize("chunk", [5, None])
+@pytest.mark.parametrize(("scale", "cap"), [(0.25, None), (3.0, None), (1.0, 2.0), (0.5, 1.5)])
+def test_a_models_own_scale_and_soft_cap_are_in_values_and_gradients(scale, cap, chunk):
+    leaves, tokens = problem()
+    kept = torch.rand(N, V, generator=torch.Generator().manual_seed(2)) > 0.5
+    kept[torch.arange(N), tokens] = True
+    support = torch.where(kept, torch.arange(V), -1)
+
+    def theirs(h, w, b):
+        z = scale * torch.nn.functional.linear(h, w, b)
+        z = (z if cap is None else cap * torch.tanh(z / cap)) / 0.6
+        log_p = z.masked_fill(~kept, -torch.inf).log_softmax(-1)
+        entropy = -(log_p.exp() * log_p.masked_fill(~kept, 0.0)).sum(-1)
+        return log_p.gather(-1, tokens[:, None])[:, 0], entropy
+
+    def ours(h, w, b):
+        settings = {"support": support, "entropy_gradient": True, "chunk": chunk, "temperature": 0.6}
+        return token_log_probs(h, w, tokens, bias=b, scale=scale, soft_cap=cap, **settings)
+
+    wanted = with_gradients(theirs, leaves, SLOPES)
+    for found, value in zip(with_gradients(ours, leaves, SLOPES), wanted, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("change", [{"scale": 0.0}, {"scale": float("nan")}, {"soft_cap": 0.0}, {"soft_cap": -1.0}])
+def test_a_scale_or_cap_of_nothing_is_refused(change):
+    (hidden, weight, _), tokens = problem()
+    with pytest.raises(ValueError, match=f"{next(iter(change))} is"):
+        token_log_probs(hidden, weight, tokens, **change)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_in_lower_precision_it_is_as_exact_as_the_plain_formula(dtype):
     leaves, tokens = problem(dtype, n=200, d=32, v=300)

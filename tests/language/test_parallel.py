@@ -155,11 +155,21 @@ def test_environments_are_not_for_torchrun(capsys, monkeypatch):
     assert "starts its own: --processes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("settings", "sentence"), [({"sharding": "fsdp", "lora_rank": 4}, "an adapter needs sharding 'ddp'")]
-)
-def test_settings_that_cannot_work_are_named(settings, sentence):
-    from telescope.algorithms.grpo import GRPO
+def test_a_sharded_adapter_is_saved_as_that_of_one_process(tmp_path):
+    from telescope.language.models import causal as models
 
-    with pytest.raises(ValueError, match=sentence):
-        GRPO(**settings)
+    pytest.importorskip("peft")
+    (tmp_path / "rewards.py").write_text(REWARD)
+    flags = [*FLAGS, "--reward", str(tmp_path / "rewards.py:digits"), "--lora-rank", "4"]
+    alone, out = tmp_path / "alone", tmp_path / "two"
+    command = ["train", "grpo", "lm/addition", "--total-steps", "2", *flags]
+    assert main([*command, "--out", str(alone)]) == 0
+    done = torchrun("-m", "telescope", *command, "--out", out, "--sharding", "fsdp")
+    assert done.returncode == 0, done.stderr[-4000:]
+    for place in ("model", "adapter"):
+        found, expected = (models.load(str(folder / place))[0].state_dict() for folder in (out, alone))
+        assert found.keys() == expected.keys()
+        for name, weight in expected.items():
+            torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-3)
+    done = torchrun("-m", "telescope", "train", "--resume", out, "--total-steps", "3")
+    assert done.returncode == 0, done.stderr[-4000:]

@@ -171,7 +171,7 @@ def record(name: str, size: str, rate: float, memory: float) -> dict[str, Any]:
     return {
         **{"name": name, "size": size, "threads": 2, "seed": 0, "memory": memory * 2**20, "rate": rate, "step": 1.0},
         **{"length": 3.0, "busy": 1.5, "sampling": 0.25, "rest": 0.05, "skipped": 0.5, "steps": 9},
-        **{"first": 0.2, "last": 0.4},
+        **{"first": 0.2, "last": 0.4, "least": 2.0, "method": "grpo"},
     }
 
 
@@ -201,9 +201,38 @@ def test_the_page_says_where_the_bar_is_met_and_what_both_hold(tmp_path: Path) -
     assert len(json.loads(page.with_suffix(".json").read_text())["records"]) == len(records)
 
 
+def test_a_piece_keeps_what_the_page_has_of_other_sizes(tmp_path: Path) -> None:
+    page = tmp_path / "language-here.md"
+    facts = {"facts": {"processor": "slow"}, "rules": {"threads": 2, "warm": 2, "last": 5}, "command": "", "date": ""}
+    for rate, sizes in ((100.0, ("large", "small")), (200.0, ("small",))):
+        records = [record(name, size, rate, 1.0) for size in sizes for name in ("telescope", "TRL")]
+        known = facts | {"records": records, "starts": {}}
+        language_report.write(page, language_report.joined(page, known))
+    rates = {r["size"]: r["rate"] for r in json.loads(page.with_suffix(".json").read_text())["records"]}
+    assert rates == {"large": 100.0, "small": 200.0}
+
+
+@needs_trl
+def test_both_fine_tune_on_the_same_rows_to_the_same_loss(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = Size("lm/addition", 1, 8, 1, 3, method="sft")
+    found = []
+    for trainer in ("telescope", "trl"):
+        watch = Watch()
+        language_rivals.trainer_of(job(trainer, folder, size))(job(trainer, folder, size), watch)
+        found.append(watch.steps)
+    ours, theirs = found
+    assert [step.tokens for step in ours] == [step.tokens for step in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.reward == pytest.approx(other.reward, abs=1e-4)
+
+
 @needs_trl
 def test_the_whole_of_it_runs(tmp_path: Path) -> None:
     assert language.main(["--quick", "--threads", "1", "--folder", str(tmp_path), "--machine", "here"]) == 0
     text = (tmp_path / "language-here.md").read_text()
     for prompts in (4, 2):
         assert f"| lm/addition, 1 digits, {prompts} prompts × 2, at most 3 tokens, 2 minibatches × 1 | ≥ 2 |" in text
+    assert "| SFT of lm/addition, 1 digits, 8 rows | ≥ 2 |" in text

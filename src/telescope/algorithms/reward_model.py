@@ -73,7 +73,7 @@ def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iter
     if config.lora_rank:
         session.policy = with_lora(session.policy, config.lora_rank, seed=config.seed)
     model = RewardModel(session.policy, session.tokenizer, session.ends, config.device)
-    session.head = model.network
+    session.head, model.packed = model.network, session.packed
     held_out = task.pairs(generator(0, PAIRS, 2**31), config.eval_prompts, held_out=True)
     session.begin({"reward_model": model.network}, resume, lambda: evaluate(model, held_out, config.at_once))
     if resume is None:
@@ -82,8 +82,10 @@ def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iter
         rows = task.pairs(session.generator(PAIRS), config.batch_size)
         with session.timed("update"):
             statistics = {"loss": 0.0, "margin": 0.0}
-            for piece in session.pieces(len(rows)):
-                loss, margin = model.pair_loss(rows[piece])
+            chosen, rejected = model.pairs(rows)
+            sizes = list(map(max, chosen.sizes, rejected.sizes))
+            for piece in session.pieces(sizes):
+                loss, margin = model.loss_of(chosen.part(piece), rejected.part(piece))
                 (loss.sum() / len(rows)).backward()
                 statistics["loss"] += float(loss.detach().sum()) / len(rows)
                 statistics["margin"] += float(margin.sum()) / len(rows)

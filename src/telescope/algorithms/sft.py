@@ -91,8 +91,8 @@ def train(config: SFT, resume: dict[str, Any] | None = None) -> Iterator[Iterati
         batch = demonstrations(session.tokenizer, rows, session.ends, config.device)
         with session.timed("update"):
             weights, total = batch.learned / batch.learned.sum(), 0.0  # [B, T]
-            for piece in session.pieces(len(rows)):
-                loss = (weights[piece] * cross_entropy(policy, batch.part(piece))).sum()
+            for piece in session.pieces(batch.sizes):
+                loss = (weights[piece] * cross_entropy(policy, batch.part(piece), packed=session.packed)).sum()
                 loss.backward()
                 total += float(loss.detach())
             total = parallel.combined({"loss": total})["loss"]

@@ -63,6 +63,12 @@ class LanguageConfig:
     """Maximum number of tokens in a completion. none: the task's default (64 for files)."""
     micro_batch: int = 0
     """Completions per forward pass in training, and 8 times as many in sampling and evaluation. 0: all of a step's."""
+    micro_tokens: int = 0
+    """Instead of micro_batch: maximum number of tokens per forward pass, padding included. 0: all of a step's."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Train on rows without padding, in which common beginnings stand once. auto: with texts shorter than rows."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of a model's layers, and run them again in the backward pass: less memory, more time."""
     eval_every: int = 20
     """Evaluate on held-out prompts after every this many iterations. 0: only before the first one and at the end."""
     eval_prompts: int = 1000
@@ -85,9 +91,13 @@ class LanguageConfig:
                 object.__setattr__(self, name, usual[name])
         positive(self, "total_steps", "learning_rate", "max_grad_norm", "eval_prompts", "digits", "max_tokens")
         in_unit_interval(self, "min_lr_ratio")
-        at_least_zero(self, "seed", "lr_warmup", "weight_decay", "lora_rank", "micro_batch", "eval_every", "threads")
-        if self.sharding == "fsdp" and self.lora_rank:
-            raise ValueError(f"sharding is 'fsdp', but lora_rank is {self.lora_rank}; an adapter needs sharding 'ddp'")
+        at_least_zero(self, "seed", "lr_warmup", "weight_decay", "lora_rank", "micro_batch", "micro_tokens")
+        at_least_zero(self, "eval_every", "threads")
+        if self.micro_batch and self.micro_tokens:
+            raise ValueError(
+                f"micro_tokens is {self.micro_tokens}, but micro_batch is {self.micro_batch}; both say how much goes "
+                "through the model at a time, so give one of them"
+            )
 
     @property
     def iterations(self) -> int:
@@ -103,6 +113,10 @@ class LanguageConfig:
     def at_once(self) -> int | None:
         """Texts per forward pass in sampling and evaluation. None: all."""
         return LIGHTER * self.micro_batch or None
+
+    def sampled_at_once(self, tokens: int) -> int | None:
+        """The same, where each text has at most so many tokens."""
+        return max(1, LIGHTER * self.micro_tokens // max(1, tokens)) if self.micro_tokens else self.at_once
 
     def open_task(self) -> Task:
         """The task. A ValueError if this algorithm cannot learn from it."""
@@ -143,6 +157,8 @@ class RolloutConfig(LanguageConfig):
     """Sample from the k most likely tokens only; log-probabilities are computed over the same tokens. none: all."""
     top_p: float | None = None
     """Sample from the most likely tokens with this total probability; log-probabilities likewise. none: all."""
+    sampler: Literal["own", "vllm"] = "own"
+    """What samples rollouts: the trainer's model, or vLLM in another process, which sets off_policy to truncate."""
     off_policy: Literal["none", "truncate", "mask"] = "none"
     """Weight tokens by π_trainer/π_sampler: capped (truncate), 0 beyond the cap (mask), or as the objective says."""
     off_policy_cap: float = 2.0
@@ -173,6 +189,8 @@ class RolloutConfig(LanguageConfig):
         positive(self, "warm_start_steps", "warm_start_learning_rate")
         in_unit_interval(self, "warm_start", "top_p")
         at_least_zero(self, "overlong_cache")
+        if self.sampler == "vllm":
+            self._require_engine()
         if self.off_policy == "none":
             unread(self, "off_policy_cap", "only off_policy truncate or mask use it", "off_policy is 'none'")
         if not self.off_policy_cap > 1:
@@ -190,6 +208,13 @@ class RolloutConfig(LanguageConfig):
         if task == "lm/guess":  # few steps show its rules, and a hundred more its strategy
             settings = {"total_steps": 150, "warm_start_steps": 40, **settings}
         return super().on(task, model, **settings)
+
+    def _require_engine(self) -> None:
+        """Weigh the log-probabilities of another engine, and refuse what it does not report."""
+        if self.off_policy == "none":
+            object.__setattr__(self, "off_policy", "truncate")
+        for name in ("top_k", "top_p"):
+            unread(self, name, "leave it out", "vLLM does not say which tokens could have been drawn")
 
     def require_company(self, whiten: str) -> None:
         """Raise a ValueError if advantages are whitened over a single completion."""
@@ -219,6 +244,7 @@ class RolloutConfig(LanguageConfig):
             return task
         for name in ("reward", "reward_seconds", "overlong_cache"):
             unread(self, name, "leave it out", "conversations have the rewards of their environment")
+        unread(self, "sampler", "leave it out", "the trainer's own model holds conversations")
         return task._replace(turns=self.turns or task.turns)
 
     @property

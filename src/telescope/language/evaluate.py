@@ -18,7 +18,7 @@ from telescope.language.data.tasks import Row
 from telescope.language.experience.conversations import play
 from telescope.language.experience.sampling import decode, encode, sample
 from telescope.language.log_probs import token_log_probs
-from telescope.language.models.states import bias_of, completion_states, output_of, trunk_of
+from telescope.language.models.states import completion_states, head_of, trunk_of
 from telescope.language.randomness import EVALUATION, generator
 from telescope.language.run import Scoring, Session
 from telescope.losses import kl_k3
@@ -193,10 +193,9 @@ def distance(
         own, other = (
             token_log_probs(
                 completion_states(trunk_of(model), prompts, (tokens, mask)),
-                output_of(model),
-                tokens,
+                tokens=tokens,
                 mask=mask,
-                bias=bias_of(model),
+                **head_of(model),
             ).log_probs
             for model in (policy, reference)
         )

@@ -16,6 +16,7 @@ from telescope.language.config import LanguageConfig
 from telescope.language.data.chat import Template, source
 from telescope.language.data.rewards import every, given_to, is_folder, load_function, name_of, parsed
 from telescope.language.data.text import end_texts, prompt_ids
+from telescope.language.experience.engines import require_vllm
 from telescope.language.models import causal as models
 from telescope.language.models.heads import require_critic, require_head
 from telescope.language.randomness import PROMPTS, generator
@@ -56,6 +57,8 @@ def try_out(config: LanguageConfig) -> None:
     task = readable(config, config.open_task(), tokenizer, end_texts(tokenizer, [tokenizer.eos_token_id]))
     require_known(config, task, about, tokenizer)
     require_room(config, task, about, tokenizer)
+    if getattr(config, "sampler", "own") == "vllm":
+        require_vllm()
     if (critic := getattr(config, "value_start", None)) is not None:
         require_critic(critic, own=config.value_model == "own")  # type: ignore[attr-defined]
     row = task.draw(generator(config.seed, PROMPTS), 1)[0]

@@ -34,15 +34,18 @@ def token_log_probs(
     *,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
     temperature: float = 1.0,
     support: Tensor | None = None,
     entropy_gradient: bool = False,
     chunk: int | None = None,
 ) -> TokenLogProbs:
-    """log p(token) and entropy H = −Σ p log p of p = softmax(logits / temperature), logits = hidden · weightᵀ + bias.
+    """log p(token) and entropy H = −Σ p log p of p = softmax(logits / temperature).
 
-    Values and gradients are those of the plain formula, up to rounding. Products use the dtype of `hidden`, also under
-    autocast; everything after them uses float32.
+    logits = scale · (hidden · weightᵀ + bias); a soft cap c makes them c tanh(logits / c). Values and gradients are
+    those of the plain formula, up to rounding. Products use the dtype of `hidden`, also under autocast; everything
+    after them uses float32.
 
     Args:
         hidden: [..., D], the state that predicts each token: the one before it. float32, float64 or half precision.
@@ -51,10 +54,15 @@ def token_log_probs(
         temperature: that of sampling; otherwise the ratio to the sampler would be wrong from the first step. support:
         [..., K] token ids that the sampler could have drawn (`sampling_support`), padded with −1. Probabilities
             are then over these tokens only. None: the whole vocabulary.
+        scale, soft_cap: the model's own (`states.head_of` finds them).
         entropy_gradient: let gradients through the entropy, for an entropy bonus.
         chunk: tokens per chunk. None: as many as have 64 MiB of logits.
     """
     _check(hidden, weight, tokens, mask, bias, temperature, support)
+    for name, number in (("scale", scale), ("soft_cap", 1.0 if soft_cap is None else soft_cap)):
+        if not number > 0:
+            raise ValueError(f"{name} is {number}; expected more than 0, as the model's config has it")
+    rule = _Rule(float(scale), soft_cap, float(temperature))
     shape = tokens.shape
     live: Any = arrays.to_bool("mask", mask)
     live = torch.ones(shape, dtype=torch.bool, device=tokens.device) if live is None else live
@@ -63,7 +71,7 @@ def token_log_probs(
     chosen = None if support is None else support[live]
     size = max(1, CHUNK // weight.shape[0]) if chunk is None else chunk
     log_probs, entropy = _LogProbs.apply(
-        hidden[live], weight, bias, tokens[live].long(), chosen, float(temperature), size, entropy_gradient
+        hidden[live], weight, bias, tokens[live].long(), chosen, rule, size, entropy_gradient
     )
     if mask is None:
         return TokenLogProbs(log_probs.reshape(shape), entropy.reshape(shape))
@@ -107,6 +115,14 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     return plain
 
 
+class _Rule(NamedTuple):
+    """What stands between the output matrix and the softmax."""
+
+    scale: float
+    soft_cap: float | None
+    temperature: float
+
+
 class _LogProbs(torch.autograd.Function):
     """Processes rows in chunks, so that no array over the vocabulary outlives its chunk."""
 
@@ -119,21 +135,21 @@ class _LogProbs(torch.autograd.Function):
         bias: Tensor | None,
         tokens: Tensor,
         support: Tensor | None,
-        temperature: float,
+        rule: _Rule,
         size: int,
         entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype = arrays.working_dtype(hidden)
         log_probs, entropy, norms = hidden.new_empty(3, len(hidden), dtype=dtype).unbind()
         for rows in _chunks(len(hidden), size):
-            z = _logits(hidden[rows], weight, bias, _part(support, rows), temperature)
+            z = _logits(hidden[rows], weight, bias, _part(support, rows), rule)
             norms[rows] = z.logsumexp(-1)
             log_probs[rows] = z.gather(-1, tokens[rows, None])[:, 0] - norms[rows]
             z -= norms[rows, None]
             # p log p with finite factors: outside the support p is 0 and log p is −∞
             entropy[rows] = -(z.exp() * z.clamp_(min=torch.finfo(dtype).min)).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, tokens, support, norms, entropy)
-        ctx.settings = temperature, size
+        ctx.settings = rule, size
         if not entropy_gradient:
             ctx.mark_non_differentiable(entropy)
         ctx.entropy_gradient = entropy_gradient
@@ -143,12 +159,13 @@ class _LogProbs(torch.autograd.Function):
     @_without_autocast
     def backward(ctx: Any, d_log_probs: Tensor, d_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, support, norms, entropy = ctx.saved_tensors
-        temperature, size = ctx.settings
+        rule, size = ctx.settings
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=norms.dtype) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias, dtype=norms.dtype) if bias is not None and ctx.needs_input_grad[2] else None
         for rows in _chunks(len(hidden), size):
-            z = _logits(hidden[rows], weight, bias, _part(support, rows), temperature)
+            z = _logits(hidden[rows], weight, bias, _part(support, rows), rule)
+            slope = None if rule.soft_cap is None else _slope(z, rule.temperature, rule.soft_cap)
             z -= norms[rows, None]
             d_z = z.exp()
             if ctx.entropy_gradient:  # ∂H/∂z = −p (log p + H)
@@ -157,7 +174,9 @@ class _LogProbs(torch.autograd.Function):
             else:
                 d_z *= -d_log_probs[rows, None]
             d_z.scatter_add_(-1, tokens[rows, None], d_log_probs[rows, None])
-            d_z = d_z.div_(temperature).to(hidden.dtype)
+            if slope is not None:
+                d_z *= slope
+            d_z = d_z.mul_(rule.scale / rule.temperature).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[rows] = d_z @ weight
             if d_weight is not None:
@@ -168,15 +187,23 @@ class _LogProbs(torch.autograd.Function):
         return d_hidden, *cast, None, None, None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, support: Tensor | None, temperature: float) -> Tensor:
-    """[n, V] in working precision, divided by the temperature; −∞ outside the support."""
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, support: Tensor | None, rule: _Rule) -> Tensor:
+    """[n, V] in working precision, scaled, capped and divided by the temperature; −∞ outside the support."""
     z = torch.nn.functional.linear(hidden, weight, bias).to(arrays.working_dtype(hidden))
-    z /= temperature
+    if rule.soft_cap is None:
+        z *= rule.scale / rule.temperature
+    else:
+        z = z.mul_(rule.scale / rule.soft_cap).tanh_().mul_(rule.soft_cap / rule.temperature)
     if support is None:
         return z
     kept = torch.zeros(len(z), z.shape[1] + 1, dtype=torch.bool, device=z.device)
     kept.scatter_(1, torch.where(support < 0, z.shape[1], support), True)
     return z.masked_fill_(~kept[:, :-1], -torch.inf)
+
+
+def _slope(z: Tensor, temperature: float, soft_cap: float) -> Tensor:
+    """The derivative of the cap c tanh(x / c), which is 1 − tanh², from `_logits`; 0 outside the support."""
+    return 1 - (z * (temperature / soft_cap)).clamp_(min=-1.0).square_()
 
 
 def _chunks(n: int, size: int) -> list[slice]:

@@ -12,7 +12,6 @@ Leaves out what a step does.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sys
 import warnings
@@ -84,23 +83,28 @@ def now(execution: Mapping[str, Any]) -> dict[str, Any]:
 # Shares of rows, and messages between ranks
 
 
-def share(n: int) -> slice:
-    """This rank's share of n rows. The first n mod R ranks have one row more than the others."""
+def share(n: int, of: int | None = None) -> slice:
+    """A rank's share of n rows, by default this one's. The first n mod R ranks have one row more than the others."""
     each, more = divmod(n, size())
-    start = rank() * each + min(rank(), more)
-    return slice(start, start + each + (rank() < more))
+    of = rank() if of is None else of
+    start = of * each + min(of, more)
+    return slice(start, start + each + (of < more))
 
 
-def pieces(n: int, length: int, *, even: bool) -> list[slice]:
-    """This rank's share of n rows, in pieces of at most `length`; with `even` all ranks get equally many pieces.
+def pieces(n: int, cut: int | Callable[[slice], list[slice]], *, even: bool) -> list[slice]:
+    """This rank's share of n rows, in pieces of at most `cut` rows; with `even` all ranks get equally many pieces.
 
     The additional pieces are empty. With FSDP all ranks must run the model equally often; otherwise they wait for each
-    other forever.
+    other forever. cut: a number, or a function that cuts a share.
     """
-    mine = share(n)
-    found = [slice(start, min(start + length, mine.stop)) for start in range(mine.start, mine.stop, length)]
-    most = math.ceil(math.ceil(n / size()) / length)
-    return found + [slice(mine.stop, mine.stop)] * ((most - len(found)) if even else 0)
+    every = [cut(share(n, of)) if callable(cut) else by_count(share(n, of), cut) for of in range(size())]
+    mine, end = every[rank()], share(n).stop
+    return mine + [slice(end, end)] * ((max(map(len, every)) - len(mine)) if even else 0)
+
+
+def by_count(rows: slice, length: int) -> list[slice]:
+    """These rows in pieces of at most `length`."""
+    return [slice(start, min(start + length, rows.stop)) for start in range(rows.start, rows.stop, length)]
 
 
 def gather(thing: Any) -> list[Any]:

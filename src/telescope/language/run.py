@@ -26,8 +26,10 @@ from telescope.language.data.tasks import Row, Task, without_ends
 from telescope.language.data.text import end_texts
 from telescope.language.execution import execution
 from telescope.language.health import Finding, of_tokens
+from telescope.language.micro_batches import Size, by_tokens
 from telescope.language.models import adapters
 from telescope.language.models import causal as models
+from telescope.language.models.checkpointing import checkpoint_layers
 from telescope.language.models.critics import save_critic
 from telescope.language.models.heads import Scalar, save_head
 from telescope.language.models.probe import probe
@@ -136,7 +138,8 @@ class Session:
         pad, token = self.tokenizer.pad_token_id, self.tokenizer.pad_token
         self._findings: list[Finding] = [] if resume else of_tokens(pad, self.ends, token)
         self.policy: nn.Module = policy.to(config.device).eval()  # no dropout: ratios would be noise
-        probe(self.policy)
+        self.packed = probe(self.policy, packing=config.packing)
+        """Whether updates read rows without padding; None: where texts are short."""
         self.trained: dict[str, nn.Module] = {}
         self.reference: nn.Module | None = None
         self.head: Scalar | None = None
@@ -158,6 +161,13 @@ class Session:
         if resume:
             with fitting():
                 self._restore(resume)
+        if self.config.gradient_checkpointing:
+            self.notes.append(
+                "gradient_checkpointing: layers keep only their inputs and run again in the backward pass"
+            )
+            for model in (self.policy, *trained.values()):
+                if not isinstance(model, Scalar) or model.trunk is not None:  # a head alone has no layers
+                    checkpoint_layers(model)
         self._distribute()
         self.optimiser = Optimiser(self.config, trained)
         if resume:
@@ -217,9 +227,11 @@ class Session:
         """The share of the run that is done, 0 to 1, for schedules."""
         return self.iteration / self.config.iterations
 
-    def pieces(self, n: int, length: int | None = None) -> list[slice]:
-        """This rank's share of n rows, in micro-batches for one forward pass each."""
-        even = self.config.sharding == "fsdp" and parallel.size() > 1
+    def pieces(self, sizes: Sequence[Size], length: int | None = None) -> list[slice]:
+        """This rank's share of rows, in micro-batches for one forward pass each."""
+        even, n = self.config.sharding == "fsdp" and parallel.size() > 1, len(sizes)
+        if budget := self.config.micro_tokens:
+            return parallel.pieces(n, lambda mine: by_tokens(sizes, mine, budget), even=even)
         return parallel.pieces(n, length or self.config.micro_batch or max(1, n), even=even)
 
     @property
@@ -279,10 +291,10 @@ class Session:
         self.iteration, self._elapsed = state["iteration"], state["elapsed"]
 
     def save_model(self, path: str | os.PathLike[str]) -> None:
-        weights = {} if self.config.sharding == "ddp" else models.weights_of(self.policy)
+        policy, weights = self._whole()
         head = None if self.head is None else models.weights_of(self.head.head)
         if parallel.rank() == 0:
-            models.save(self.policy, self.tokenizer, path, weights)
+            models.save(policy, self.tokenizer, path, weights)
             if head is not None:
                 save_head(head, path)
 
@@ -291,4 +303,18 @@ class Session:
         save_critic(self.policy, self.tokenizer, self.critic, path)
 
     def save_adapter(self, path: str | os.PathLike[str]) -> None:
-        adapters.save(self.policy, self.tokenizer, path)
+        policy, _ = self._whole()
+        if parallel.rank() == 0:
+            adapters.save(policy, self.tokenizer, path)
+
+    def _whole(self) -> tuple[nn.Module, dict[str, Tensor]]:
+        """The policy to save, and its weights where it has only shards of them. All ranks must call this."""
+        if not any(map(parallel.is_sharded, self.policy.parameters())):
+            return self.policy, {}
+        weights = models.weights_of(self.policy)
+        if not hasattr(self.policy, "merge_and_unload") or parallel.rank() > 0:
+            return self.policy, weights
+        policy, _ = models.load(self.config.model, seed=self.config.seed, dtype=getattr(torch, self.config.dtype))
+        policy = models.with_lora(policy, self.config.lora_rank, seed=self.config.seed)
+        policy.load_state_dict(weights)
+        return policy, {}

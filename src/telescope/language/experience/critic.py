@@ -38,7 +38,8 @@ class Critic:
         if self.shared:
             return self.network(states.detach() if self.warming else states)  # type: ignore[no-any-return]
         completions = (rollout.completions.tokens, rollout.completions.present)
-        return self.network.along(rollout.prompts, completions, rollout.group, after=self.session.after)
+        settings = {"after": self.session.after, "packed": self.session.packed}
+        return self.network.along(rollout.prompts, completions, rollout.group, **settings)
 
     @torch.no_grad()
     def values_of(self, rollout: Rollout) -> Tensor:

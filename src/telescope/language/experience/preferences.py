@@ -55,6 +55,8 @@ class RewardModel:
         self.template: Template | None = None
         self.at_once: int | None = None
         """Texts per forward pass in scoring. None: all."""
+        self.packed: bool | None = False
+        """Whether texts stand in rows without padding."""
 
     @classmethod
     def load(cls, folder: str, device: str) -> RewardModel:
@@ -68,7 +70,7 @@ class RewardModel:
 
     def last(self, batch: Texts) -> Tensor:
         """The score of each completion [B], read at its last token."""
-        values = self.network.along(batch.prompts, (batch.tokens, batch.mask))
+        values = self.network.along(batch.prompts, (batch.tokens, batch.mask), packed=self.packed)
         return values.gather(1, batch.mask.sum(1, keepdim=True))[:, 0]
 
     def asked_and_said(self, row: Row, completion: str | list[Message]) -> tuple[str, str]:
@@ -116,12 +118,21 @@ class RewardModel:
 
     def pair_loss(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """−log σ(r(chosen) − r(rejected)) of each pair [B], and the margin between the scores [B]."""
+        return self.loss_of(*self.pairs(rows))
+
+    def pairs(self, rows: Sequence[Row]) -> tuple[Texts, Texts]:
+        """The chosen and the rejected answers to the prompts of rows."""
         prompts = [row["prompt"] for row in rows]
         chosen, rejected = (
-            self.last(texts(self.tokenizer, prompts, [row[name] for row in rows], self.ends, self.device))
+            texts(self.tokenizer, prompts, [row[name] for row in rows], self.ends, self.device)
             for name in ("chosen", "rejected")
         )
-        return bradley_terry(chosen, rejected), (chosen - rejected).detach()
+        return chosen, rejected
+
+    def loss_of(self, chosen: Texts, rejected: Texts) -> tuple[Tensor, Tensor]:
+        """See `pair_loss`."""
+        better, worse = self.last(chosen), self.last(rejected)
+        return bradley_terry(better, worse), (better - worse).detach()
 
 
 class Classifier(RewardModel):

@@ -20,20 +20,18 @@ from telescope.checks import fitting
 from telescope.language import parallel
 from telescope.language.config import RolloutConfig
 from telescope.language.data.games import Hall
-from telescope.language.data.rewards import (
-    Scorer,
-    overlong,
-    scores_by,
-)
+from telescope.language.data.rewards import Scorer, overlong, scores_by
 from telescope.language.data.tasks import Row
 from telescope.language.experience.conversations import held
+from telescope.language.experience.engines import Engine, sampled
 from telescope.language.experience.preferences import RewardModel, scorers_of, train_reward_model
 from telescope.language.experience.sampling import Completions, Prompts, decode, encode, joined, sample
 from telescope.language.experience.warm_start import warm_start
 from telescope.language.health import Watch
 from telescope.language.log_probs import TokenLogProbs, token_log_probs
+from telescope.language.micro_batches import Size, sizes_of, within
 from telescope.language.models import causal as models
-from telescope.language.models.states import bias_of, completion_states, output_of, trunk_of
+from telescope.language.models.states import completion_states, head_of, trunk_of
 from telescope.language.optimiser import everything, put_back
 from telescope.language.randomness import MINIBATCHES, PROMPTS, TOKENS, generator
 from telescope.language.run import Iteration, Scoring, Session, scorings
@@ -58,6 +56,11 @@ class Rollout(NamedTuple):
     each: Tensor | None = None  # [R, B] what the scores are the weighted sums of, if there are several rewards
     columns: tuple[str, ...] = ()  # names of the rewards in `each`
     apart: bool = False  # whether each reward is compared within its group by itself
+
+    def sizes(self, prompts: Tensor) -> list[Size]:
+        """Tokens of some prompts and of their completions."""
+        present = self.completions.present[self.members(prompts)]
+        return sizes_of(self.prompts.mask[prompts], present, self.group)
 
     def part(self, prompts: Tensor) -> Rollout:
         """The groups of some prompts."""
@@ -120,10 +123,9 @@ class RolloutSession(Session):
         )
         if config.lora_rank:
             self.policy = models.with_lora(self.policy, config.lora_rank, seed=config.seed)
+        self.engine: Engine | None = None
         self.after = False
         """Whether a critic needs the states after the last tokens too."""
-
-    # Scores
 
     def _score_by(self, resume: dict[str, Any] | None) -> None:
         config = self.config
@@ -190,8 +192,6 @@ class RolloutSession(Session):
         self.weights = torch.tensor(weights, device=each.device)  # [R]
         return weighted_scores(each, self.weights), each
 
-    # One step
-
     def collect(self, count: int | None = None, *, part: int = 0) -> Rollout:
         """Collect the next rollout: prompts, completions by the current policy, scores, reference.
 
@@ -236,6 +236,8 @@ class RolloutSession(Session):
     def sample(self, prompts: Prompts, part: int = 0) -> Completions:
         """Sample `group` completions of each prompt with this step's random numbers. Each rank samples its share."""
         config = self.config
+        if config.sampler == "vllm":
+            return sampled(self, prompts, part)
         shape = (len(prompts.tokens) * config.group, self.max_tokens)
         noise = self.generator(TOKENS, part).random(shape, dtype=np.float32)  # [B, max_tokens]
         mine = parallel.share(len(prompts.tokens))
@@ -251,7 +253,7 @@ class RolloutSession(Session):
                 temperature=config.temperature,
                 top_k=config.top_k,
                 top_p=config.top_p,
-                at_once=config.at_once,
+                at_once=config.sampled_at_once(prompts.tokens.shape[1] + self.max_tokens),
             )
         if parallel.size() == 1:
             return completions
@@ -262,7 +264,8 @@ class RolloutSession(Session):
         """Hidden states before each token [B, T, D], with `after` also after the last one [B, T + 1, D]."""
         tokens, mask = rollout.completions.tokens, rollout.completions.present
         trunk = trunk_of(self.policy if policy is None else policy)
-        return completion_states(trunk, rollout.prompts, (tokens, mask), group=rollout.group, after=self.after)
+        settings: dict[str, Any] = {"after": self.after, "packed": self.packed}
+        return completion_states(trunk, rollout.prompts, (tokens, mask), group=rollout.group, **settings)
 
     def log_probs(self, states: Tensor, rollout: Rollout, policy: nn.Module | None = None) -> TokenLogProbs:
         """Log-probabilities and entropy [B, T] of the tokens, from the states before them."""
@@ -270,12 +273,11 @@ class RolloutSession(Session):
         policy = self.policy if policy is None else policy
         return token_log_probs(
             states[:, : completions.tokens.shape[1]],
-            output_of(policy),
-            completions.tokens,
+            tokens=completions.tokens,
             mask=completions.mask,
-            bias=bias_of(policy),
             temperature=self.config.temperature,
             support=completions.support,
+            **head_of(policy),
         )
 
     @torch.no_grad()
@@ -303,18 +305,18 @@ class RolloutSession(Session):
 
         Groups stay whole, because completions share their prompt, unless a micro-batch is smaller than a group.
         """
-        if prompts is None:
-            prompts = torch.arange(len(rollout.prompts.tokens), device=rollout.prompts.tokens.device)
-        group, size = rollout.group, self.config.micro_batch or len(rollout.texts)
-        for piece in self.pieces(len(prompts), max(1, size // group)):
+        asked = rollout.prompts.tokens
+        prompts = torch.arange(len(asked), device=asked.device) if prompts is None else prompts
+        group, sizes = rollout.group, rollout.sizes(prompts)
+        size = self.config.micro_batch or len(rollout.texts)
+        for piece in self.pieces(sizes, max(1, size // group)):
             some, part = prompts[piece], rollout.part(prompts[piece])
             here = rollout.members(some).view(len(some), group)  # [prompts of the piece, G]
+            if self.config.micro_tokens and self.config.sharding == "ddp":  # ranks with shards take equal steps
+                size = within(sizes[piece], group, self.config.micro_tokens)
             for start in range(0, group, size):
                 stop = min(start + size, group)
-                yield (
-                    here[:, start:stop].reshape(-1),
-                    part.within(start, stop) if size < group else part,
-                )
+                yield here[:, start:stop].reshape(-1), part.within(start, stop) if size < group else part
 
     def table(self, rollout: Rollout) -> list[dict[str, Any]]:
         """Completions of the rollout with their scores, as far apart as possible."""

@@ -17,7 +17,8 @@ from telescope.language.data.tasks import Row
 from telescope.language.data.text import answer_ids, turn_ids
 from telescope.language.experience.sampling import Prompts, encode
 from telescope.language.log_probs import token_log_probs
-from telescope.language.models.states import bias_of, completion_states, output_of, trunk_of
+from telescope.language.micro_batches import Size, sizes_of
+from telescope.language.models.states import completion_states, head_of, trunk_of
 
 
 class Texts(NamedTuple):
@@ -27,6 +28,11 @@ class Texts(NamedTuple):
     tokens: Tensor  # [B, T], padded on the right
     mask: Tensor  # [B, T], True on tokens of the answer and its end token
     learned: Tensor  # [B, T], True where the loss counts: everywhere in `mask`, or on the assistant's turns
+
+    @property
+    def sizes(self) -> list[Size]:
+        """Tokens of each prompt and its answer."""
+        return sizes_of(self.prompts.mask, self.mask)
 
     def part(self, rows: slice) -> Texts:
         """The demonstrations of this piece."""
@@ -73,7 +79,7 @@ def require_answers(rows: Sequence[Row]) -> None:
             )
 
 
-def cross_entropy(policy: nn.Module, batch: Texts) -> Tensor:
+def cross_entropy(policy: nn.Module, batch: Texts, *, packed: bool | None = False) -> Tensor:
     """−log π of each learned token of the answers [B, T], 0 elsewhere."""
-    states = completion_states(trunk_of(policy), batch.prompts, (batch.tokens, batch.mask))
-    return -token_log_probs(states, output_of(policy), batch.tokens, mask=batch.learned, bias=bias_of(policy)).log_probs
+    states = completion_states(trunk_of(policy), batch.prompts, (batch.tokens, batch.mask), packed=packed)
+    return -token_log_probs(states, tokens=batch.tokens, mask=batch.learned, **head_of(policy)).log_probs

@@ -43,11 +43,17 @@ class Scalar(nn.Module):
         return self.head(states).squeeze(-1).float()  # type: ignore[no-any-return]
 
     def along(
-        self, prompts: tuple[Tensor, Tensor], completions: tuple[Tensor, Tensor], group: int = 1, *, after: bool = True
+        self,
+        prompts: tuple[Tensor, Tensor],
+        completions: tuple[Tensor, Tensor],
+        group: int = 1,
+        *,
+        after: bool = True,
+        packed: bool | None = False,
     ) -> Tensor:
         """Numbers for the states before each token and, with `after`, after the last one, from its own trunk."""
         assert self.trunk is not None
-        states = completion_states(self.trunk, prompts, completions, group=group, after=after)
+        states = completion_states(self.trunk, prompts, completions, group=group, after=after, packed=packed)
         return self(states)  # type: ignore[no-any-return]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from telescope.language.experience.sampling import Completions, Prompts, sample
 from telescope.language.log_probs import token_log_probs
-from telescope.language.models.states import bias_of, completion_states, hidden_states, output_of, trunk_of
+from telescope.language.models.states import completion_states, head_of, hidden_states, output_of, trunk_of
 
 LENGTHS = (2, 5)
 """Lengths of the trial prompts, in tokens."""
@@ -27,12 +27,15 @@ APART = {torch.float32: 1e-3, torch.bfloat16: 1.0}
 
 
 @torch.no_grad()
-def probe(model: Any) -> None:
-    """Raise a ValueError that names the model's class if `sampling` or `states` would compute something else."""
+def probe(model: Any, *, packing: str = "off") -> bool | None:
+    """Raise a ValueError that names the model's class if `sampling` or `states` would compute something else.
+
+    packing: on, off or auto. Return what `completion_states` takes for it: auto (None) is off where it does not work.
+    """
     name = type(model).__name__
     prompts = _prompts(model)
     try:
-        linear = _is_linear(model, prompts)
+        known = _is_known(model, prompts)
         found = sample(model, prompts, ends=[-1], max_tokens=TOKENS, uniforms=_uniforms(output_of(model)), group=GROUP)
         own = _learned(model, prompts, found)
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
@@ -41,12 +44,19 @@ def probe(model: Any) -> None:
             f"{name} does not run on left-padded prompts with a key–value cache whose rows change: {reason}; such "
             "models are not supported"
         ) from error
-    if not linear:
+    if not known:
         raise ValueError(
-            f"the logits of {name} are not the last hidden states times the output matrix plus its bias (a scale, a "
-            "soft cap or another layer lies between); such models are not supported"
+            f"the logits of {name} are not the last hidden states times the output matrix plus its bias, scaled or "
+            "capped as its config says (another layer, or another scale, lies between); such models are not supported"
         )
     alone = _alone(model, prompts, found.tokens)
+    if packing == "off" or (wrong := _wrong_in_rows(model, prompts, found, alone)) is None:
+        return {"off": False, "on": True, "auto": None}[packing]
+    if packing == "on":
+        raise ValueError(
+            f"packing is 'on', but {name} does not read packed texts as it reads each alone: {wrong}; leave packing out"
+        )
+    return False
     for where, log_probs in (("sampling", found.log_probs), ("training", own)):
         apart = float((log_probs - alone).abs().max())
         if not apart < APART[output_of(model).dtype]:
@@ -54,6 +64,16 @@ def probe(model: Any) -> None:
                 f"in {where}, a token's log-probability by {name} is {apart:.2g} nats from that without padding and "
                 "key–value cache (its positions, its mask or its cache work differently); such models are not supported"
             )
+
+
+def _wrong_in_rows(model: Any, prompts: Prompts, found: Completions, alone: Tensor) -> str | None:
+    """What is wrong with log-probabilities in rows without padding. None: nothing."""
+    try:
+        apart = float((_learned(model, prompts, found, packed=True) - alone).abs().max())
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    right = apart < APART[output_of(model).dtype]
+    return None if right else f"a token's log-probability is {apart:.2g} nats from that of its text alone"
 
 
 def _prompts(model: Any) -> Prompts:
@@ -73,17 +93,17 @@ def _uniforms(weight: Tensor) -> Tensor:
     return uniforms.flatten(0, 1).to(weight.device)
 
 
-def _is_linear(model: Any, prompts: Prompts) -> bool:
-    """Whether logits are states · weightᵀ + bias, for the trunk's states and for large ones."""
+def _is_known(model: Any, prompts: Prompts) -> bool:
+    """Whether the logits are what `head_of` says, for the trunk's states and for large ones."""
     tokens, mask = prompts.tokens[-1:], prompts.mask[-1:]
-    weight, bias = output_of(model), bias_of(model)
+    head = head_of(model)
     states, factor = hidden_states(trunk_of(model), tokens, mask), 1.0
     with contextlib.ExitStack() as stack:
         hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0] * factor,))
         stack.callback(hook.remove)
         for _ in range(2):
             logits = model(input_ids=tokens, use_cache=False).logits.float()
-            product = torch.nn.functional.linear(states * factor, weight, bias).float()
+            product = _logits(states * factor, **head)
             size = float(product.abs().max())
             if not torch.allclose(logits, product, rtol=1e-2, atol=1e-2 * size):
                 return False
@@ -91,10 +111,16 @@ def _is_linear(model: Any, prompts: Prompts) -> bool:
     return True
 
 
-def _learned(model: Any, prompts: Prompts, found: Completions) -> Tensor:
+def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, scale: float, soft_cap: float | None) -> Tensor:
+    """The logits that `token_log_probs` computes, all of them."""
+    logits = scale * torch.nn.functional.linear(states, weight, bias).float()
+    return logits if soft_cap is None else soft_cap * (logits / soft_cap).tanh()
+
+
+def _learned(model: Any, prompts: Prompts, found: Completions, *, packed: bool = False) -> Tensor:
     """Log-probabilities of completions as an update computes them."""
-    states = completion_states(trunk_of(model), prompts, (found.tokens, found.mask), group=GROUP)
-    return token_log_probs(states, output_of(model), found.tokens, bias=bias_of(model)).log_probs
+    states = completion_states(trunk_of(model), prompts, (found.tokens, found.mask), group=GROUP, packed=packed)
+    return token_log_probs(states, tokens=found.tokens, **head_of(model)).log_probs
 
 
 def _alone(model: Any, prompts: Prompts, tokens: Tensor) -> Tensor:

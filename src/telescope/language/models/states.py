@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 
 def trunk_of(model: Any) -> nn.Module:
@@ -43,9 +44,26 @@ def output_of(model: Any) -> Tensor:
     return model.get_output_embeddings().weight  # type: ignore[no-any-return]
 
 
-def bias_of(model: Any) -> Tensor | None:
-    """The bias [V] of the output layer, if the model has one."""
-    return getattr(model.get_output_embeddings(), "bias", None)
+FACTORS = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
+"""Config entries that scale logits, and the power in which they do: Cohere, Falcon-H1, Granite (which divides)."""
+ODD = {"hyperclovax": {"logits_scaling": 1}, "mpt": {"logit_scale": 0}}
+"""Kinds of models that use such an entry otherwise, or not at all."""
+CAP = "final_logit_softcapping"
+"""The config entry of a soft cap on logits: Gemma 2 and its successors."""
+
+
+def head_of(model: Any) -> dict[str, Any]:
+    """From hidden states to logits: weight [V, D], bias [V] or None, scale, soft cap; arguments of `token_log_probs`.
+
+    The probe compares them with the model's own logits.
+    """
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    scale = 1.0
+    for name, power in (FACTORS | ODD.get(config.model_type, {})).items():
+        value = getattr(config, name, None)
+        scale *= float(value) ** power if isinstance(value, int | float) else 1.0
+    cap = getattr(config, CAP, None)
+    return {"weight": layer.weight, "bias": getattr(layer, "bias", None), "scale": scale, "soft_cap": cap}
 
 
 def embeddings_of(model: Any) -> int:
@@ -87,13 +105,15 @@ def completion_states(
     *,
     group: int = 1,
     after: bool = False,
+    packed: bool | None = False,
 ) -> Tensor:
     """The states that predict each token of the completions [B, T, D]; with `after` also the last one [B, T + 1, D].
 
     With `group` > 1, a prompt that several completions share runs through the model once. Its keys and values are
     repeated, and only the completions' own tokens follow, once for equal completions of a prompt. Values and gradients
     are the same, up to rounding. Layers with a recurrent state (linear attention, convolutions) overwrite it, which
-    breaks gradients, so models with such layers read every text whole.
+    breaks gradients, so models with such layers read every text whole. With `packed`, texts stand in rows without
+    padding (`packing.py`); None: where a row is wider than the texts, so that attention in it is cheap.
 
     Args:
         prompts: tokens and mask [N, P], padded on the left. completions: tokens and mask [N · group, T], on the right.
@@ -102,9 +122,29 @@ def completion_states(
     if len(tokens) == 0:  # most models fail on no rows, but with FSDP every rank must call the model
         asked, tokens = asked.new_zeros(1, max(1, asked.shape[1])), tokens.new_zeros(group, tokens.shape[1])
         prompts, completions = (asked, asked.eq(0)), (tokens, tokens.eq(0))
-        return completion_states(trunk, prompts, completions, group=group, after=after)[:0]
+        return completion_states(trunk, prompts, completions, group=group, after=after, packed=packed)[:0]
+    from telescope.language.models.packing import packed_states, width_of
+
+    if packed or (packed is None and asked.shape[1] + tokens.shape[1] <= width_of(trunk)):
+        return packed_states(trunk, (asked, asked_mask), (tokens, mask), group, after=after)
     if not after:
         tokens, mask = tokens[:, :-1], mask[:, :-1]
+    wide = tokens.shape[1]
+    (asked, asked_mask), (tokens, mask) = _narrow(asked, asked_mask), _narrow(tokens, mask)
+    states = _padded_states(trunk, asked, asked_mask, tokens, mask, group)
+    return pad(states, (0, 0, 0, wide - tokens.shape[1]))
+
+
+def _narrow(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the columns at either side that are padding in all rows, as those of a micro-batch may be."""
+    used = mask.any(0).nonzero()[:, 0].tolist() or [0, -1]
+    columns = slice(used[0], used[-1] + 1)
+    return tokens[:, columns], mask[:, columns]
+
+
+def _padded_states(
+    trunk: nn.Module, asked: Tensor, asked_mask: Tensor, tokens: Tensor, mask: Tensor, group: int
+) -> Tensor:
     from transformers import DynamicCache
 
     cache = DynamicCache(config=trunk.config)  # type: ignore[arg-type]

@@ -1,0 +1,157 @@
+"""Texts in rows without padding: prompts, each followed by its completions, one after another, apart by their mask.
+
+A prompt stands once before the completions that share its row, and so does each beginning that several completions
+have in common: a tree. Positions restart with every text, and a token sees the tokens before it in its own text alone.
+Leaves out layers with a recurrent state, which read across such borders.
+"""
+
+# N prompts, B = N · group completions of T tokens, R rows of W places, D hidden size
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from telescope.language.models.states import require_positions, require_tokens, rows_of
+
+
+class Layout(NamedTuple):
+    """Where each token stands, and what it sees."""
+
+    source: Tensor  # [R, W] index into the prompts' tokens, then the completions'; −1 at empty places
+    position: Tensor  # [R, W] within its text
+    seen: Tensor  # [R, W, W] bool, True where a token sees another
+    predicts: Tensor  # [B, T or T + 1] the place in the flat rows whose state predicts each token
+
+
+def packed_states(
+    trunk: nn.Module,
+    prompts: tuple[Tensor, Tensor],
+    completions: tuple[Tensor, Tensor],
+    group: int,
+    *,
+    after: bool = False,
+) -> Tensor:
+    """The states before each token of the completions [B, T, D]; see `completion_states`."""
+    layout = arranged(prompts, completions, group, width_of(trunk), after=after)
+    everything = torch.cat(
+        [prompts[0].flatten(), completions[0].flatten(), completions[0].new_zeros(1)]
+    )  # the last one fills empty places
+    ids, position = everything[layout.source], layout.position
+    require_tokens(trunk, ids)
+    require_positions(trunk, int(position.max()) + 1)
+    out = trunk(input_ids=ids, attention_mask=_masks(trunk, layout), position_ids=position, use_cache=False)
+    flat = out.last_hidden_state.flatten(0, 1)  # [R · W, D]
+    return rows_of(flat, layout.predicts.flatten()).unflatten(0, layout.predicts.shape)
+
+
+def width_of(trunk: Any) -> int:
+    """Places of a row: as many as a hidden state has numbers. Attention then costs a sixth of the matrix products."""
+    return int(trunk.config.get_text_config().hidden_size)
+
+
+class _Stretch(NamedTuple):
+    """A prompt and some completions that follow it, which stand together."""
+
+    prompt: int
+    members: list[int]  # numbers of the completions
+    shared: list[int]  # the tokens of each that stand already, in the member before it
+
+
+def arranged(
+    prompts: tuple[Tensor, Tensor], completions: tuple[Tensor, Tensor], group: int, width: int, *, after: bool = False
+) -> Layout:
+    """Fill rows of `width` places, or wider for a longer text. after: also run the last token of each completion."""
+    (asked, asked_mask), (ids, mask) = (
+        (torch.where(live, x, -1).cpu().numpy(), live.cpu().numpy()) for x, live in (prompts, completions)
+    )
+    lengths = asked_mask.sum(1)  # [N]
+    run = (mask.sum(1) - (not after)).clip(min=0)  # [B] tokens of each completion that are needed
+    width = max(width, int((lengths.repeat(group) + run).max()))
+    stretches = _stretches(asked, lengths, ids, run, group, width)
+    sizes = [int(lengths[one.prompt] + run[one.members].sum()) - sum(one.shared) for one in stretches]
+    places = _filled(sizes, width)
+    shape = 1 + max(row for row, _ in places), max(at + n for (_, at), n in zip(places, sizes, strict=True))
+    source, position = np.full(shape, -1), np.zeros(shape, dtype=np.int64)
+    seen = np.zeros((*shape, shape[1]), dtype=bool)
+    seen[:] = np.eye(shape[1], dtype=bool)  # an empty place sees itself
+    place = np.zeros((len(ids), ids.shape[1] + 1), dtype=np.int64)  # [B, T + 1] of the token before each
+    for one, (row, start) in zip(stretches, places, strict=True):
+        n, base = int(lengths[one.prompt]), row * shape[1]
+        asking = at = slice(start, start + n)
+        source[row, at] = one.prompt * asked.shape[1] + np.flatnonzero(asked_mask[one.prompt])
+        position[row, at] = np.arange(n)
+        seen[row, at, at] |= np.tri(n, dtype=bool)
+        before = np.zeros(0, dtype=np.int64)
+        for member, shared in zip(one.members, one.shared, strict=True):
+            need = int(run[member])
+            at = slice(at.stop, at.stop + need - shared)
+            before = before[:shared]
+            seen[row, at, asking] = True
+            seen[row, at, before - base] = True
+            seen[row, at, at] |= np.tri(need - shared, dtype=bool)
+            source[row, at] = asked.size + member * ids.shape[1] + np.arange(shared, need)
+            position[row, at] = n + np.arange(shared, need)
+            before = np.concatenate([before, base + np.arange(at.start, at.stop)])  # [need] where its tokens stand
+            place[member, 0], place[member, 1 : 1 + need] = base + asking.stop - 1, before
+            place[member, 1 + need :] = place[member, need]
+    found = (source, position, seen, place if after else place[:, :-1])
+    return Layout(*(torch.from_numpy(x).to(prompts[0].device) for x in found))
+
+
+def _stretches(asked: Any, lengths: Any, ids: Any, run: Any, group: int, width: int) -> list[_Stretch]:
+    """Each different prompt with all completions that follow it, or in several stretches where a row has no room.
+
+    They stand in alphabetical order, so that of all before it a completion has most in common with its neighbour.
+    """
+    _, first, kind = np.unique(asked, axis=0, return_index=True, return_inverse=True)
+    owner = first[kind.reshape(-1)].repeat(group)  # [B] the prompt that each completion follows
+    order = np.lexsort((*ids.T[::-1], owner))
+    one, other = ids[order[1:]], ids[order[:-1]]
+    alike = np.minimum((one == other).cumprod(1).sum(1), np.minimum(run[order[1:]], run[order[:-1]]))
+    found, length = list[_Stretch](), 0
+    for member, shared in zip(order.tolist(), [0, *alike.tolist()], strict=True):
+        prompt, need = int(owner[member]), int(run[member])
+        if found and found[-1].prompt == prompt and length + need - shared <= width:
+            found[-1].members.append(member)
+            found[-1].shared.append(shared)
+            length += need - shared
+        else:
+            found.append(_Stretch(prompt, [member], [0]))
+            length = int(lengths[prompt]) + need
+    return found
+
+
+def _filled(lengths: list[int], width: int) -> list[tuple[int, int]]:
+    """The row and column of each stretch: the longest first, into the first row with room."""
+    used, found = list[int](), [(0, 0)] * len(lengths)
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((row for row, taken in enumerate(used) if taken + lengths[i] <= width), len(used))
+        if row == len(used):
+            used.append(0)
+        found[i] = (row, used[row])
+        used[row] += lengths[i]
+    return found
+
+
+def _masks(trunk: Any, layout: Layout) -> Any:
+    """What is added to attention scores [R, 1, W, W]: 0 where a token sees another, else the lowest number.
+
+    For a model with several kinds of layers, by kind.
+    """
+    position, seen = layout.position, layout.seen
+    window = getattr(trunk.config, "sliding_window", None)
+    near = seen if window is None else seen & (position[:, :, None] - position[:, None, :] < window)
+    kinds = set(getattr(trunk.config, "layer_types", None) or ())
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"its layers of {min(unknown)} read across the borders of packed texts")
+    dtype = next(trunk.parameters()).dtype
+    by_kind = {"full_attention": seen, "sliding_attention": near}
+    return {kind: _added(by_kind[kind], dtype) for kind in kinds} or _added(near, dtype)
+
+
+def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    lowest = torch.finfo(dtype).min
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, lowest)[:, None]

@@ -38,7 +38,7 @@ class Critic:
         if self.shared:
             return self.network(states.detach() if self.warming else states)  # type: ignore[no-any-return]
         completions = (rollout.completions.tokens, rollout.completions.present)
-        settings = {"after": self.session.after, "packed": self.session.packed}
+        settings: dict[str, Any] = {"after": self.session.after, "packed": self.session.packed}
         return self.network.along(rollout.prompts, completions, rollout.group, **settings)
 
     @torch.no_grad()

@@ -127,6 +127,19 @@ def test_completions_of_equal_prompts_are_one_tree():
     assert int((layout.source >= 0).sum()) == 3 + 9 + expected
 
 
+def test_texts_of_one_length_are_not_packed_unasked():
+    """They need no mask as they are."""
+    model, whole = made("Llama", {}), torch.ones(4, 6, dtype=torch.bool)
+    rng = torch.Generator().manual_seed(0)
+    tokens, several = torch.randint(3, V, (4, 6), generator=rng), torch.arange(6) < torch.tensor([[6], [2], [1], [1]])
+    for mask, packed in ((whole, False), (several, True)):
+        prompts = Prompts(tokens.flip(1), mask.flip(1))
+        found = packing.packed_states(trunk_of(model), prompts, (tokens, mask), 1, saving=True)
+        assert (found is not None) == packed
+    layout = arranged(Prompts(tokens, whole), (tokens, whole), 1, width=30)
+    assert layout.source.shape == (2, 22)  # two texts of 6 + 5 tokens
+
+
 def test_a_row_is_as_wide_as_the_longest_text():
     prompts, tokens, mask = texts(torch.Generator().manual_seed(1))
     assert arranged(prompts, (tokens, mask), 6, width=1).source.shape[1] == 9 + 6

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from telescope.language.models.states import require_positions, require_tokens, rows_of
 
+WORTH = 0.9
+"""Rows with at most this share of the places of padded texts are worth their mask."""
+
 
 class Layout(NamedTuple):
     """Where each token stands, and what it sees."""
@@ -33,9 +36,16 @@ def packed_states(
     group: int,
     *,
     after: bool = False,
-) -> Tensor:
-    """The states before each token of the completions [B, T, D]; see `completion_states`."""
+    saving: bool = False,
+) -> Tensor | None:
+    """The states before each token of the completions [B, T, D]; see `completion_states`.
+
+    saving: None where rows have hardly fewer places than padded texts, which need no mask.
+    """
     layout = arranged(prompts, completions, group, width_of(trunk), after=after)
+    padded = prompts[0].numel() * group + completions[0].numel()
+    if saving and layout.source.numel() > WORTH * padded:
+        return None
     everything = torch.cat(
         [prompts[0].flatten(), completions[0].flatten(), completions[0].new_zeros(1)]
     )  # the last one fills empty places
@@ -72,6 +82,7 @@ def arranged(
     width = max(width, int((lengths.repeat(group) + run).max()))
     stretches = _stretches(asked, lengths, ids, run, group, width)
     sizes = [int(lengths[one.prompt] + run[one.members].sum()) - sum(one.shared) for one in stretches]
+    width = max(sizes) * (width // max(sizes))  # as many texts of the longest kind, and no place beside them
     places = _filled(sizes, width)
     shape = 1 + max(row for row, _ in places), max(at + n for (_, at), n in zip(places, sizes, strict=True))
     source, position = np.full(shape, -1), np.zeros(shape, dtype=np.int64)

@@ -126,7 +126,9 @@ def completion_states(
     from telescope.language.models.packing import packed_states, width_of
 
     if packed or (packed is None and asked.shape[1] + tokens.shape[1] <= width_of(trunk)):
-        return packed_states(trunk, (asked, asked_mask), (tokens, mask), group, after=after)
+        rows = (trunk, (asked, asked_mask), (tokens, mask), group)
+        if (states := packed_states(*rows, after=after, saving=packed is None and group == 1)) is not None:
+            return states
     if not after:
         tokens, mask = tokens[:, :-1], mask[:, :-1]
     wide = tokens.shape[1]

@@ -202,8 +202,22 @@ TMAZE = PPO(
     learning_rate=2e-3,
     entropy_coefficient=0.02,
 )
+MASKED_CARTPOLE = dataclasses.replace(
+    CARTPOLE, total_steps=150_000, num_envs=32, num_steps=64, minibatch_size=512, learning_rate=2e-3
+)
+MASKED_PENDULUM = PPO(
+    total_steps=200_000,
+    num_envs=32,
+    num_steps=64,
+    minibatch_size=512,
+    gamma=0.95,
+    learning_rate=2e-3,
+    normalise_rewards=True,
+)
 PRESETS = {
     "TMaze": TMAZE,
+    "MaskedCartPole": MASKED_CARTPOLE,
+    "MaskedPendulum": MASKED_PENDULUM,
     "CartPole": CARTPOLE,
     "Acrobot": ACROBOT,
     "MountainCar": MOUNTAIN_CAR,

@@ -113,7 +113,7 @@ def register() -> None:
     """Register our own ids with Gymnasium."""
     if "telescope/TMaze-v0" in gym.registry:
         return
-    gym.register("telescope/TMaze-v0", TMaze)
+    gym.register("telescope/TMaze-v0", f"{__name__}:TMaze")
     for env in ("CartPole-v1", "Pendulum-v1"):
         limit = gym.spec(env).max_episode_steps
-        gym.register(f"telescope/Masked{env}", masked, kwargs={"env": env}, max_episode_steps=limit)
+        gym.register(f"telescope/Masked{env}", f"{__name__}:masked", kwargs={"env": env}, max_episode_steps=limit)

@@ -259,3 +259,11 @@ def same_kind(what: str, saved: Any, own: Any) -> None:
         )
         if there != here:
             raise ValueError(f"{what} of the state to resume from is {there}; expected {here}")
+
+
+def as_typed(flag: str, value: Any) -> list[str]:
+    """A flag of the command line with its values, as typed. Words before the first flag have no flag."""
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    values = [str(one) for one in (value if isinstance(value, list | tuple) else ["none" if value is None else value])]
+    return [f"--{flag}", *values] if flag else values

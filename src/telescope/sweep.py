@@ -6,7 +6,6 @@ out a sampler that learns from earlier trials (`tuning.py`), and a scheduler of 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import math
@@ -172,11 +171,8 @@ def _write(path: Path, rows: list[dict[str, Any]], results: Any) -> None:
     from matplotlib.figure import Figure
 
     from telescope.runs.files import write_atomic
+    from telescope.runs.formats.tables import as_csv, named_rows
 
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for number, result in enumerate(results):
@@ -193,4 +189,4 @@ def _write(path: Path, rows: list[dict[str, Any]], results: Any) -> None:
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
     write_atomic(path / PICTURE, image.getvalue())
-    write_atomic(path / TABLE, text.getvalue().encode())
+    write_atomic(path / TABLE, as_csv(named_rows(rows)))

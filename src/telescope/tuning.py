@@ -7,7 +7,6 @@ samplers and pruners: its own tools read the study from the folder, and may go o
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import io
 import math
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 from telescope.algorithms import LANGUAGE, algorithm_of, called, find
 from telescope.algorithms.spaces import SPACES, Choice, Range, Space
+from telescope.checks import as_typed
 from telescope.metrics import interval, iqm
 
 STUDY, SEARCH, TABLE, PICTURE, BEST = "study.log", "search.toml", "trials.csv", "importance.png", "best.toml"
@@ -277,12 +277,9 @@ def _rows(study: Any, space: Space) -> list[dict[str, Any]]:
 
 def _write_table(path: Path, study: Any, space: Space) -> None:
     from telescope.runs.files import write_atomic
+    from telescope.runs.formats.tables import as_csv, named_rows
 
-    rows, text = _rows(study, space), io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path / TABLE, text.getvalue().encode())
+    write_atomic(path / TABLE, as_csv(named_rows(_rows(study, space))))
 
 
 def _result(path: Path, study: Any, config: Any, space: Space) -> Tuned:
@@ -352,9 +349,4 @@ def in_words(settings: Mapping[str, Any]) -> str:
 
 def flag(name: str, value: Any) -> str:
     """A setting as a flag of the command line."""
-    dashed = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{dashed}" if value else f"--no-{dashed}"
-    if isinstance(value, tuple):
-        return f"--{dashed} {' '.join(map(str, value))}"
-    return f"--{dashed} {'none' if value is None else f'{value:.4g}' if isinstance(value, float) else value}"
+    return " ".join(as_typed(name.replace("_", "-"), f"{value:.4g}" if isinstance(value, float) else value))

@@ -68,9 +68,7 @@ PRESETS = {"MountainCar": MOUNTAIN_CAR, "CartPole": CARTPOLE, "Acrobot": ACROBOT
 
 def preset(env: str, name: str = "sarsa_lambda") -> SarsaLambda:
     """The settings for an environment id, and those of `true_online_sarsa_lambda` if that is the name."""
-    found: SarsaLambda = for_family(PRESETS, env, SarsaLambda())
-    online = name == "true_online_sarsa_lambda"
-    return dataclasses.replace(found, trace="dutch", true_online=True) if online else found
+    return for_family(PRESETS, env, SarsaLambda()).under(name)  # type: ignore[no-any-return]
 
 
 class Learner(NamedTuple):

@@ -58,9 +58,7 @@ PRESETS = {
 
 def preset(env: str, name: str = "td_lambda") -> TDLambda:
     """The settings for an environment id, and those of `true_online_td_lambda` if that is the name."""
-    found: TDLambda = for_family(PRESETS, env, TDLambda())
-    online = name == "true_online_td_lambda"
-    return dataclasses.replace(found, trace="dutch", true_online=True) if online else found
+    return for_family(PRESETS, env, TDLambda()).under(name)  # type: ignore[no-any-return]
 
 
 class Learner(NamedTuple):

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal
 
-from telescope.checks import hints
+from telescope.checks import as_typed, hints
 from telescope.commands import keywords
 from telescope.commands.flags import REPEATABLE, short_for, unknown_flag
 from telescope.renamed import current
@@ -108,15 +108,7 @@ def under_current_names(flags: list[str], cls: type[Any]) -> list[str]:
     now = current(cls, given)
     if now == given or HELP & set(flags):
         return flags
-    return [word for name, value in now.items() for word in _words(name.replace("_", "-"), value)]
-
-
-def _words(flag: str, value: Any) -> list[str]:
-    """A flag with its values, as typed. Words before the first flag have no flag."""
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    values = [str(one) for one in (value if isinstance(value, list) else ["none" if value is None else value])]
-    return [f"--{flag}", *values] if flag else values
+    return [word for name, value in now.items() for word in as_typed(name.replace("_", "-"), value)]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -68,6 +68,10 @@ class LinearConfig(LearnerConfig):
                 raise ValueError("trace is 'replacing', but features is 'fourier', whose numbers are not 0 or 1")
         else:
             unread(self, "fourier_order", "set features to 'fourier'", f"features is {self.features!r}")
+
+    def under(self, name: str) -> Self:
+        """These settings as an algorithm of this name has them: `true_online_…` learns by the true online update."""
+        return dataclasses.replace(self, trace="dutch", true_online=True) if name.startswith("true_online") else self
 
     def features_for(self, observation_space: Any) -> Features:
         """Return φ(s) for the observations of this space."""

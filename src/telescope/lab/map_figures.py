@@ -5,8 +5,6 @@ Leaves out the numbers (`maps.py`).
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 from telescope.lab.maps import PAPER, Cell, Map, Summary, Task, summary
 from telescope.runs.files import require, write_atomic
 from telescope.runs.formats.curves import DASHES, GRID, INK
+from telescope.runs.formats.tables import as_csv
 
 DETAIL = 0.99
 """γ of the learning curves, or the nearest one in the map."""
@@ -48,12 +47,9 @@ def _words(numbers: Summary | None, *, bold: bool) -> str:
 
 def write_table(task: Task, found: Map, path: Path) -> None:
     """Write one row per cell: λ, γ and the numbers of its summary."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["lam", "gamma", *Summary._fields])
-    for cell, curve in sorted(found.items(), key=lambda item: (item[0].lam is None, item[0].lam or 0, item[0].gamma)):
-        writer.writerow(["none" if cell.lam is None else cell.lam, cell.gamma, *summary(task, curve)])
-    write_atomic(path, text.getvalue().encode())
+    ordered = sorted(found.items(), key=lambda item: (item[0].lam is None, item[0].lam or 0, item[0].gamma))
+    rows = (["none" if cell.lam is None else cell.lam, cell.gamma, *summary(task, curve)] for cell, curve in ordered)
+    write_atomic(path, as_csv([["lam", "gamma", *Summary._fields], *rows]))
 
 
 def draw(task: Task, found: Map, path: Path) -> None:

@@ -25,6 +25,7 @@ from telescope.algorithms import ppo
 from telescope.control.workers.spawning import startable
 from telescope.lab.gae_paper import SETTINGS, Experiment
 from telescope.runs.files import read, write_atomic
+from telescope.runs.formats.tables import as_csv
 
 PAPER = "cart-pole"
 """The experiment of the GAE paper; any other name is a Gymnasium id, which PPO learns with its preset."""
@@ -161,11 +162,9 @@ def _path(folder: Path, cell: Cell) -> Path:
 
 
 def _write(path: Path, curve: Curve) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["step", *(f"seed_{s}" for s in range(curve.scores.shape[1]))])
-    writer.writerows([int(step), *map(repr, row)] for step, row in zip(curve.steps, curve.scores.tolist(), strict=True))
-    write_atomic(path, text.getvalue().encode())
+    names = ["step", *(f"seed_{s}" for s in range(curve.scores.shape[1]))]
+    rows = ([int(step), *map(repr, row)] for step, row in zip(curve.steps, curve.scores.tolist(), strict=True))
+    write_atomic(path, as_csv([names, *rows]))
 
 
 def _read(path: Path) -> Curve:

@@ -9,7 +9,7 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,10 @@ class GrowingTable:
         if not rows:
             return
         if self._table is None:
-            self._table = Table(self.path, HEADER + _csv([list(rows[0])], csv.QUOTE_MINIMAL))
-        self._table.write(_csv([[step, *row.values()] for row in rows], csv.QUOTE_NONNUMERIC))
+            self._table = Table(self.path, HEADER + as_csv([list(rows[0])], end="\n"))
+        # text is always quoted: a bare \\r in it would end the row for many readers
+        cells = ([step, *row.values()] for row in rows)
+        self._table.write(as_csv(cells, quoting=csv.QUOTE_NONNUMERIC, end="\n"))
 
     def sync(self) -> None:
         """Sync everything written to disk. Call this before every checkpoint."""
@@ -93,8 +95,13 @@ def _is_until(record: bytes, step: int) -> bool:
     return first.isdigit() and int(first) <= step
 
 
-def _csv(rows: Sequence[Sequence[Any]], quoting: Any) -> bytes:
-    """Text is always quoted: a bare \\r in it would end the row for many readers."""
+def as_csv(rows: Iterable[Iterable[Any]], *, quoting: Any = csv.QUOTE_MINIMAL, end: str = "\r\n") -> bytes:
+    """Rows of cells as the bytes of a CSV file."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
+    csv.writer(text, lineterminator=end, quoting=quoting).writerows(rows)
     return text.getvalue().encode()
+
+
+def named_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Rows of equal names, with their names above them."""
+    return [list(rows[0]), *([row[name] for name in rows[0]] for row in rows)]

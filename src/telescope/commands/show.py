@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from telescope.checks import positive
 from telescope.commands.arguments import HELP, parse, positionals
-from telescope.runs.folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +67,7 @@ def show(arguments: list[str]) -> int:
 
 def _samples(run: str, options: SampleOptions) -> int:
     """Print the completions of one step of a run."""
+    from telescope.runs.folder import RunFolder
     from telescope.runs.formats.tables import read_table
 
     rows = read_table(RunFolder.open(run).samples_path)

@@ -95,10 +95,13 @@ def arranged(
         source[row, at] = one.prompt * asked.shape[1] + np.flatnonzero(asked_mask[one.prompt])
         position[row, at] = np.arange(n)
         seen[row, at, at] |= np.tri(n, dtype=bool)
-        before = np.zeros(0, dtype=np.int64)
+        before, last = np.zeros(0, dtype=np.int64), one.members[0]
         for member, shared in zip(one.members, one.shared, strict=True):
             need = int(run[member])
-            at = slice(at.stop, at.stop + need - shared)
+            if need == shared == len(before) > 0:  # it equals the one before it
+                place[member] = place[last]
+                continue
+            last, at = member, slice(at.stop, at.stop + need - shared)
             before = before[:shared]
             seen[row, at, asking] = True
             seen[row, at, before - base] = True

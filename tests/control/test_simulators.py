@@ -73,11 +73,12 @@ class HostRollouts(Rollouts):
     [
         {},
         {"normalise_observations": True, "normalise_rewards": True},
-        {"gru": 4},
+        {"memory": "gru", "memory_size": 4},
+        {"memory": "lstm", "memory_size": 4},
         {"env_kwargs": {"masks": True}},
         {"env_kwargs": {"shape": "dict"}, "normalise_observations": True},
     ],
-    ids=["plain", "normalised", "gru", "masks", "dict"],
+    ids=["plain", "normalised", "gru", "lstm", "masks", "dict"],
 )
 def test_a_rollout_on_the_device_equals_one_of_numpy_arrays(mode, settings):
     config = changed(PPO, **{**settings, "env_kwargs": {"mode": mode, **settings.get("env_kwargs", {})}})

@@ -29,19 +29,19 @@ CONFIG = ppo.PPO(
     compile="off",
 )
 ACTING = impala.IMPALA(
-    env="CartPole-v1", num_envs=2, num_steps=16, total_steps=32 * 120, hidden=(8,), threads=1, compile="off", actors=2
+    env="CartPole-v1", num_envs=2, num_steps=16, total_steps=32 * 120, hidden=(8,), threads=1, compile="off"
 )
 
 
 @contextlib.contextmanager
-def two_machines():
-    """A head without processors, and two machines with one each."""
+def machines(count):
+    """A head without processors, and some machines with one each."""
     ray()
     from ray.cluster_utils import Cluster
 
     small = {"object_store_memory": 100_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
-    for _ in range(2):
+    for _ in range(count):
         cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
     try:
         yield cluster
@@ -52,7 +52,7 @@ def two_machines():
 
 @pytest.fixture(scope="module")
 def cluster():
-    with two_machines() as cluster:
+    with machines(2) as cluster:
         yield cluster
 
 
@@ -96,9 +96,10 @@ def test_an_address_without_a_cluster_is_refused():
 
 
 @pytest.mark.slow
-def test_a_machine_that_leaves_costs_time_and_nothing_else():
-    with two_machines() as cluster:
-        there = dataclasses.replace(CONFIG, processes=2, ray_address=cluster.address)
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_machine_that_leaves_costs_time_and_nothing_else(count):
+    with machines(count) as cluster:
+        there = dataclasses.replace(CONFIG, processes=count, ray_address=cluster.address)
         rows, state = [], None
         for number, iteration in enumerate(ppo.train(there)):
             rows += [{name: x for name, x in row.items() if not name.startswith("time")} for row in iteration.rows]
@@ -107,15 +108,16 @@ def test_a_machine_that_leaves_costs_time_and_nothing_else():
             if number == 3:
                 replaced(cluster, next(iter(cluster.worker_nodes)))
             state = iteration.state if iteration.finished else None
-        expected, here = rows_of(ppo.train(dataclasses.replace(CONFIG, processes=2)))
+        expected, here = rows_of(ppo.train(dataclasses.replace(CONFIG, processes=count)))
         assert rows == expected
         assert same(state["policy"], here["policy"])
 
 
 @pytest.mark.slow
-def test_actors_go_on_without_a_machine_that_leaves():
-    with two_machines() as cluster:
-        config, rows = dataclasses.replace(ACTING, ray_address=cluster.address), []
+@pytest.mark.parametrize("count", [2, 3])
+def test_actors_go_on_without_a_machine_that_leaves(count):
+    with machines(count) as cluster:
+        config, rows = dataclasses.replace(ACTING, ray_address=cluster.address, actors=count), []
         for number, iteration in enumerate(impala.train(config)):
             rows += iteration.rows
             if number == 10:

@@ -65,6 +65,27 @@ class Learner(NamedTuple):
         return self.parameters
 
 
+class Optimised(NamedTuple):
+    """The same where the optimiser is a setting: `optimiser` is that one's state."""
+
+    parameters: Tensor  # [P] of one agent; [S, P] of the population
+    optimiser: Any
+
+    @property
+    def acting(self) -> Tensor:
+        """The parameters that act."""
+        return self.parameters
+
+
+class Beginning(NamedTuple):
+    """Makes the first `Optimised`, whose state is that of the optimiser in the settings."""
+
+    config: Any
+
+    def begin(self, parameters: Tensor) -> Optimised:
+        return Optimised(parameters, OPTIMISERS[self.config.optimiser].begin(parameters))
+
+
 class RAdam(NamedTuple):
     """RAdam's moments, [P] and [P], and its step count in float64. Those of a population have S in front."""
 

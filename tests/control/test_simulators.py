@@ -244,6 +244,7 @@ def test_the_world_is_the_same_in_every_mode(mode):
         assert torch.equal(step.rewards, (step.terminated & (place > 0)).float())
         over = step.terminated | step.truncated
         begins = over if mode != "next_step" else ~live
+        assert torch.equal(step.observations[live & ~over], step.next_observations[live & ~over])
         assert torch.equal(step.observations[begins, 1], torch.zeros(int(begins.sum())))
         place, length = (3 * step.observations[:, 0]).clone(), (10 * step.observations[:, 1]).clone().round()
         ends, rows = ends + int(over.sum()), rows + int((~live).sum())

@@ -8,34 +8,28 @@ is the one that acted: there is no ratio to clip. Leaves out minibatches and epo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from telescope import checks
-from telescope.control.agents.actor import ActorCritic
-from telescope.control.agents.critics import critic_loss
 from telescope.control.agents.networks import Network
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
 from telescope.control.experience.credit import (
     Batch,
     critic_statistics,
-    mean_weights,
-    remembered,
     samples,
-    whitened_minibatch,
     with_advantages,
 )
+from telescope.control.policy_gradient import STATISTICS, update_agent
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
-from telescope.losses import reinforce
-from telescope.optimisers import OPTIMISERS, clip_by_norm
+from telescope.optimisers import Beginning
 from telescope.threads import own_settings
-from telescope.trees import where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,29 +111,6 @@ def preset(env: str) -> A2C:
     return for_family(PRESETS, env, A2C())
 
 
-class Learner(NamedTuple):
-    """What learning changes: all parameters of actor and critic as one vector, and the optimiser's state."""
-
-    parameters: Tensor  # [P] of one agent; [S, P] of the population
-    optimiser: Any
-
-    @property
-    def acting(self) -> Tensor:
-        return self.parameters
-
-
-class Beginning(NamedTuple):
-    """Makes the first learner, whose state is that of the chosen optimiser."""
-
-    config: A2C
-
-    def begin(self, parameters: Tensor) -> Learner:
-        return Learner(parameters, OPTIMISERS[self.config.optimiser].begin(parameters))
-
-
-STATISTICS = ("policy_loss", "value_loss", "entropy", "gradient_norm")
-
-
 @over_processes
 @own_settings
 def train(
@@ -163,30 +134,6 @@ def train(
         batch = with_advantages(config, session, rollout, samples(session, rollout, ratios=False))  # [S, N, …]
         session.learner, row = update(session.learner, batch, torch.tensor(learning_rate, device=config.device))
         yield session.finish(summary(config, row, batch, learning_rate))
-
-
-def update_agent(config: A2C, agent: ActorCritic) -> Callable[..., tuple[Learner, Tensor]]:
-    """Return one gradient step of one agent on its rollout, as a pure function."""
-
-    def loss(vector: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        seen = remembered(agent, vector, batch, config.num_steps)
-        log_probs, entropy, outputs = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [N] each
-        advantages = whitened_minibatch(batch) if config.normalise_advantages else batch.advantages
-        weights = mean_weights(batch.live)  # [N]
-        policy = (weights * reinforce(log_probs, advantages)).sum()
-        value = (weights * critic_loss(config, outputs, batch)).sum()
-        bonus = (weights * entropy).sum()
-        total = policy + config.value_coefficient * value - config.entropy_coefficient * bonus
-        return total, torch.stack([policy, value, bonus]).detach()
-
-    def update(old: Learner, batch: Batch, learning_rate: Tensor) -> tuple[Learner, Tensor]:
-        gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch)  # [P], [3]
-        gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
-        step = OPTIMISERS[config.optimiser].step
-        new = Learner(*step(*old, gradient, learning_rate, eps=config.optimiser_eps))
-        return where(batch.live.any(), new, old), torch.cat([statistics, norm[None]])  # no step without a live row
-
-    return update
 
 
 def summary(config: A2C, row: Tensor, batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:

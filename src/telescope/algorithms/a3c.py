@@ -10,35 +10,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from telescope import checks
-from telescope.control.agents.actor import ActorCritic
-from telescope.control.agents.critics import critic_loss
 from telescope.control.agents.networks import Network
 from telescope.control.asynchronous import ActorConfig, ActorSession
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
 from telescope.control.experience.credit import (
-    Batch,
     critic_statistics,
-    mean_weights,
-    remembered,
     samples,
-    whitened_minibatch,
     with_advantages,
 )
 from telescope.control.experience.rollout import Rollout
+from telescope.control.policy_gradient import STATISTICS, gradient_of_agent, step_agent
 from telescope.control.training import mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
-from telescope.losses import reinforce
-from telescope.optimisers import OPTIMISERS, clip_by_norm
+from telescope.optimisers import Beginning
 from telescope.threads import own_settings
-from telescope.trees import where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,29 +98,6 @@ def preset(env: str) -> A3C:
     return for_family(PRESETS, env, A3C())
 
 
-class Learner(NamedTuple):
-    """What learning changes: all parameters of actor and critic as one vector, and the optimiser's state."""
-
-    parameters: Tensor  # [P] of one agent; [S, P] of the population
-    optimiser: Any
-
-    @property
-    def acting(self) -> Tensor:
-        return self.parameters
-
-
-class Beginning(NamedTuple):
-    """Makes the first learner, whose state is that of the chosen optimiser."""
-
-    config: A3C
-
-    def begin(self, parameters: Tensor) -> Learner:
-        return Learner(parameters, OPTIMISERS[self.config.optimiser].begin(parameters))
-
-
-STATISTICS = ("policy_loss", "value_loss", "entropy")
-
-
 @over_processes
 @own_settings
 def train(
@@ -163,37 +132,8 @@ def gradients(config: A3C, session: Any) -> Callable[[Rollout], dict[str, Any]]:
     def of(rollout: Rollout) -> dict[str, Any]:
         batch = with_advantages(config, session, rollout, samples(session, rollout, ratios=False))  # [S, N, …]
         found, row = gradient(session.parameters, batch)  # [S, P], [S, 3]
-        statistics = mean_statistics(STATISTICS, [row]) | critic_statistics(batch)
+        statistics = mean_statistics(STATISTICS[:3], [row]) | critic_statistics(batch)
         arrays = {"gradient": found.cpu().numpy(), "live": batch.live.any(1).cpu().numpy()}
         return {**arrays, "statistics": statistics}
 
     return of
-
-
-def gradient_of_agent(config: A3C, agent: ActorCritic) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return the gradient of one agent's loss on its rollout, as a pure function."""
-
-    def loss(vector: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        seen = remembered(agent, vector, batch, config.num_steps)
-        log_probs, entropy, outputs = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [N] each
-        advantages = whitened_minibatch(batch) if config.normalise_advantages else batch.advantages
-        weights = mean_weights(batch.live)  # [N]
-        policy = (weights * reinforce(log_probs, advantages)).sum()
-        value = (weights * critic_loss(config, outputs, batch)).sum()
-        bonus = (weights * entropy).sum()
-        total = policy + config.value_coefficient * value - config.entropy_coefficient * bonus
-        return total, torch.stack([policy, value, bonus]).detach()
-
-    return torch.func.grad(loss, has_aux=True)
-
-
-def step_agent(config: A3C) -> Callable[..., tuple[Learner, Tensor]]:
-    """Return one step of one agent along an actor's gradient, as a pure function. `live`: whether it had samples."""
-
-    def step(old: Learner, gradient: Tensor, live: Tensor, learning_rate: Tensor) -> tuple[Learner, Tensor]:
-        gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
-        step = OPTIMISERS[config.optimiser].step
-        new = Learner(*step(*old, gradient, learning_rate, eps=config.optimiser_eps))
-        return where(live, new, old), norm
-
-    return step

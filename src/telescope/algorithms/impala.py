@@ -8,27 +8,25 @@ in it is imported. Leaves out several passes over a rollout (`appo.py`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from telescope import checks
-from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.networks import Network
 from telescope.control.asynchronous import ActorSession, VTraceConfig
 from telescope.control.config import MUJOCO_FAMILY, for_family
 from telescope.control.experience.corrected import behaviour, unpacked, with_vtrace
-from telescope.control.experience.credit import Batch, critic_statistics, mean_weights, remembered
+from telescope.control.experience.credit import Batch, critic_statistics
+from telescope.control.policy_gradient import STATISTICS, update_agent
 from telescope.control.training import mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
-from telescope.losses import reinforce, squared_value_loss
-from telescope.optimisers import OPTIMISERS, clip_by_norm
+from telescope.optimisers import Beginning
 from telescope.threads import own_settings
-from telescope.trees import where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,29 +93,6 @@ def preset(env: str) -> IMPALA:
     return for_family(PRESETS, env, IMPALA())
 
 
-class Learner(NamedTuple):
-    """What learning changes: all parameters of actor and critic as one vector, and the optimiser's state."""
-
-    parameters: Tensor  # [P] of one agent; [S, P] of the population
-    optimiser: Any
-
-    @property
-    def acting(self) -> Tensor:
-        return self.parameters
-
-
-class Beginning(NamedTuple):
-    """Makes the first learner, whose state is that of the chosen optimiser."""
-
-    config: IMPALA
-
-    def begin(self, parameters: Tensor) -> Learner:
-        return Learner(parameters, OPTIMISERS[self.config.optimiser].begin(parameters))
-
-
-STATISTICS = ("policy_loss", "value_loss", "entropy", "gradient_norm")
-
-
 @over_processes
 @own_settings
 def train(
@@ -142,29 +117,6 @@ def train(
         batch, clipped = with_vtrace(config, session, rollout, log_probs, session.parameters)
         session.learner, row = update(session.learner, batch, torch.tensor(learning_rate, device=config.device))
         yield session.finish(summary(config, row, batch, learning_rate) | clipped)
-
-
-def update_agent(config: IMPALA, agent: ActorCritic) -> Callable[..., tuple[Learner, Tensor]]:
-    """Return one gradient step of one agent on a rollout, as a pure function."""
-
-    def loss(vector: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        seen = remembered(agent, vector, batch, config.num_steps)
-        log_probs, entropy, values = agent.evaluate(vector, seen, batch.actions, batch.action_masks)  # [N] each
-        weights = mean_weights(batch.live)  # [N]
-        policy = (weights * reinforce(log_probs, batch.advantages)).sum()
-        value = (weights * squared_value_loss(values, batch.returns)).sum()
-        bonus = (weights * entropy).sum()
-        total = policy + config.value_coefficient * value - config.entropy_coefficient * bonus
-        return total, torch.stack([policy, value, bonus]).detach()
-
-    def update(old: Learner, batch: Batch, learning_rate: Tensor) -> tuple[Learner, Tensor]:
-        gradient, statistics = torch.func.grad(loss, has_aux=True)(old.parameters, batch)  # [P], [3]
-        gradient, norm = clip_by_norm(gradient, config.max_grad_norm)
-        step = OPTIMISERS[config.optimiser].step
-        new = Learner(*step(*old, gradient, learning_rate, eps=config.optimiser_eps))
-        return where(batch.live.any(), new, old), torch.cat([statistics, norm[None]])  # no step without a live row
-
-    return update
 
 
 def summary(config: IMPALA, row: Tensor, batch: Batch, learning_rate: float) -> dict[str, np.ndarray]:

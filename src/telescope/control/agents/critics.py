@@ -14,22 +14,23 @@ from torch import Tensor
 
 from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.layout import Layout
-from telescope.control.config import OnPolicyConfig
+from telescope.control.config import OnPolicyConfig, PolicyConfig
 from telescope.estimators import gae
 from telescope.losses import clipped_value_loss, gradient_td_loss, quantile_huber_loss, squared_value_loss
 
 
-def critic_loss(config: OnPolicyConfig, outputs: Tensor, batch: Any) -> Tensor:
+def critic_loss(config: PolicyConfig, outputs: Tensor, batch: Any) -> Tensor:
     """The critic's loss [M] of one agent's samples, to be minimised.
 
     A value critic's outputs [M] have the squared error to the returns, with `value_clip` the clipped one. A quantile
     critic's outputs [M, Q] have the quantile-Huber loss to the targets [M, Q]. A gradient critic's outputs [M, 2] are
     values and corrections, and its returns are those of `with_gradient`.
     """
-    if config.critic == "gradient":
+    kind = getattr(config, "critic", "value")
+    if kind == "gradient":
         return gradient_td_loss(outputs[..., 0], batch.returns, outputs[..., 1])
-    if config.critic == "quantile":
-        return quantile_huber_loss(outputs, batch.targets, config.quantile_huber)
+    if kind == "quantile":
+        return quantile_huber_loss(outputs, batch.targets, config.quantile_huber)  # type: ignore[attr-defined]
     clip = getattr(config, "value_clip", None)
     if clip is None:
         return squared_value_loss(outputs, batch.returns)

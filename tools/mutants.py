@@ -29,7 +29,7 @@ KERNELS = (
     "recurrence/gae_kernels.py",
     "control/experience/loops.py",
 )  # numba compiles these: their mutants need a cache of their own
-ROOMS = ("algorithms/", "commands/", "control/", "language/", "objectives/")
+ROOMS = ("algorithms/", "commands/", "control/", "deploy/", "language/", "objectives/")
 MODULES = (
     "answers.py",
     "behaviour.py",

@@ -58,10 +58,10 @@ class PredictionConfig(LearnerConfig):
             return run.head(action_space)  # type: ignore[no-any-return]
         return uniform(action_space) if type(action_space) is gym.spaces.Box else distribution(action_space)
 
-    def bound(self, action_space: gym.Space) -> Bound:
+    def bound(self, action_space: gym.Space, device: Any = None) -> Bound:
         """The function that maps the head's actions to the environment's."""
         run = self.run()
-        return super().bound(action_space) if run is None else run.bound(action_space)  # type: ignore[no-any-return]
+        return super().bound(action_space, device) if run is None else run.bound(action_space, device)  # type: ignore[no-any-return]
 
     def network_for(self, observation_space: gym.Space, action_space: gym.Space) -> Network:
         """Return the policy's network beside that of the values, whose parameters come last."""

@@ -19,6 +19,7 @@ from telescope.commands.algorithms import algorithms
 from telescope.commands.arguments import HELP
 from telescope.commands.doctor import doctor
 from telescope.commands.evaluate import evaluate
+from telescope.commands.export import export
 from telescope.commands.lab import lab
 from telescope.commands.plot import plot
 from telescope.commands.record import record
@@ -28,6 +29,7 @@ from telescope.commands.standins import with_standins
 from telescope.commands.sweep import sweep
 from telescope.commands.train import train
 from telescope.commands.tune import tune
+from telescope.commands.watch import watch
 from telescope.failures import installed, is_users, missing_extra
 from telescope.streams import delivered, mended
 
@@ -39,6 +41,8 @@ USAGE = """usage: telescope COMMAND …
   telescope train --start RUN [flags]       begin a new run from another run's agents
   telescope eval RUN [flags]                evaluate the agents of a run
   telescope record RUN --out FILE           write demonstrations, for telescope train bc FILE --env ENV
+  telescope export RUN --out policy.onnx    write an agent for use without telescope (or policy.npz, for NumPy alone)
+  telescope watch RUN                       follow a run in the terminal, while it trains or afterwards
   telescope plot RUN [RUN …] --out FILE     draw learning curves
   telescope report RUN [RUN …]              compare runs of any library on one HTML page
   telescope tune ALGORITHM ENV [flags]      search for better settings
@@ -63,6 +67,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "show": show,
     "record": record,
+    "export": export,
+    "watch": watch,
     "algorithms": algorithms,
     "tune": tune,
     "sweep": sweep,
@@ -80,6 +86,10 @@ WORDS = {
     "list": "algorithms",
     "compare": "report",
     "collect": "record",
+    "deploy": "export",
+    "onnx": "export",
+    "follow": "watch",
+    "status": "watch",
     "check": "doctor",
     "diagnose": "doctor",
 }

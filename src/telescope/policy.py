@@ -23,6 +23,7 @@ from telescope.control.agents.networks import Network
 from telescope.control.agents.trial import require_network
 from telescope.control.config import LearnerConfig
 from telescope.control.environments.checks import mask_fit, observation_fit, packed, real_array
+from telescope.control.environments.described import spaces_of
 from telescope.control.environments.population import Environments, environment_seed
 from telescope.control.environments.spaces import Packed, PackedObservations
 from telescope.control.evaluate import Evaluation, cut_note, evaluate, evaluation_environments
@@ -35,27 +36,39 @@ from telescope.runs.folder import RunFolder
 
 
 class Policy:
-    """The agents of a run, one per seed, from a checkpoint."""
+    """The agents of a run, one per seed, from a checkpoint.
 
-    def __init__(self, config: LearnerConfig, state: dict[str, Any], *, network: Network | None = None) -> None:
+    `best_seed` is the seed with the best evaluation, if these are the best agents of a run, otherwise the first.
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        state: dict[str, Any],
+        *,
+        network: Network | None = None,
+        spaces: dict[str, Any] | None = None,
+    ) -> None:
         self.config, self.seeds = config, config.seed_values
-        environments = Environments.of(config, seeds=self.seeds[:1], num_envs=1)
-        self._observations, self._actions = environments.observation_space, environments.action_space
+        self._observations: Any
+        self._actions: Any
+        self._observations, self._actions = _spaces(config) if spaces is None else spaces_of(spaces)
         self.observation_space, self.action_space = (
             space.original if isinstance(space, Packed) else space for space in (self._observations, self._actions)
         )
-        environments.close()
         self._bound = config.bound(self._actions)
         network = network or config.own_network(self._observations, self._actions)
         if network is not None:
             require_network(network)
         network = config.agents_network(network, self._observations, self._actions)
-        self._encoder = encoder(self._observations, shaped=network.shaped)
+        self.encoder = encoder(self._observations, shaped=network.shaped)
         layout = create(network, self.seeds[:1])[1]
         self.agent = ActorCritic(network, config.head(self._actions), layout)
         with fitting():
             self.parameters: Tensor = state["parameters"].to(config.device).float().clone()
             rows, statistics = len(self.parameters), state["normaliser"]
+        scores = state.get("eval_return_mean")
+        self.best_seed = self.seeds[0] if scores is None else self.seeds[int(np.argmax(scores))]
         if rows != len(self.seeds):
             raise ValueError(f"the state holds {rows} agents, but the config has {len(self.seeds)} seeds")
         if self.parameters.shape[1] != sum(layout.sizes):
@@ -63,7 +76,7 @@ class Policy:
                 f"the run has {self.parameters.shape[1]} parameters per agent, but the network that its config "
                 f"describes has {sum(layout.sizes)}; if it was trained with a network of your own, pass network="
             )
-        self.normaliser = normaliser(config, self._encoder)
+        self.normaliser = normaliser(config, self.encoder)
         self.normaliser.restore(statistics)
 
     def act(
@@ -117,7 +130,7 @@ class Policy:
         self, observation: Any, memory: Tensor | None, action_mask: Any, seed: int | None, rng: Any
     ) -> tuple[np.ndarray, Tensor | None]:
         """Actions, and the new memory [N, H]. `memory` [N, H] is the one before; None means zeros."""
-        vector, inputs, single = self._inputs(observation, seed)
+        vector, inputs, single = self.inputs(observation, seed)
         mask = None
         if action_mask is not None:
             allowed = mask_fit(self._actions, action_mask, () if single else (len(inputs),))
@@ -131,10 +144,16 @@ class Policy:
         with torch.no_grad():
             seen = self.agent.see(vector, inputs, memory)
             actions = self.agent.act(vector, seen, noise, mask)
-        chosen = self._bound(actions.cpu().numpy()) + _start(self._actions)
-        chosen = chosen.astype(self._actions.dtype)
-        chosen = chosen[0] if single else chosen
-        return self._actions.native(chosen) if isinstance(self._actions, Packed) else chosen, seen if width else None
+        chosen = self.finished(actions.cpu().numpy())
+        return self.native(chosen[0] if single else chosen), seen if width else None
+
+    def finished(self, drawn: np.ndarray) -> np.ndarray:
+        """Drawn actions [N, …] as the environment's, of a composite space as rows."""
+        return (self._bound(drawn) + _start(self._actions)).astype(self._actions.dtype)
+
+    def native(self, chosen: np.ndarray) -> Any:
+        """Actions in the structure of their space, from rows."""
+        return self._actions.native(chosen) if isinstance(self._actions, Packed) else chosen
 
     def _require_as_many(self, inputs: Tensor, memory: Tensor | None) -> None:
         if memory is not None and len(memory) != len(inputs):
@@ -165,16 +184,16 @@ class Policy:
         if state is None:
             self._require_no_memory("value")
         memory = None if state is None else self._memory(state, begins)
-        vector, inputs, single = self._inputs(observation, seed)
+        vector, inputs, single = self.inputs(observation, seed)
         self._require_as_many(inputs, memory)
         with torch.no_grad():
             seen = self.agent.see(vector, inputs, memory)
             values = self.config.state_values(self.agent.value(vector, seen)).cpu().numpy()  # type: ignore[arg-type]
         return values[0] if single else values
 
-    def _inputs(self, observation: Any, seed: int | None) -> tuple[Tensor, Tensor, bool]:
+    def inputs(self, observation: Any, seed: int | None) -> tuple[Tensor, Tensor, bool]:
         """One agent's parameters, the observations for its network [N, D], and whether it was a single observation."""
-        s = self._position(seed)
+        s = self.position(seed)
         shape = self._observations.shape or ()
         if isinstance(self._observations, PackedObservations):
             observation = packed(self._observations, observation)
@@ -186,7 +205,7 @@ class Policy:
         if not np.isfinite(observations).all():
             raise ValueError("observation holds NaN or infinity; expected finite numbers")
         batch = observations[None] if single else observations
-        encoded = self._encoder.encode(batch[None] - _start(self._observations))
+        encoded = self.encoder.encode(batch[None] - _start(self._observations))
         normalised = self.normaliser(np.repeat(encoded, len(self.seeds), axis=0))[s]
         return self.parameters[s], torch.tensor(normalised).to(self.config.device), single
 
@@ -200,6 +219,7 @@ class Policy:
         most = self.config.eval_max_steps if max_steps is None else whole_number("max_steps", max_steps)
         environments = evaluation_environments(self.config, episodes=episodes, max_steps=most)
         try:
+            self._require_spaces(environments)
             result = evaluate(
                 Agents(self.agent),
                 self.parameters,
@@ -234,7 +254,23 @@ class Policy:
             found.append(recorded(self.config, self.player(seed=agent, rng=rng), [begins], most))
         return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
-    def _position(self, seed: int | None) -> int:
+    def _require_spaces(self, environments: Environments) -> None:
+        """Raise a ValueError if the environment is not what the agents were trained in."""
+        trained, here = (self._observations, self._actions), (environments.observation_space, environments.action_space)
+        for name, known, found in zip(("observation", "action"), trained, here, strict=True):
+            if known != found:
+                raise ValueError(
+                    f"env {self.config.env!r} has the {name} space {found}, but the agents were trained with {known}; "
+                    "install the version of the environment that they were trained in"
+                )
+
+    @property
+    def rows(self) -> tuple[Any, Any]:
+        """The observation and the action space as agents know them, composite ones as spaces of rows."""
+        return self._observations, self._actions
+
+    def position(self, seed: int | None) -> int:
+        """The place of a seed's agent among those of the run; None: the first."""
         if seed is None:
             return 0
         if seed not in self.seeds:
@@ -302,7 +338,7 @@ def load(
         missing = "no checkpoint yet; `telescope train --resume` continues the run"
     if state is None:
         raise RunError(f"{os.fspath(run)} has {missing}")
-    return Policy(config, state, network=network)
+    return Policy(config, state, network=network, spaces=folder.spaces)
 
 
 def keep_best(
@@ -334,6 +370,13 @@ def keep_best(
         "eval_return_mean": highest,
         "step": np.where(better, steps, best["step"]),
     }
+
+
+def _spaces(config: LearnerConfig) -> tuple[Any, Any]:
+    """The observation and the action space of the environment, which is made for this."""
+    environments = Environments.of(config, seeds=config.seed_values[:1], num_envs=1)
+    environments.close()
+    return environments.observation_space, environments.action_space
 
 
 def _start(space: Any) -> Any:

@@ -86,7 +86,7 @@ def begin(
     if "start" in more:
         tried["start"] = more["start"] = _state_of(more["start"])
     named, made_from = config, dict[str, str]()
-    shared.try_out(config, **tried)  # an invalid config leaves no folder behind
+    spaces = shared.try_out(config, **tried)  # an invalid config leaves no folder behind
     if algorithm in LANGUAGE:
         from telescope.language.data.inputs import inputs, resolved
 
@@ -105,6 +105,7 @@ def begin(
         command=command,
         inputs=made_from,
         log=[one for one in log if isinstance(one, str)],
+        spaces=spaces,
     )
     try:
         with folder.lock():

@@ -105,7 +105,7 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
     def only_parse(*arguments):
         raise Parsed(commands.arguments.parse(*arguments))
 
-    names = ("train", "evaluate", "plot", "show", "report", "record", "sweep", "doctor", "lab")
+    names = ("train", "evaluate", "plot", "show", "report", "record", "export", "watch", "sweep", "doctor", "lab")
     for module in (getattr(commands, name) for name in names):
         monkeypatch.setattr(module, "parse", only_parse)
     run = types.SimpleNamespace(algorithm="grpo" if "--prompts" in command else "ppo")

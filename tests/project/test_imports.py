@@ -62,11 +62,14 @@ MAY_IMPORT = {  # a new part of the package gets its line here and its box in th
     "policy": MATH | DATA | {"algorithms"},
     "answers": MATH | DATA | {"algorithms"},
     "loading": {"runs", "control", "algorithms", "policy", "answers"},
+    "deploy": MATH | DATA | {"algorithms", "policy"},
     "lab": MATH | DATA | {"algorithms", "policy"},
     "runner": MATH | DATA | {"algorithms", "policy"},
     "tuning": MATH | DATA | {"algorithms"},
     "sweep": MATH | DATA | {"algorithms", "tuning"},
-    "commands": MATH | DATA | {"algorithms", "policy", "answers", "loading", "lab", "runner", "sweep", "tuning"},
+    "commands": MATH
+    | DATA
+    | {"algorithms", "policy", "answers", "deploy", "loading", "lab", "runner", "sweep", "tuning"},
     "cli": {"commands", "failures", "streams"},
     "__init__": MATH | DATA | {"algorithms", "moved", "loading"},
     "moved": set(),

@@ -94,9 +94,9 @@ class BC(AgentConfig):
         """Perceptrons for actor and critic, the same as those of the on-policy algorithms."""
         return default_network(self, observation_size, action_space)  # type: ignore[arg-type]
 
-    def bound(self, action_space: gym.Space) -> Bound:
+    def bound(self, action_space: gym.Space, device: Any = None) -> Bound:
         """The function that keeps a Gaussian's actions within a Box, as `action_bounds` says."""
-        return bounding(action_space, self.action_bounds)
+        return bounding(action_space, self.action_bounds, device)
 
 
 def preset(env: str) -> BC:

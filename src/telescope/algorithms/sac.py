@@ -105,9 +105,9 @@ class SAC(OffPolicyConfig):
         """tanh of a Gaussian in a Box, softmax in a Discrete space."""
         return soft_head(action_space)
 
-    def bound(self, action_space: gym.Space) -> Bound:
+    def bound(self, action_space: gym.Space, device: Any = None) -> Bound:
         """From −1 … 1 to a Box's bounds, or to all numbers without them; discrete actions stay as they are."""
-        return bounding(action_space, "stretch" if isinstance(action_space, gym.spaces.Box) else "clip")
+        return bounding(action_space, "stretch" if isinstance(action_space, gym.spaces.Box) else "clip", device)
 
     def network(self, observation_size: int, action_space: gym.Space) -> Network:
         """A perceptron for the policy, and twin critics."""

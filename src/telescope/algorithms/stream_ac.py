@@ -63,9 +63,9 @@ class StreamAC(StreamConfig):
         network = self.streaming(observation_size, {"policy": head.outputs, "value": 1})
         return with_softplus(network, head.scales) if head.scales else network
 
-    def bound(self, action_space: gym.Space) -> Bound:
+    def bound(self, action_space: gym.Space, device: Any = None) -> Bound:
         """The function that keeps a Gaussian's actions within a Box, as `action_bounds` says."""
-        return bounding(action_space, self.action_bounds)
+        return bounding(action_space, self.action_bounds, device)
 
 
 # The settings that flags start from, by environment: those of the paper, which are the same everywhere.

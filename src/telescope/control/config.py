@@ -215,17 +215,11 @@ class LearnerConfig(ControlConfig):
             )
         return reading(own, observation_space)
 
-    def bound(self, action_space: Any) -> Bound:
-        """Return the function that maps the head's actions to the environment's."""
+    def bound(self, action_space: Any, device: Any = None) -> Bound:
+        """Return the function that maps the head's actions to the environment's; for tensors if a device is given."""
         from telescope.control.agents.actions import bounding
 
-        return bounding(action_space, "clip")
-
-    def bound_on(self, action_space: Any, device: Any) -> Bound:
-        """Return the same function for tensors on a device."""
-        from telescope.control.agents.actions import bounding
-
-        return bounding(action_space, getattr(self, "action_bounds", "clip"), device)
+        return bounding(action_space, "clip", device)
 
     @property
     def critic_outputs(self) -> int:
@@ -335,11 +329,11 @@ class PolicyConfig(AgentConfig, RewardConfig):
         actor, critic = (self.network(size, action_space) for size in (policy_size, observation_size))
         return asymmetric(actor, critic, policy_size)
 
-    def bound(self, action_space: Any) -> Bound:
+    def bound(self, action_space: Any, device: Any = None) -> Bound:
         """Return the function that keeps a Gaussian's actions within a Box, as `action_bounds` says."""
         from telescope.control.agents.actions import bounding
 
-        return bounding(action_space, self.action_bounds)
+        return bounding(action_space, self.action_bounds, device)
 
 
 @dataclasses.dataclass(frozen=True)

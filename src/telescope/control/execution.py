@@ -15,6 +15,7 @@ from typing import Any
 
 from telescope.checks import require_device
 from telescope.control.config import ControlConfig, LearnerConfig
+from telescope.control.environments.described import described
 from telescope.control.environments.factory import find_source, makes_batches
 from telescope.control.environments.population import Environments
 from telescope.control.experience.draws import require_memory
@@ -100,8 +101,11 @@ def missing_for_compiling(device: str) -> str:
     return ""
 
 
-def try_out(config: LearnerConfig, start: dict[str, Any] | None = None) -> None:
-    """Raise a ValueError if the device or environment does not exist, or its spaces do not fit (also to `start`)."""
+def try_out(config: LearnerConfig, start: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Raise a ValueError if the device or environment does not exist, or its spaces do not fit (also to `start`).
+
+    Return the spaces as plain data, for the run folder.
+    """
     require_device(config)
     environments = Environments.of(config, seeds=[config.seed], num_envs=1)
     environments.close()
@@ -112,3 +116,5 @@ def try_out(config: LearnerConfig, start: dict[str, Any] | None = None) -> None:
         require_memory(config, environments)
     if start is not None:
         require_fit(start, config, environments)
+    found = {"observation": environments.observation_space, "action": environments.action_space}
+    return {name: described(space) for name, space in found.items()}

@@ -77,12 +77,12 @@ class Display:
                 continue
             found = {row["seed"]: row[name] for row in rows if row.get(name) is not None}
             self._scores[label] = self._scores.get(label, {}) | found  # without a new score, a seed keeps its last one
-        rate = self._made / max(now - self._started, 1e-9)
+        speed = self._made / max(now - self._started, 1e-9)
         if self._live is not None:
-            self._live.update(self._live.task_ids[0], completed=step, text=self._text(rate, "\n"))
+            self._live.update(self._live.task_ids[0], completed=step, text=self._text(speed, "\n"))
             return
-        left = f"{_clock((self.total_steps - step) * len(self._steps) / rate)} left" if rate else ""
-        self._line = f"step {step:,} of {self.total_steps:,}  {self._text(rate)}  {left}".rstrip()
+        left = f"{clock((self.total_steps - step) * len(self._steps) / speed)} left" if speed else ""
+        self._line = f"step {step:,} of {self.total_steps:,}  {self._text(speed)}  {left}".rstrip()
         if now - self._printed >= SECONDS_BETWEEN_LINES:
             self._print_line()
 
@@ -95,11 +95,11 @@ class Display:
         print(self._line, file=self.stream, flush=True)
         self._line, self._printed = "", time.perf_counter()
 
-    def _text(self, rate: float, gap: str = "  ") -> str:
+    def _text(self, speed: float, gap: str = "  ") -> str:
         shares = " ".join(f"{part} {share:.0%}" for part, share in self._shares.items())
         known = {label: list(scores.values()) for label, scores in self._scores.items() if scores}
-        text = "  ".join(f"{label} {_number(iqm(scores))}" for label, scores in known.items())
-        return f"{text or 'return –'}  {_rate(rate)} steps/s{gap}({shares})"
+        text = "  ".join(f"{label} {number(iqm(scores))}" for label, scores in known.items())
+        return f"{text or 'return –'}  {rate(speed)} steps/s{gap}({shares})"
 
     def _bar(self, total: int, completed: int) -> Any:
         from rich.console import Console
@@ -121,16 +121,16 @@ def _shares(row: dict[str, Any]) -> dict[str, float]:
     return {part: value / total for part, value in seconds.items()}
 
 
-def _number(score: float) -> str:
+def number(score: float) -> str:
     """One decimal for returns; three for numbers below 2, such as shares."""
     return f"{score:,.1f}" if abs(score) >= 2 else f"{score:.3f}"
 
 
-def _rate(rate: float) -> str:
+def rate(rate: float) -> str:
     """Steps per second, with decimals below 10 because a language model's step may take seconds."""
     return f"{rate:,.0f}" if rate >= 10 or rate == 0 else f"{rate:.2g}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

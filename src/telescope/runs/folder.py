@@ -46,13 +46,14 @@ class RunFolder(Layout):
         command: list[str],
         inputs: Mapping[str, str] | None = None,
         log: Sequence[str] = ("tensorboard",),
+        spaces: Mapping[str, Any] | None = None,
     ) -> RunFolder:
         """Make a new run folder (and its parents) and write config.toml and run.json.
 
         config: the algorithm's dataclass. execution: settings besides the config that affect the last bits of a run
         (compile mode, threads, device, backend); `check_execution` compares them. command: the command line that
         started the run. inputs: fields of the configuration that name files, each with its SHA-256. log: where metrics
-        go besides metrics.csv, also when the run is resumed.
+        go besides metrics.csv, also when the run is resumed. spaces: what agents see and do, as plain data.
 
         A RunError if the folder exists and is not empty, or cannot be written.
         """
@@ -65,7 +66,7 @@ class RunFolder(Layout):
             remove_leftovers(path)
             folder = cls(path, record.new(to_mapping(config), algorithm, execution, command))
             folder._record["inputs"] = dict(inputs or {})
-            folder._record["log"] = list(log)
+            folder._record |= {"log": list(log), "spaces": None if spaces is None else record.as_json(spaces)}
             try:
                 folder._write_record()  # first: a run can begin from this file alone
                 write_config(folder.config_path, config)
@@ -137,6 +138,11 @@ class RunFolder(Layout):
     def log(self) -> tuple[str, ...]:
         """Where metrics go besides metrics.csv; runs from before this setting have TensorBoard."""
         return tuple(self._record.get("log", ("tensorboard",)))
+
+    @property
+    def spaces(self) -> dict[str, Any] | None:
+        """The observation and the action space of agents, as plain data; None in a run from before this entry."""
+        return self._record.get("spaces")
 
     @property
     def execution(self) -> dict[str, Any]:

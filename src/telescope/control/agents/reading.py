@@ -33,7 +33,7 @@ def flat(space: PackedObservations, rows: Array, last: Sequence[str] = ()) -> Ar
     """Rows [..., W] as float32 [..., D], in the order of the space, but the parts under the keys `last` at the end."""
     ordered = sorted(space.parts, key=lambda part: _within(part, last))  # stable
     columns = [_numbers(part, _entries(part, rows)) for part in ordered]
-    return columns[0] if len(columns) == 1 else arrays.library("rows", rows).concatenate(columns, -1)
+    return columns[0] if len(columns) == 1 else arrays.library("rows", columns[0]).concatenate(columns, -1)
 
 
 def parted(space: PackedObservations, rows: Array) -> Any:
@@ -47,7 +47,9 @@ def _within(part: Part, keys: Sequence[str]) -> bool:
 
 
 def _entries(part: Part, rows: Array) -> Array:
-    """A part [..., n] in its own dtype."""
+    """A part [..., n] in its own dtype, of rows, or of a dictionary of the parts by their paths."""
+    if isinstance(rows, dict):
+        return rows[part.path]
     size = part.entries * np.dtype(part.dtype).itemsize
     own = rows[..., part.start : part.start + size]
     if part.dtype == "u1":
@@ -82,7 +84,7 @@ def _shaped(part: Part, rows: Array) -> Array:
     if part.sizes:
         return _one_hot(part.sizes, entries)
     numbers = entries if part.dtype == "f4" or part.space.dtype == np.uint8 else _numbers(part, entries)
-    return numbers.reshape(*rows.shape[:-1], *(part.space.shape or ()))
+    return numbers.reshape(*entries.shape[:-1], *(part.space.shape or ()))
 
 
 def is_picture(space: gym.Space) -> bool:

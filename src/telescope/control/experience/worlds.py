@@ -22,7 +22,7 @@ def rollouts(
     if environments.simulator is not None and kind is Rollouts and config.collects_rollouts:
         from telescope.control.experience.device import DeviceRollouts
 
-        kind, more = DeviceRollouts, {"bound_on": partial(config.bound_on, environments.action_space)}
+        kind, more = DeviceRollouts, {"bound_on": partial(config.bound, environments.action_space)}
     return kind(
         environments,
         seeds=config.seed_values,

@@ -7,11 +7,12 @@ READY := .venv/ready
 COMPLETE := .venv/complete
 PAGES := .venv/pages
 CLEAN := build/clean
+RLLIB := build/rllib
 EXTRAS := atari control data envpool export language lora jax ray tune dev
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-latest test-oldest check format wheel docs mutants bench bench-train bench-ladder bench-language results clean
+.PHONY: help demo test test-slow test-latest test-oldest check format wheel docs mutants bench bench-train bench-ladder bench-actors bench-language results clean
 
 help:  ## what the verbs do
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | awk -F': +' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -73,12 +74,16 @@ mutants: $(COMPLETE)  ## break the source in hundreds of small ways; each must f
 bench: $(COMPLETE)  ## GAE against its rivals on this machine: docs/benchmarks
 	$(BIN)/python -m benchmarks.estimators $(ARGS)
 
-bench-train: $(COMPLETE)  ## PPO against its rivals, then bench-ladder, for hours (ARGS=--quick tries it out): docs/benchmarks
+bench-train: $(COMPLETE) $(RLLIB)/ready  ## PPO against its rivals, bench-ladder, bench-actors, for hours (ARGS=--quick tries it out): docs/benchmarks
 	$(BIN)/python -m benchmarks.train $(ARGS)
 	$(BIN)/python -m benchmarks.ladder $(filter --quick,$(ARGS))
+	$(BIN)/python -m benchmarks.actors --rllib $(RLLIB)/bin/python $(filter --quick,$(ARGS))
 
 bench-ladder: $(COMPLETE)  ## the other algorithms on environments against theirs, for ten minutes: docs/benchmarks
 	$(BIN)/python -m benchmarks.ladder $(ARGS)
+
+bench-actors: $(COMPLETE) $(RLLIB)/ready  ## IMPALA and APPO with actors against RLlib's, for half an hour: docs/benchmarks
+	$(BIN)/python -m benchmarks.actors --rllib $(RLLIB)/bin/python $(ARGS)
 
 bench-language: $(COMPLETE)  ## GRPO against TRL on this machine, for half an hour (ARGS=--quick tries it out): docs/benchmarks
 	$(BIN)/python -m benchmarks.language $(ARGS)
@@ -102,6 +107,14 @@ $(COMPLETE): $(READY)
 	@echo 'Installing what tests and benchmarks need besides (4.4 GB in all; a few minutes more)'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[atari,control,data,envpool,export,language,lora,jax,ray,tune,rivals,dev]' \
 		'triton; sys_platform == "linux"'
+	@touch $@
+
+# RLlib admits one version of Gymnasium only, an older one than ours: it gets that beside it, and all else from .venv.
+$(RLLIB)/ready: $(COMPLETE)
+	$(PYTHON) -m venv $(RLLIB)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(RLLIB)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth"
+	$(RLLIB)/bin/python -m pip install --quiet 'ray[rllib]'
 	@touch $@
 
 $(PAGES): $(READY)

@@ -167,9 +167,10 @@ def test_what_the_critic_alone_sees_stays_out_of_the_policys_memory():
         session.close()
 
 
-def test_memories_are_recalled_by_other_parameters():
+@pytest.mark.parametrize("steps", [3, 4])  # 4: episodes end where rollouts do
+def test_memories_are_recalled_by_other_parameters(steps):
     """As if the agents of these parameters had played the rollout from its first memory on, its final states too."""
-    config = dataclasses.replace(SMALL, env_kwargs={"steps": 3, "truncated": True}, recompute_advantages=True)
+    config = dataclasses.replace(SMALL, env_kwargs={"steps": steps, "truncated": True}, recompute_advantages=True)
     session = Session(config, None, ppo.Learner, recurrent=True)
     try:
         session.collect()

@@ -30,7 +30,12 @@ from telescope.control.experience.credit import (
     whitened_minibatch,
     with_advantages,
 )
-from telescope.control.experience.minibatches import check_sequences, minibatches, shuffled_indices
+from telescope.control.experience.minibatches import (
+    check_sequences,
+    minibatch_indices,
+    minibatches,
+    sequence_indices,
+)
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
@@ -264,6 +269,7 @@ def train(
     """
     more: dict[str, Any] = {"network": network, "start": start, "allow_inexact": allow_inexact}
     session = Session(config, resume, Learner, recurrent=True, **more)
+    shuffled = sequence_indices if config.learns_sequences or session.agent.network.memory else minibatch_indices
     update = session.lift(update_agent(config, session.agent), (0, 0, 0, None, None))
     for iteration in session.iterations():
         learning_rate = session.scheduled(config.learning_rate, config.anneal_learning_rate)
@@ -272,7 +278,7 @@ def train(
         updating = torch.ones(config.seeds, dtype=torch.bool, device=config.device)  # [S] False after an early stop
         rollout, statistics = session.collect(), []
         batch = samples(session, rollout)
-        for epoch, indices in enumerate(shuffled_indices(config, session.agent, iteration)):
+        for epoch, indices in enumerate(shuffled(config, iteration)):
             if epoch > 0 and config.recompute_advantages:
                 rollout, batch = judged_again(session, rollout, batch)
             if epoch == 0 or config.recompute_advantages:

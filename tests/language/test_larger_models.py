@@ -241,6 +241,7 @@ def test_pieces_keep_the_order_and_the_budget(budget):
 
 
 def test_a_group_that_is_too_large_is_cut():
+    assert padded([Size(2, 3, 2), Size(5, 1, 2)]) == 2 * 5 + 4 * 3
     assert within([Size(10, 5, 8)], 8, 30) == 4
     assert within([Size(10, 5, 8)], 8, 50) == 8
     assert within([Size(100, 5, 8)], 8, 30) == 1

@@ -360,3 +360,17 @@ def test_the_built_in_model_is_packed_and_checkpointed():
     model = models.tiny(0)
     checkpoint_layers(model)
     assert probe(model.eval(), packing="on") is True
+
+
+def test_a_piece_without_a_token_to_run_calls_the_model_as_often_as_the_others(monkeypatch):
+    """With FSDP ranks would wait for each other: one that had only ends of texts called the model once, not twice."""
+    calls = []
+    run = states._run
+    monkeypatch.setattr(states, "_run", lambda *a: (calls.append(0), run(*a))[1])
+    model = made("Llama", {})
+    prompts, tokens, mask = texts(torch.Generator().manual_seed(1))
+    for live in (mask, mask & (torch.arange(7) < 1)):
+        calls.clear()
+        found = completion_states(trunk_of(model), prompts, (tokens, live), group=6)
+        assert found.shape == (18, 7, 32)
+        assert len(calls) == 2

@@ -132,16 +132,10 @@ def completion_states(
     if not after:
         tokens, mask = tokens[:, :-1], mask[:, :-1]
     wide = tokens.shape[1]
-    (asked, asked_mask), (tokens, mask) = _narrow(asked, asked_mask), _narrow(tokens, mask)
-    states = _padded_states(trunk, asked, asked_mask, tokens, mask, group)
-    return pad(states, (0, 0, 0, wide - tokens.shape[1]))
-
-
-def _narrow(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the columns at either side that are padding in all rows, as those of a micro-batch may be."""
-    used = mask.any(0).nonzero()[:, 0].tolist() or [0, -1]
-    columns = slice(used[0], used[-1] + 1)
-    return tokens[:, columns], mask[:, columns]
+    empty = int(asked_mask.any(0).long().argmax())  # columns that are padding in all rows, as of a micro-batch
+    used = max(int(mask.sum(1).max()), min(1, wide))  # at least one, so that all ranks call the model equally often
+    states = _padded_states(trunk, asked[:, empty:], asked_mask[:, empty:], tokens[:, :used], mask[:, :used], group)
+    return pad(states, (0, 0, 0, wide - used))
 
 
 def _padded_states(

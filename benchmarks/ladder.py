@@ -1,7 +1,8 @@
-"""Steps per second of A2C, TRPO, DQN and SAC against other libraries: `python -m benchmarks.ladder`.
+"""Steps per second of A2C, TRPO, DQN, SAC and PPO on pictures against other libraries: `python -m benchmarks.ladder`.
 
 Each contestant trains with the same settings in a process of its own, in turns; a row is the median of `--repeats`
-rounds. Ours trains one seed, then eight (two processes, if there are two cores), and the steps of all seeds count.
+rounds. Ours trains one seed, then eight (of pictures four; two processes, if there are two cores), and the steps of all
+seeds count.
 Leaves out what was learned: docs/results.md has it.
 """
 
@@ -37,6 +38,7 @@ TASKS = (
     Task("dqn", "CartPole-v1", 1, 256, 16, 32, "SBX", "zoo"),
     Task("dqn", "CartPole-v1", 1, 256, 16, 32, "Stable-Baselines3", "small"),
     Task("dqn", "CartPole-v1", 1, 256, 16, 32, "SBX", "small"),
+    Task("ppo", "ALE/Pong-v5", 8, 128, 1, 2, "Stable-Baselines3"),
     Task("sac", "HalfCheetah-v5", 1, 100, 4, 8, "Stable-Baselines3"),
     Task("sac", "HalfCheetah-v5", 1, 100, 4, 8, "SBX"),
 )
@@ -57,6 +59,9 @@ OFF = {"zoo": Off((256, 256), 256, 128), "small": Off((64, 64), 4, 1)}
 DQN: dict[str, Any] = {"learning_rate": 2.3e-3, "learning_starts": 1000, "gamma": 0.99}
 """Settings of DQN that have one name everywhere."""
 
+PICTURES = {"learning_rate": 2.5e-4, "clip": 0.1, "entropy_coefficient": 0.01, "epochs": 4, "minibatch_size": 256}
+"""Of PPO on Atari, with the Nature paper's convolutions, shared by policy and critic, on stacks of four frames."""
+
 SAC = {"learning_starts": 200}
 """Of SAC, where a timing may begin early; all else is the default of everybody."""
 
@@ -72,7 +77,7 @@ def ours(task: Task, seeds: int) -> float:
         num_envs=task.num_envs,
         num_steps=task.num_steps,
         total_steps=TOTAL,
-        **(of_dqn(task) if task.algorithm == "dqn" else SAC if task.algorithm == "sac" else {}),
+        **settings_of(task),
     )
     batch = task.num_envs * task.num_steps
     for metrics in find(task.algorithm).train(config):
@@ -81,6 +86,14 @@ def ours(task: Task, seeds: int) -> float:
         if metrics.step == (task.warm + task.timed) * batch:
             return seeds * task.timed * batch / (time.perf_counter() - began)
     raise AssertionError("the run ended before the time was taken")
+
+
+def settings_of(task: Task) -> dict[str, Any]:
+    """Our names of the settings that are not our defaults."""
+    if task.algorithm == "ppo":
+        seen: dict[str, Any] = {"env_kwargs": {"preprocessed": True}, "frame_stack": 4}
+        return {**seen, **PICTURES, "shared_network": True, "hidden": ()}
+    return of_dqn(task) if task.algorithm == "dqn" else SAC if task.algorithm == "sac" else {}
 
 
 def of_dqn(task: Task) -> dict[str, Any]:
@@ -112,6 +125,24 @@ def their_sac(task: Task, environments: Any, more: dict[str, Any]) -> Any:
     return Model("MlpPolicy", environments, **SAC, **more)
 
 
+def their_pictures(task: Task, more: dict[str, Any]) -> Any:
+    """Their CnnPolicy has the same convolutions, which policy and critic share, and no layer behind them."""
+    import ale_py
+    import gymnasium as gym
+    from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    gym.register_envs(ale_py)
+
+    def make() -> gym.Env:
+        return FrameStackObservation(AtariPreprocessing(gym.make(task.env, frameskip=1), noop_max=0), 4)
+
+    environments = make_vec_env(make, n_envs=task.num_envs, seed=0)
+    learned = {"learning_rate": 2.5e-4, "clip_range": 0.1, "ent_coef": 0.01, "n_epochs": 4, "batch_size": 256}
+    return PPO("CnnPolicy", environments, n_steps=task.num_steps, **learned, **more)
+
+
 def theirs(task: Task) -> float:
     """The same of one model, which is all that they train at once."""
     import torch
@@ -122,9 +153,11 @@ def theirs(task: Task) -> float:
     # one is faster than more for small networks; those of SAC are wide enough for all
     torch.set_num_threads(len(os.sched_getaffinity(0)) if task.algorithm == "sac" else 1)
     more: dict[str, Any] = {"device": "cpu", "seed": 0}
-    environments = make_vec_env(task.env, n_envs=task.num_envs, seed=0)
-    if task.algorithm == "dqn":
-        model: Any = their_dqn(task, environments, more)
+    environments = None if task.algorithm == "ppo" else make_vec_env(task.env, n_envs=task.num_envs, seed=0)
+    if task.algorithm == "ppo":
+        model: Any = their_pictures(task, more)
+    elif task.algorithm == "dqn":
+        model = their_dqn(task, environments, more)
     elif task.algorithm == "sac":
         model = their_sac(task, environments, more)
     elif task.algorithm == "a2c":
@@ -167,13 +200,14 @@ def main() -> None:
         return
     if chosen.quick:
         chosen.repeats = 1
-    print("| | theirs | one seed | × | eight seeds | × |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    print("| | theirs | one seed | × | eight seeds (four of ppo) | × |\n| --- | ---: | ---: | ---: | ---: | ---: |")
     for task in TASKS:
         if chosen.words and not any(word in f"{task.algorithm} {task.env}" for word in chosen.words):
             continue
         if chosen.quick:
             task = task._replace(warm=1, timed=2)
-        rounds = [[measured(who, task) for who in ("theirs", "1", "8")] for _ in range(chosen.repeats)]
+        many = "4" if task.algorithm == "ppo" else "8"
+        rounds = [[measured(who, task) for who in ("theirs", "1", many)] for _ in range(chosen.repeats)]
         rival, one, eight = (statistics.median(column) for column in zip(*rounds, strict=True))
         how = f"{task.num_envs} × {task.num_steps}, {task.library} {task.settings}".strip()
         name = f"{task.algorithm} {task.env}, {how}"

@@ -106,6 +106,33 @@ class Edge(Spaces):
         super().__init__(gym.spaces.Box(-1.0, 1.0, (2,)), gym.spaces.Box(-3.0, 1.0, (1,)))
 
 
+class Lit(gym.Env):
+    """One of two halves of a picture is lit; six actions that say which earn 6."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, dtype: str = "uint8", size: int = 5, first: bool = False) -> None:
+        shape = (1, size, size) if first else (size, size, 1)
+        self.observation_space = gym.spaces.Box(0, 255 if dtype == "uint8" else 1, shape, np.dtype(dtype).type)
+
+    def _view(self):
+        space = self.observation_space
+        seen = np.zeros(space.shape, space.dtype)
+        self.lit = int(self.np_random.integers(2))
+        seen[(slice(None), slice(0, 2) if self.lit else slice(3, 5))] = space.high.max()
+        return seen, {}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._view()
+
+    def step(self, action):
+        earned, self.steps = float(action == self.lit), self.steps + 1
+        seen, info = self._view()
+        return seen, earned, self.steps == 6, False, info
+
+
 class Recall(gym.Env):
     """A cue at the first step, then nothing to see; the last action is right if it says what the cue was.
 

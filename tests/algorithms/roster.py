@@ -311,6 +311,7 @@ CONTROL = {
     "vectorization": "vector_entry_point",
     "autoreset": "next_step",
     "device": "nowhere",
+    "reward_bound": 1e-3,
     "threads": 2,
     "eval_every": 64,
     "eval_episodes": 3,
@@ -368,6 +369,7 @@ AGENT = {
     "normalise_observations": False,
     "clip_observations": 0.01,
     "network_module": "nowhere:build",
+    "encoder": "cnn",  # of observations without a picture; the rows with pictures have others
 }
 """Fields of `AgentConfig`, besides."""
 POLICY = {

@@ -84,6 +84,7 @@ class BC(AgentConfig):
 
     def try_out(self, observation_space: gym.Space, action_space: gym.Space) -> None:
         """Read the demonstrations before a run folder is made."""
+        super().try_out(observation_space, action_space)
         self.demonstrations(observation_space, action_space)
 
     def head(self, action_space: gym.Space) -> Distribution:

@@ -128,7 +128,34 @@ LUNAR_LANDER = DQN(
     exploration_end=0.1,
 )
 ACROBOT = dataclasses.replace(LUNAR_LANDER, env="Acrobot-v1", total_steps=100_000)
+MINATAR = DQN(  # of the MinAtar paper, with Adam and gradient steps in blocks
+    total_steps=5_000_000,
+    num_envs=8,
+    num_steps=512,
+    hidden=(),
+    learning_rate=2.5e-4,
+    learning_starts=5_000,
+    minibatch_size=32,
+    train_every=4,
+    updates_per_step=0.25,
+    target_every=1_000,
+    exploration_end=0.1,
+    exploration_fraction=0.02,
+)
+ATARI = dataclasses.replace(
+    MINATAR,
+    env_kwargs={"preprocessed": True},
+    frame_stack=4,
+    reward_bound=1.0,
+    total_steps=10_000_000,
+    learning_rate=1e-4,
+    learning_starts=80_000,
+    exploration_fraction=0.1,
+    exploration_end=0.01,
+)
 PRESETS = {
+    "MinAtar/": MINATAR,
+    "ALE/": ATARI,
     "CartPole": CARTPOLE,
     "MountainCar": MOUNTAIN_CAR,
     "LunarLander": LUNAR_LANDER,

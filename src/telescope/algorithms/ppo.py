@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ from telescope.trees import where
 class PPO(OnPolicyConfig):
     """Proximal policy optimisation: several epochs of a clipped surrogate on each rollout."""
 
+    learns_from_frames: ClassVar[bool] = True
     minibatch_size: int = 64
     """Samples per gradient step, per seed. Each epoch shuffles the rollout again."""
     epochs: int = 10
@@ -106,6 +107,11 @@ class PPO(OnPolicyConfig):
     def learns_sequences(self) -> bool:
         """Whether minibatches consist of sequences, and not of single steps."""
         return super().learns_sequences or self.critic == "gradient"
+
+    @property
+    def single_frames(self) -> bool:
+        """Whether environments give single frames of a stack; not to a critic that reads successors."""
+        return super().single_frames and self.critic != "gradient"
 
     @property
     def minibatches(self) -> int:
@@ -219,7 +225,36 @@ MASKED_PENDULUM = PPO(
     learning_rate=2e-3,
     normalise_rewards=True,
 )
+MINATAR = PPO(
+    total_steps=5_000_000,
+    num_envs=64,
+    num_steps=128,
+    minibatch_size=512,
+    epochs=3,
+    learning_rate=1e-3,
+    entropy_coefficient=0.01,
+    anneal_clip=True,
+    shared_network=True,
+    hidden=(),
+)
+ATARI = PPO(  # of the PPO paper and of its implementations, with the preprocessing of Machado et al. 2018
+    env_kwargs={"preprocessed": True},
+    frame_stack=4,
+    reward_bound=1.0,
+    total_steps=10_000_000,
+    num_envs=8,
+    num_steps=128,
+    minibatch_size=256,
+    epochs=4,
+    clip=0.1,
+    learning_rate=2.5e-4,
+    entropy_coefficient=0.01,
+    shared_network=True,
+    hidden=(),
+)
 PRESETS = {
+    "MinAtar/": MINATAR,
+    "ALE/": ATARI,
     "TMaze": TMAZE,
     "MaskedCartPole": MASKED_CARTPOLE,
     "MaskedPendulum": MASKED_PENDULUM,

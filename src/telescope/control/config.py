@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from telescope.control.agents.actions import Bound
     from telescope.control.agents.distributions import Distribution
+    from telescope.control.agents.encoders import Input
     from telescope.control.agents.networks import Network
     from telescope.control.environments.dressing import Dressing
     from telescope.control.experience.normalisation import RewardScaler
@@ -41,9 +42,16 @@ MUJOCO_FAMILY = (
 
 
 def for_family(presets: Mapping[str, Any], env: str, default: Any) -> Any:
-    """The settings for an environment id: the preset of its family (the id without its version), or the defaults."""
-    family = env.rpartition("/")[2].rpartition("-v")[0] or env
-    return dataclasses.replace(presets.get(family, default), env=env)
+    """The settings for an environment id: the preset of its family, or the defaults.
+
+    A family is an id without its version and its namespace; a namespace of games, such as MinAtar/, has presets of its
+    own, for one game (MinAtar/Breakout) or for all of them (MinAtar/).
+    """
+    space, slash, name = env.rpartition("/")
+    family = name.rpartition("-v")[0] or name
+    own = (f"{space}/{family}", f"{space}/") if slash and f"{space}/" in presets else (family,)
+    found = next((presets[key] for key in own if key in presets), default)
+    return dataclasses.replace(found, env=env)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +137,16 @@ class LearnerConfig(ControlConfig):
 
     collects_rollouts: ClassVar[bool] = False
     """Whether the algorithm learns from rollouts, which then stay where a simulator has its arrays."""
+    learns_from_frames: ClassVar[bool] = False
+    """Whether experience keeps each frame of a stack once, and minibatches gather the stacks."""
     may_share: ClassVar[bool] = True
     """Whether policy and value may have parameters in common. Not where they learn one after the other."""
     num_steps: int = 2048
     """Steps of each environment per iteration (T in formulas)."""
     gamma: float = 0.99
     """Discount factor γ per step, between 0 and 1."""
+    reward_bound: float | None = None
+    """Learn from rewards clipped to plus or minus this value; returns in metrics are not clipped. none: no clipping."""
     learning_rate: float = 3e-4
     """Learning rate of Adam."""
     anneal_learning_rate: bool = True
@@ -146,7 +158,7 @@ class LearnerConfig(ControlConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "num_steps", "learning_rate", "clip_observations")
+        positive(self, "num_steps", "learning_rate", "clip_observations", "reward_bound")
         in_unit_interval(self, "gamma")
         self._require_an_iteration()
 
@@ -163,6 +175,11 @@ class LearnerConfig(ControlConfig):
         return self.num_steps * self.num_envs
 
     @property
+    def single_frames(self) -> bool:
+        """Whether environments give single frames of a stack. Statistics of observations are those of whole stacks."""
+        return self.learns_from_frames and not self.normalise_observations
+
+    @property
     def iterations(self) -> int:
         """Iterations in the whole run."""
         return self.total_steps // self.batch_size
@@ -177,15 +194,30 @@ class LearnerConfig(ControlConfig):
 
     def network_for(self, observation_space: Any, action_space: Any) -> Network:
         """Return the network for these spaces. Most need only the number of entries of an observation."""
-        from telescope.control.agents.reading import policy_size, reading
+        from telescope.control.agents.encoders import encoded
+        from telescope.control.agents.reading import reading, require_keys, width
         from telescope.control.experience.encoding import input_size
 
-        size, unseen = input_size(observation_space), getattr(self, "critic_observations", ())
+        unseen, parts = getattr(self, "critic_observations", ()), self.inputs(observation_space)
         if unseen:
-            network = self.asymmetric_network(policy_size(observation_space, unseen), size, action_space)
+            require_keys(observation_space, unseen)
+        if parts:
+            size = sum(one.width for one in parts)
+            policy_size = sum(one.width for one in parts if not one.hides(unseen))
+        else:
+            size = input_size(observation_space)
+            policy_size = size - width(observation_space, unseen) if unseen else size
+        if unseen:
+            network = self.asymmetric_network(policy_size, size, action_space)
         else:
             network = self.network(size, action_space)
+        if parts:
+            return encoded(network, parts, shared=getattr(self, "shared_network", False), unseen=unseen)
         return reading(network, observation_space, unseen)
+
+    def inputs(self, observation_space: Any) -> list[Input]:
+        """Return the parts of an observation that has pictures, with their encoders; empty without any."""
+        return []
 
     def asymmetric_network(self, policy_size: int, observation_size: int, action_space: Any) -> Network:
         """Return a network whose policy reads the first `policy_size` numbers only."""
@@ -204,7 +236,7 @@ class LearnerConfig(ControlConfig):
 
     def agents_network(self, own: Network | None, observation_space: Any, action_space: Any) -> Network:
         """Return the user's own network, or the one for these spaces, in front of the observations as they are kept."""
-        from telescope.control.agents.reading import reading
+        from telescope.control.agents.reading import own_reading
 
         if own is None:
             return self.network_for(observation_space, action_space)
@@ -213,7 +245,7 @@ class LearnerConfig(ControlConfig):
                 f"critic_observations is {unseen}, but a network of your own reads what it likes; leave it out, or "
                 "keep these parts from the policy inside the network"
             )
-        return reading(own, observation_space)
+        return own_reading(own, observation_space)
 
     def bound(self, action_space: Any, device: Any = None) -> Bound:
         """Return the function that maps the head's actions to the environment's; for tensors if a device is given."""
@@ -252,6 +284,8 @@ class AgentConfig(LearnerConfig):
     """Widths of the hidden layers. Initial weights are orthogonal, biases zero."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Activation function of the hidden layers."""
+    encoder: Literal["auto", "mlp", "cnn", "impala"] = "auto"
+    """What reads pictures: cnn, which auto takes, impala (a residual network), or mlp, the hidden layers themselves."""
     network_module: str | None = None
     """Your own network, as module:build, also --network: an nn.Module class or a function of both spaces."""
 
@@ -259,6 +293,16 @@ class AgentConfig(LearnerConfig):
         super().__post_init__()
         positive(self, "max_grad_norm")
         positive_all(self, "hidden")
+
+    def inputs(self, observation_space: Any) -> list[Input]:
+        """Return the parts of an observation that has pictures, with their encoders; empty without any."""
+        from telescope.control.agents.encoders import inputs
+
+        return inputs(observation_space, self.encoder, getattr(self, "critic_observations", ()))
+
+    def try_out(self, observation_space: Any, action_space: Any) -> None:
+        """Raise a ValueError if the encoder does not fit."""
+        self.inputs(observation_space)
 
 
 @dataclasses.dataclass(frozen=True)

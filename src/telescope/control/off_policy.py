@@ -6,7 +6,7 @@ Leaves out the buffer (`experience/replay.py`) and what is drawn from it (`exper
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from telescope import checks
 from telescope.control.config import AgentConfig
@@ -16,6 +16,7 @@ from telescope.control.config import AgentConfig
 class OffPolicyConfig(AgentConfig):
     """The settings that algorithms with a replay buffer share."""
 
+    learns_from_frames: ClassVar[bool] = True
     num_steps: int = 256
     """Steps of each environment per iteration. Each iteration writes one row of metrics per seed."""
     anneal_learning_rate: bool = False

@@ -85,7 +85,7 @@ class Session:
             raise
 
     def _open_environments(self) -> Environments:
-        return Environments.of(self.config, stream=TRAINING_ENVIRONMENTS)
+        return Environments.of(self.config, stream=TRAINING_ENVIRONMENTS, single_frames=self.config.single_frames)
 
     def _begin(
         self, resume: dict[str, Any] | None, own: Network | None, start: Any, allow_inexact: bool, recurrent: bool
@@ -94,7 +94,9 @@ class Session:
         own = own or config.own_network(environments.observation_space, environments.action_space)
         if own is None and (note := space_note(config, environments.action_space)):
             self.notes.append(note)
-        if own is not None:
+        if own is None:
+            self.notes += [one.words for one in config.inputs(environments.observation_space) if one.picture]
+        else:
             require_network(own, recurrent=recurrent)
         network = config.agents_network(own, environments.observation_space, environments.action_space)
         self.rollouts = rollouts(config, environments, network, self.kind_of_rollouts)
@@ -215,19 +217,27 @@ class Session:
             raise
         self._collecting += time.perf_counter() - started
 
-    def value(self, observations: Tensor, memory: Tensor | None = None) -> Tensor:
+    def value(self, observations: Tensor, memory: Tensor | None = None, frames: Tensor | None = None) -> Tensor:
         """V(s) [S, N] of observations [S, N, D] by the current critics, without gradient."""
-        return self.config.state_values(self.critic(observations, memory))
+        return self.config.state_values(self.critic(observations, memory, frames))
 
-    def critic(self, observations: Tensor, memory: Tensor | None = None) -> Tensor:
-        """The outputs of the current critics for observations [S, N, D]: V(s) [S, N], or its quantiles [S, N, Q]."""
-        return self.agents.value(self.parameters, *self.to_device((observations, memory)))
+    def critic(self, observations: Tensor, memory: Tensor | None = None, frames: Tensor | None = None) -> Tensor:
+        """The outputs of the current critics for observations [S, N, D]: V(s) [S, N], or its quantiles [S, N, Q].
+
+        With `frames` [S, F, …] observations are the places [S, N, K] of stacks.
+        """
+        return self.agents.value(self.parameters, *self.to_device((observations, memory, frames)))
 
     def evaluate(
-        self, observations: Tensor, actions: Tensor, masks: Tensor | None, memory: Tensor | None = None
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        masks: Tensor | None,
+        memory: Tensor | None = None,
+        frames: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """log π(a|s) [S, N] and the critics' outputs [S, N, …] for samples [S, N, …], without gradient."""
-        return self.agents.evaluate(self.parameters, *self.to_device((observations, actions, masks, memory)))
+        return self.agents.evaluate(self.parameters, *self.to_device((observations, actions, masks, memory, frames)))
 
     def to_device(self, samples: Any) -> Any:
         """Move a structure of tensors (or None) to the networks' device."""

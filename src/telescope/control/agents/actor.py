@@ -23,6 +23,7 @@ from telescope.control.agents.layout import Layout
 from telescope.control.agents.lifting import lift
 from telescope.control.agents.memory import unroll
 from telescope.control.agents.networks import Network, mlp
+from telescope.control.agents.stacking import stacked
 from telescope.control.config import PolicyConfig
 
 Act = Callable[..., tuple[np.ndarray, np.ndarray | None]]
@@ -32,6 +33,8 @@ all of them NumPy arrays"""
 
 BLOCK = 2048
 """Samples of all seeds per evaluation call. 64 numbers of each are half a megabyte, which fits a cache."""
+PICTURES = 512
+"""The same of pictures, of which a convolution makes more numbers."""
 
 
 class ActorCritic(NamedTuple):
@@ -136,20 +139,29 @@ class Agents:
         actions: Tensor,
         masks: Tensor | None,
         memory: Tensor | None = None,
+        frames: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """log π(a|s) [S, N] and the critic's outputs [S, N, …], without gradient. `memory` [S, N, H] precedes each."""
+        """log π(a|s) [S, N] and the critic's outputs [S, N, …], without gradient. `memory` [S, N, H] precedes each.
+
+        With `frames` [S, F, …] observations are the places [S, N, K] of stacks.
+        """
         blocks = [
-            self._evaluate(parameters, self.see(parameters, seen, before), *rest)[::2]
+            self._evaluate(parameters, self.see(parameters, stacked(frames, seen), before), *rest)[::2]
             for seen, before, *rest in self._blocks(observations, memory, actions, masks)
         ]
         log_probs, values = (torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True))
         return log_probs, values
 
     @torch.no_grad()
-    def value(self, parameters: Tensor, observations: Tensor, memory: Tensor | None = None) -> Tensor:
+    def value(
+        self, parameters: Tensor, observations: Tensor, memory: Tensor | None = None, frames: Tensor | None = None
+    ) -> Tensor:
         """The critic's outputs [S, N, …], without gradient. `memory` [S, N, H] precedes each observation."""
-        blocks = self._blocks(observations, memory)
-        return torch.cat([self._value(parameters, self.see(parameters, *block)) for block in blocks], dim=1)
+        blocks = [
+            self._value(parameters, self.see(parameters, stacked(frames, seen), before))
+            for seen, before in self._blocks(observations, memory)
+        ]
+        return torch.cat(blocks, dim=1)
 
     def see(self, parameters: Tensor, observations: Tensor, memory: Tensor | None) -> Tensor:
         """The inputs of the heads: the observations [S, N, D], or the new memory [S, N, H]."""
@@ -164,7 +176,9 @@ class Agents:
         """The samples [S, N, …] in pieces whose activations fit a CPU's cache; in one piece where calls are slow."""
         first: Any = samples[0]
         seeds, count = first.shape[:2]
-        rows = max(64, BLOCK // seeds) if self._broadcasts and not first.is_cuda else max(count, 1)
+        rows = max(count, 1)
+        if not first.is_cuda and (self._broadcasts or self.agent.network.pictures):
+            rows = max(64, (PICTURES if self.agent.network.pictures else BLOCK) // seeds)
         for start in range(0, max(count, 1), rows):
             yield [None if x is None else x[:, start : start + rows] for x in samples]
 

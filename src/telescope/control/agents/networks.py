@@ -55,6 +55,8 @@ class Network(NamedTuple):
     shaped: bool = False
     """Whether `apply`, `policy`, `value` and `remember` take observations [N, *shape] with the Box's shape, and uint8
     as uint8, instead of flat [N, D]. For convolutions. Of a Dict or Tuple they get the parts, choices one-hot."""
+    pictures: bool = False
+    """Whether it has encoders of pictures, whose many numbers between layers want small blocks of observations."""
     module: nn.Module | None = None
     """The name of the module that `from_module` built, for error messages."""
     read: Callable[[Array], Any] | None = None

@@ -26,13 +26,18 @@ TORCH = {"f4": torch.float32, "i4": torch.int32, "u1": torch.uint8}
 
 def width(space: PackedObservations, keys: Sequence[str] = ()) -> int:
     """D, the numbers of a decoded observation; with `keys` only those of these parts."""
-    return sum(sum(part.sizes) or part.entries for part in space.parts if not keys or _within(part, keys))
+    return sum(width_of(part) for part in space.parts if not keys or within(part, keys))
+
+
+def width_of(part: Part) -> int:
+    """The numbers of a decoded part: one for each entry, or for each value of a choice."""
+    return sum(part.sizes) or part.entries
 
 
 def flat(space: PackedObservations, rows: Array, last: Sequence[str] = ()) -> Array:
     """Rows [..., W] as float32 [..., D], in the order of the space, but the parts under the keys `last` at the end."""
-    ordered = sorted(space.parts, key=lambda part: _within(part, last))  # stable
-    columns = [_numbers(part, _entries(part, rows)) for part in ordered]
+    ordered = sorted(space.parts, key=lambda part: within(part, last))  # stable
+    columns = [decoded(part, entries_of(part, rows)) for part in ordered]
     return columns[0] if len(columns) == 1 else arrays.library("rows", columns[0]).concatenate(columns, -1)
 
 
@@ -42,11 +47,12 @@ def parted(space: PackedObservations, rows: Array) -> Any:
     return assembled(space.original, found)
 
 
-def _within(part: Part, keys: Sequence[str]) -> bool:
+def within(part: Part, keys: Sequence[str]) -> bool:
+    """Whether a part lies under one of these keys."""
     return any(f"{part.name}.".startswith(f"{key}.") for key in keys)
 
 
-def _entries(part: Part, rows: Array) -> Array:
+def entries_of(part: Part, rows: Array) -> Array:
     """A part [..., n] in its own dtype, of rows, or of a dictionary of the parts by their paths."""
     if isinstance(rows, dict):
         return rows[part.path]
@@ -57,7 +63,8 @@ def _entries(part: Part, rows: Array) -> Array:
     return own.view(TORCH[part.dtype]) if isinstance(own, Tensor) else own.view(part.dtype)
 
 
-def _numbers(part: Part, entries: Array) -> Array:
+def decoded(part: Part, entries: Array) -> Array:
+    """A part's entries [..., n] as float32 numbers [..., width_of(part)]."""
     if part.sizes:
         return _one_hot(part.sizes, entries)
     if part.dtype == "f4":
@@ -80,10 +87,10 @@ def _one_hot(sizes: list[int], entries: Array) -> Array:
 
 
 def _shaped(part: Part, rows: Array) -> Array:
-    entries = _entries(part, rows)
+    entries = entries_of(part, rows)
     if part.sizes:
         return _one_hot(part.sizes, entries)
-    numbers = entries if part.dtype == "f4" or part.space.dtype == np.uint8 else _numbers(part, entries)
+    numbers = entries if part.dtype == "f4" or part.space.dtype == np.uint8 else decoded(part, entries)
     return numbers.reshape(*entries.shape[:-1], *(part.space.shape or ()))
 
 
@@ -94,28 +101,26 @@ def is_picture(space: gym.Space) -> bool:
     return bool((space.low == 0).all() and (space.high == 255).all())
 
 
-def policy_size(space: gym.Space, unseen: Sequence[str]) -> int:
-    """The numbers of a decoded observation that the policy sees. A ValueError if there are no parts of these keys."""
+def require_keys(space: gym.Space, unseen: Sequence[str]) -> None:
+    """Raise a ValueError unless an observation has parts under all of these keys, and others besides."""
     if not isinstance(space, PackedObservations) or not space.parts[0].path:
         raise ValueError(
             f"critic_observations is {tuple(unseen)}, but the observation space {space} has no keys; expected a "
             "Dict or Tuple"
         )
     for key in unseen:
-        if not any(_within(part, [key]) for part in space.parts):
+        if not any(within(part, [key]) for part in space.parts):
             names = ", ".join(part.name for part in space.parts)
             raise ValueError(f"critic_observations has {key!r}, but the observation's parts are {names}")
-    seen = width(space) - width(space, unseen)
-    if not seen:
+    if width(space) == width(space, unseen):
         raise ValueError(f"critic_observations is {tuple(unseen)}, which is everything; leave something for the policy")
-    return seen
 
 
 def decoded_bounds(space: PackedObservations, normalised: float | None) -> tuple[np.ndarray, np.ndarray]:
     """The least and largest value of each decoded number [D]; ±`normalised` for those that are normalised."""
     lows, highs = [], []
     for part in space.parts:
-        low, high = np.zeros(sum(part.sizes) or part.entries), np.ones(sum(part.sizes) or part.entries)
+        low, high = np.zeros(width_of(part)), np.ones(width_of(part))
         if isinstance(part.space, gym.spaces.Box) and not is_picture(part.space):
             low, high = (np.asarray(bound, np.float64).ravel() for bound in (part.space.low, part.space.high))
             if normalised is not None and part.start < 4 * space.floats:
@@ -148,6 +153,18 @@ def reading(network: Network, space: gym.Space, last: Sequence[str] = ()) -> Net
         critics = critics._replace(q=reads(critics.q), learn=reads(critics.learn))
     heads = {name: reads(getattr(network, name)) for name in ("apply", "policy", "value")}
     return network._replace(**heads, critics=critics, shaped=True, read=read)
+
+
+def own_reading(network: Network, space: gym.Space) -> Network:
+    """A user's own network in front of observations of this space as they are kept; bools become numbers for it."""
+    if not network.shaped or space.dtype != np.bool_:
+        return reading(network, space)
+
+    def floats(function: Any) -> Any:
+        return function and (lambda parameters, x, *rest: function(parameters, x.float(), *rest))
+
+    names = ("remember",) if network.remember is not None else ("apply", "policy", "value")
+    return network._replace(**{name: floats(getattr(network, name)) for name in names})
 
 
 def asymmetric(actor: Network, critic: Network, size: int) -> Network:

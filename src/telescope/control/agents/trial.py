@@ -19,7 +19,7 @@ from telescope.control.agents.networks import Network
 from telescope.control.config import LearnerConfig
 from telescope.control.experience.encoding import examples
 
-REPLACED = ("hidden", "activation", "shared_network", "memory", "memory_size", "shared_memory", "log_std")
+REPLACED = ("hidden", "activation", "shared_network", "memory", "memory_size", "shared_memory", "log_std", "encoder")
 """Config fields that only the built-in networks use."""
 
 

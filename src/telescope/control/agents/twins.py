@@ -44,6 +44,8 @@ class Twins(NamedTuple):
     learn: Callable[..., tuple[Tensor, dict[str, Tensor]]]
     """`learn(parameters, observations, actions, weights [N], renormalise)` → the same, normalised by the batch, and the
     new running statistics. `weights` of the batch's mean sum to 1; `renormalise` is a bool without axes."""
+    judged: Callable[[Parameters, Array, Array], Array] | None = None
+    """`judged(parameters, observations, policy outputs [N, K])` → min Q(s, a) [N] of the policy's mode."""
 
 
 def policy_network(observation_size: int, outputs: int, *, hidden: tuple[int, ...], activation: str) -> Network:
@@ -134,7 +136,8 @@ def with_twins(
         outputs = act(parameters, observations)
         return outputs, judged(parameters, observations, outputs)
 
-    more: dict[str, Any] = {"broadcasts": policy.broadcasts, "module": policy.module, "critics": critics}
+    more: dict[str, Any] = {"broadcasts": policy.broadcasts, "module": policy.module}
+    more["critics"] = critics._replace(judged=judged)
     return Network(init, apply, act, **more)
 
 

@@ -19,6 +19,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from telescope.control.environments.checks import observation_fit
 from telescope.control.environments.dressing import Dressing
+from telescope.control.environments.games import game_spec
 from telescope.control.environments.importing import attribute, import_module, similar
 from telescope.control.environments.partial import register
 from telescope.control.environments.snapshots import Recorder
@@ -103,6 +104,8 @@ def find_source(env: str | Callable[..., gym.Env]) -> EnvironmentSource:
         import_module(module, env, "env")
         if name not in gym.registry and callable(found := attribute(sys.modules[module], name)):
             return found  # type: ignore[no-any-return]
+    elif (game := game_spec(name)) is not None:
+        return game
     if name.startswith("telescope/"):
         register()
     try:

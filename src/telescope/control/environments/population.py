@@ -70,10 +70,12 @@ class Environments:
         dressing: for sync and async, what the run puts around every environment.
         wraps: for sync and async, a wrapper for each of the S·B environments, seed by seed.
         device: what a simulator is made for, if its callable has a parameter `device`.
+        single_frames: whether the caller stacks frames itself, where these are pictures (Boxes of two axes or more).
 
     Attributes:
         observation_space, action_space: of a single environment.
         autoreset, vectorization: the modes in use.
+        stack: how many frames the caller stacks; 1 if the environments do so. `frame_space` is then that of a frame.
         exact_resume: whether `restore` continues bit for bit; if not, new episodes start.
         resume_note: a sentence that says why not; empty if it does.
         simulator: the simulator, whose own steps are tensors; None without one.
@@ -100,6 +102,7 @@ class Environments:
         dressing: Dressing | None = None,
         wraps: Sequence[Callable[[gym.Env], gym.Env]] | None = None,
         device: str = "cpu",
+        single_frames: bool = False,
     ) -> None:
         check_choice("backend", backend, BACKENDS)
         check_choice("vectorization", vectorization, VECTORIZATIONS)
@@ -113,7 +116,14 @@ class Environments:
         self.vectorization = choose_vectorization(self._source, backend, vectorization, self._dressing, kwargs)
         self._wanted_autoreset, self._wraps, self._device = autoreset, wraps, device
         self.own_episodes = wraps is not None
+        whole, self.stack = self._dressing, self._dressing.frame_stack if single_frames else 1
+        if self.stack > 1:
+            self._dressing = whole._replace(frame_stack=1)
         self._open()
+        if self.stack > 1 and self.frame_space is self.observation_space:  # no picture: Gymnasium's wrapper stacks
+            self.close()
+            self._dressing, self.stack = whole, 1
+            self._open()
 
     @classmethod
     def of(cls, config: Any, **more: Any) -> Environments:
@@ -127,6 +137,9 @@ class Environments:
         self._lanes = self._build_lanes()
         lane = self._lanes[0]
         self.observation_space, self.action_space = lane.observation_space, lane.action_space
+        self.frame_space = self.observation_space
+        if self.stack > 1 and type(self.frame_space) is gym.spaces.Box and len(self.frame_space.shape) > 1:
+            self.observation_space = gym.vector.utils.batch_space(self.frame_space, self.stack)
         self.autoreset = next(name for name, mode in MODES.items() if mode is lane.mode)
         self.resume_note = lane.resume_note
         self.exact_resume = not lane.resume_note

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from telescope.control.agents.actor import ActorCritic
+from telescope.control.agents.stacking import stacked
 from telescope.control.config import AgentConfig, OnPolicyConfig
 from telescope.control.experience.lambdas import chosen_lam
 from telescope.control.experience.quantiles import quantile_credit
@@ -57,6 +58,7 @@ class Batch(NamedTuple):
     targets: Tensor | None = None  # [S, N, Q] of its quantiles, whose mean `returns` are in expectation
     lam: Tensor | None = None  # [S, N] λ of each sample, if a rule chooses it
     steps: Steps | None = None  # of a gradient critic
+    frames: Tensor | None = None  # [S, F, …] of stacks, whose observations are places [S, N, K] until a minibatch
 
 
 def samples(session: Any, rollout: Rollout, *, ratios: bool = True) -> Batch:
@@ -70,10 +72,11 @@ def samples(session: Any, rollout: Rollout, *, ratios: bool = True) -> Batch:
     memory, begins = memories(rollout)
     empty = torch.zeros(live.shape, device=session.config.device)  # [S, N]
     if ratios:
-        log_probs, outputs = session.evaluate(observations, actions, masks, memory)
+        log_probs, outputs = session.evaluate(observations, actions, masks, memory, rollout.frames)
     else:
-        log_probs, outputs = empty, session.critic(observations, memory)
+        log_probs, outputs = empty, session.critic(observations, memory, rollout.frames)
     batch = Batch(observations, actions, log_probs, empty, empty, empty, live, masks, memory, begins)
+    batch = batch._replace(frames=rollout.frames)
     if getattr(session.config, "critic", None) == "gradient":
         answers = (rollout.rewards, rollout.terminated, rollout.truncated, successors(rollout))
         batch = batch._replace(steps=Steps(*map(per_seed, answers)))
@@ -87,8 +90,10 @@ def recalled(session: Any, parameters: Tensor, rollout: Rollout) -> Rollout:
     """
     if rollout.memory is None:
         return rollout
-    begins = episode_begins(rollout)
-    given = session.to_device((rollout.observations, rollout.memory[0], begins))
+    begins, observations = episode_begins(rollout), rollout.observations
+    if rollout.frames is not None:
+        observations = time_major(stacked(rollout.frames, per_seed(observations)), begins.shape[2])
+    given = session.to_device((observations, rollout.memory[0], begins))
     after = session.agents.unroll(parameters, *given).to(rollout.rewards.device)  # [T, S, B, W]
     fresh = torch.zeros_like(after[:1])
     before = torch.cat([rollout.memory[:1], torch.where(begins[1:, ..., None], fresh, after[:-1])])
@@ -112,7 +117,7 @@ def judged_again(session: Any, rollout: Rollout, batch: Batch) -> tuple[Rollout,
     rollout = recalled(session, session.parameters, rollout)
     if rollout.memory is not None:
         batch = batch._replace(memory=session.to_device(per_seed(rollout.memory)))
-    return rollout, judged(session.config, batch, session.critic(batch.observations, batch.memory))
+    return rollout, judged(session.config, batch, session.critic(batch.observations, batch.memory, batch.frames))
 
 
 def with_advantages(config: OnPolicyConfig, session: Any, rollout: Rollout, batch: Batch) -> Batch:
@@ -124,7 +129,7 @@ def with_advantages(config: OnPolicyConfig, session: Any, rollout: Rollout, batc
         "truncated": rollout.truncated,
         "mask": live_mask(rollout),
     }
-    last = session.value(rollout.last_observations, rollout.last_memory).to(device)  # [S, B]
+    last = session.value(rollout.last_observations, rollout.last_memory, rollout.frames).to(device)  # [S, B]
     finals = final_values(rollout, session.value)  # [T, S, B]
     reached = next_values(values, last, final_values=finals, **ends)
     if batch.lam is None:

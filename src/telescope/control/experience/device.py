@@ -131,7 +131,7 @@ class DeviceRollouts(Rollouts):
         """Store what step t answered, and what the policy sees next."""
         ended = step.terminated | step.truncated  # [S, B]
         rollout.terminated[t], rollout.truncated[t], rollout.mask[t] = step.terminated, step.truncated, step.mask
-        rollout.rewards[t] = self._scaler(step.rewards, ended, step.mask)
+        rollout.rewards[t] = self._scaler(self.learned(step.rewards), ended, step.mask)
         self._returns += step.rewards
         self._lengths += step.mask
         ends.returns[t], ends.lengths[t] = self._returns, self._lengths

@@ -35,18 +35,22 @@ def replay_of(config: LearnerConfig, environments: Environments, encoding: Encod
     if not isinstance(config, OffPolicyConfig):
         return None
     require_memory(config, environments, encoding)
-    return Replay(config.replay_capacity, config.seeds, config.num_envs, in_states=config.save_replay)
+    more: dict[str, Any] = {"in_states": config.save_replay, "stack": environments.stack}
+    more["flat"] = environments.stack > 1 and len(encoding.shape) == 1
+    return Replay(config.replay_capacity, config.seeds, config.num_envs, **more)
 
 
 def require_memory(config: OffPolicyConfig, environments: Environments, encoding: Encoder | None = None) -> None:
     """Raise a ValueError if the replay buffer exceeds this machine's memory. `encoding`: that of the network."""
     space = environments.observation_space
-    encoding = encoding or encoder(space, shaped=space.dtype == np.uint8)  # the least that any network needs
+    encoding = encoding or encoder(
+        space, shaped=space.dtype in (np.uint8, np.bool_)
+    )  # the least that any network needs
     seen = encoding.encode(np.zeros((1, 1, *(space.shape or ())), space.dtype))
     head = config.head(environments.action_space)
     action = math.prod(head.action_shape) * head.action_dtype.itemsize
-    width = seen.itemsize if config.normalise_observations or seen.dtype == np.uint8 else 4
-    total = config.seeds * config.replay_capacity * (encoding.size * width + action + OTHER_BYTES)
+    width = seen.itemsize if config.normalise_observations or seen.itemsize == 1 else 4
+    total = config.seeds * config.replay_capacity * (encoding.size // environments.stack * width + action + OTHER_BYTES)
     fits_memory(
         total // 4,
         f"replay_capacity is {config.replay_capacity:,}, and a replay buffer of that many steps for each of "

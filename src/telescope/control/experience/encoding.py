@@ -37,7 +37,7 @@ class Encoder(NamedTuple):
 
 
 def encoder(space: gym.Space, *, shaped: bool = False) -> Encoder:
-    """The encoder of a space. Discrete is one-hot. Box is flat floats [D]; with `shaped` it keeps shape and uint8.
+    """The encoder of a space. Discrete is one-hot. Box is flat floats [D]; `shaped` keeps shape, bytes, bools.
 
     Composite observations stay rows of bytes.
     """
@@ -47,8 +47,9 @@ def encoder(space: gym.Space, *, shaped: bool = False) -> Encoder:
         table = np.eye(int(space.n), dtype=np.float32)
         return Encoder((int(space.n),), lambda observations: table[observations])
     whole = space.shape or ()
-    if shaped and space.dtype == np.uint8:
-        return Encoder(whole, lambda observations: observations, torch.uint8)
+    if shaped and space.dtype in (np.uint8, np.bool_):  # a policy counts from 0, which makes numbers of bools
+        kept = torch.uint8 if space.dtype == np.uint8 else torch.bool
+        return Encoder(whole, lambda observations: observations.astype(space.dtype, copy=False), kept)
     shape = whole if shaped else (math.prod(whole),)
     # native floats for every kind of observation: float32 if it holds every value of the dtype, else float64
     dtype = np.result_type(space.dtype or np.float32, np.float32)
@@ -77,6 +78,8 @@ def examples(space: gym.Space, *, shaped: bool) -> torch.Tensor:
         floats = random.standard_normal((3, *found.shape), np.float32)
         if found.kept == torch.uint8:
             return torch.from_numpy(np.clip(40 * floats + 128, 0, 255).astype(np.uint8))
+        if found.kept == torch.bool:
+            return torch.from_numpy(floats > 0)
         return torch.from_numpy(floats)
     rows = np.zeros((3, *space.shape), np.uint8)
     for part in space.parts:

@@ -121,7 +121,7 @@ class EpisodeRollouts(Rollouts):
         counted, ends = (left > 0) & step.mask, step.terminated | step.truncated  # [S, B]
         ended = ends & counted
         left -= ended
-        rewards = self.scaler(step.rewards, ends, counted)
+        rewards = self.scaler(self.learned(step.rewards), ends, counted)
         self.episode_return += step.rewards
         self.episode_length += step.mask
         if ended.any():

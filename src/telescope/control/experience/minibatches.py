@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from telescope import checks
+from telescope.control.agents.stacking import stacked
 from telescope.randomness import MINIBATCHES, generator
 from telescope.trees import mapped
 
@@ -101,9 +102,15 @@ def _shorter(config: Any) -> str:
 
 
 def minibatches(batch: Any, indices: Tensor) -> Iterator[Any]:
-    """The minibatches [S, M, …] that `indices` [S, N/M, M] choose. Samples with index −1 are not live."""
+    """The minibatches [S, M, …] that `indices` [S, N/M, M] choose. Samples with index −1 are not live.
+
+    Stacks are gathered from their frames, one minibatch after the other.
+    """
+    frames = getattr(batch, "frames", None)
+    batch = batch if frames is None else batch._replace(frames=None)
     seeds, rows = torch.arange(len(indices), device=indices.device)[:, None, None], indices.clamp(min=0)
     shuffled = mapped(lambda x: x[seeds, rows], batch)
     shuffled = shuffled._replace(live=shuffled.live & (indices >= 0))
     for k in range(indices.shape[1]):
-        yield mapped(operator.itemgetter((slice(None), k)), shuffled)
+        one = mapped(operator.itemgetter((slice(None), k)), shuffled)
+        yield one if frames is None else one._replace(observations=stacked(frames, one.observations))

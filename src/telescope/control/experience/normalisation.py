@@ -67,7 +67,7 @@ def removed(whole: Mapping[str, np.ndarray], part: Mapping[str, np.ndarray]) -> 
 
 
 class ObservationNormaliser:
-    """(o − mean) / √(variance + ε), clipped to ±`clip`. With `enabled` False floats become float32, bytes stay.
+    """(o − mean) / √(variance + ε), clipped to ±`clip`. With `enabled` False only floats change, to float32.
 
     `fixed` leaves the statistics as they were restored. With `floats` observations are rows of bytes, of which only
     that many float32 at the beginning are normalised.
@@ -94,7 +94,8 @@ class ObservationNormaliser:
     def __call__(self, observations: np.ndarray) -> np.ndarray:
         """Normalise observations [S, N, *shape] → float32 [S, N, *shape]."""
         if not self.enabled:
-            return observations if observations.dtype == np.uint8 else observations.astype(np.float32, copy=False)
+            small = observations.dtype in (np.uint8, np.bool_)
+            return observations if small else observations.astype(np.float32, copy=False)
         if self.floats is not None:
             rows = observations.copy()
             self._floats(rows)[...] = self._scaled(self._floats(observations))

@@ -41,7 +41,7 @@ def quantile_credit(
     device = rollout.rewards.device
     quantiles = time_major(outputs.to(device), config.num_envs)  # [T, S, B, Q]
     each: dict[str, Any] = {name: None if x is None else x[..., None].expand_as(quantiles) for name, x in ends.items()}
-    last = session.critic(rollout.last_observations, rollout.last_memory).to(device)  # [S, B, Q]
+    last = session.critic(rollout.last_observations, rollout.last_memory, rollout.frames).to(device)  # [S, B, Q]
     successors = next_values(quantiles, last, final_values=final_values(rollout, session.critic), **each)
     weights = torch.tensor(risk_weights(config.quantile_weights, config.quantiles), device=device)
     discounts = {"gamma": config.gamma, "lam": lam}

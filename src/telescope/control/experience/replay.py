@@ -40,12 +40,21 @@ class Batch(NamedTuple):
 class Replay:
     """The latest `capacity` steps of each seed, rounded down to a multiple of `num_envs`."""
 
-    def __init__(self, capacity: int, seeds: int, num_envs: int, *, in_states: bool = True) -> None:
+    def __init__(
+        self, capacity: int, seeds: int, num_envs: int, *, in_states: bool = True, stack: int = 1, flat: bool = False
+    ) -> None:
         if capacity < num_envs:
             raise ValueError(
                 f"capacity is {capacity}, but one step of {num_envs} environments adds {num_envs}; raise it"
             )
         self.rows, self.seeds, self.num_envs = capacity // num_envs, seeds, num_envs
+        self.stack, self.flat = stack, flat
+        """Frames of an observation, which are kept once; and whether a network reads them as one vector."""
+        if self.rows < stack:
+            raise ValueError(
+                f"replay_capacity is {capacity}, but a stack has {stack} frames of each of {num_envs} environments; "
+                "raise it"
+            )
         self.in_states = in_states
         """Whether states include the steps in the buffer."""
         self.time = 0
@@ -65,14 +74,14 @@ class Replay:
         self._steps = {name: np.zeros((self.seeds, self.rows, *x.shape[1:]), x.dtype) for name, x in parts.items()}
         self._stops = np.zeros((self.seeds, self.rows, self.num_envs), bool)
         """Steps with which a sample ends, because the next row does not follow from them."""
-        self._frames = Frames(self.rows, frame)
+        self._frames = Frames(self.rows, frame, self.stack)
 
     def add(self, transition: Transition) -> None:
         """Store one step of all environments. It overwrites the oldest one when the buffer is full."""
         if not self._steps:
             self._reserve(transition)
         row, frames = self.time % self.rows, _frames(transition)
-        breaks = self._frames.add(self.time, *frames) | ~transition.mask
+        breaks = self._frames.add(self.time, *frames, transition.begins) | ~transition.mask
         self._stops[:, row - 1] |= breaks
         self._stops[:, row] = transition.terminated | transition.truncated
         for name, ring in self._steps.items():
@@ -82,23 +91,27 @@ class Replay:
 
     def draw(self, uniform: np.ndarray, *, n: int = 1, gamma: float = 1.0) -> Batch:
         """The samples that the numbers [K, S, M] in [0, 1) choose, each with the same probability, as arrays."""
-        chosen = (uniform * len(self)).astype(np.int64)  # [K, S, M]
+        first = self.first + (self.stack - 1 if self.first else 0)  # older frames of the oldest stacks are gone
+        chosen = (uniform * ((self.time - first) * self.num_envs)).astype(np.int64)  # [K, S, M]
         seeds, envs = np.arange(self.seeds)[:, None], chosen % self.num_envs
-        times = self.first + chosen // self.num_envs
+        times = first + chosen // self.num_envs
         rows = times % self.rows
         rewards, discounts, last = self._steps["rewards"][seeds, rows, envs], np.full(chosen.shape, gamma), times
         if n > 1:
             rewards, discounts, last = self._window(times, seeds, envs, n, gamma)
         frame, successor = self._frames.at((seeds, times, envs)), self._frames.after((seeds, last, envs))
+        seen = [x["observations"] for x in (frame, successor)]
+        if self.flat:  # [K, S, M, stack, D]
+            seen = [x.reshape(*chosen.shape, -1) for x in seen]
         return Batch(
-            frame["observations"],
+            seen[0],
             frame.get("masks"),
             self._steps["actions"][seeds, rows, envs],
             rewards,
             discounts,
             self._steps["terminated"][seeds, last % self.rows, envs],
             self._steps["mask"][seeds, rows, envs],
-            successor["observations"],
+            seen[1],
             successor.get("masks"),
         )
 

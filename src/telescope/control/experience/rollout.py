@@ -23,6 +23,7 @@ from telescope.control.environments.checks import require_finite, require_finite
 from telescope.control.environments.population import Environments, Step
 from telescope.control.experience.encoding import Encoder
 from telescope.control.experience.normalisation import ObservationNormaliser, RewardScaler
+from telescope.control.experience.stacks import Stack, Store
 from telescope.randomness import ACTIONS, generator
 
 
@@ -40,6 +41,7 @@ class Rollout(NamedTuple):
     finals: Finals
     memory: Tensor | None = None  # [T, S, B, H] before each step, of policies that remember
     last_memory: Tensor | None = None  # [S, B, H] before the last observations
+    frames: Tensor | None = None  # [S, F, …] of stacks: all observations are then places [K] among them, int32
 
 
 class Transition(NamedTuple):
@@ -54,6 +56,7 @@ class Transition(NamedTuple):
     next_observations: np.ndarray  # [S, B, D] the state that the step led to, never the reset state
     next_masks: np.ndarray | None  # [S, B, A] bool, actions allowed there; all True where the episode ended
     masks: np.ndarray | None = None  # [S, B, A] bool, actions allowed before the step
+    begins: np.ndarray | None = None  # [S, B] bool, of stacks: observations are then their latest frames
 
 
 class Finals(NamedTuple):
@@ -97,11 +100,17 @@ class Rollouts:
         normaliser: ObservationNormaliser,
         scaler: RewardScaler,
         memory: int = 0,
+        frame: Encoder | None = None,
+        stack: int = 1,
+        reward_bound: float | None = None,
     ) -> None:
         self.environments, self.seeds, self.num_steps = environments, list(seeds), num_steps
         self.distribution, self.normaliser, self.scaler = distribution, normaliser, scaler
-        self.bound = bound
+        self.bound, self.reward_bound = bound, reward_bound
         self.encoder = encoder
+        self.encode = (frame or encoder).encode
+        self.stack = Stack(stack) if stack > 1 else None
+        """The latest frames, where environments give single ones and the policy sees stacks."""
         self.shape = (len(self.seeds), num_envs)
         self._require_memory(memory)
         self.memory = np.zeros((*self.shape, memory), np.float32) if memory else None
@@ -112,7 +121,8 @@ class Rollouts:
 
     def _require_memory(self, memory: int) -> None:
         environments = self.shape[0] * self.shape[1]
-        numbers = self.num_steps * environments * (self.encoder.size + memory + 4)
+        seen = self.encoder.size // (self.stack.count if self.stack else 1) * self.kept.itemsize // 4
+        numbers = self.num_steps * environments * (seen + memory + 4)
         fits_memory(numbers, f"a rollout of num_steps {self.num_steps} × {environments} environments needs")
 
     def actor(self, agents: Agents, parameters: Tensor) -> Act:
@@ -136,12 +146,19 @@ class Rollouts:
         """Start every environment's first episode."""
         observations, masks = self.environments.reset(self.first)
         require_finite_array("observation", observations, self.seeds, "at reset")
-        encoded = self.encoder.encode(observations)
+        encoded = self.encode(observations)
         self.normaliser.update(encoded)
         self._begin(encoded, masks)
 
-    def _begin(self, encoded: np.ndarray, masks: np.ndarray | None) -> None:
+    def _begin(self, encoded: np.ndarray, masks: np.ndarray | None, begins: np.ndarray | None = None) -> None:
+        """Take what the policy sees next. Of stacks, an episode begins where `begins` is True; everywhere if None."""
         self._encoded, self._observations, self._action_masks = encoded, self.normaliser(encoded), masks
+        if self.stack is not None:
+            if begins is None:
+                self.stack.begin(self._observations)
+            else:
+                self.stack.push(self._observations, begins)
+            self._observations = self.stack.seen
 
     @property
     def seen(self) -> tuple[np.ndarray, np.ndarray | None]:
@@ -153,6 +170,7 @@ class Rollouts:
         """Step every environment once, as step `row` of the run. Adds episodes that end to `episodes`."""
         started, observations = time.perf_counter(), self._stored(self._encoded)
         before = None if self._action_masks is None else self._action_masks.copy()
+        begins = None if self.stack is None else self.stack.age == 0
         actions, self.memory = act(self._observations, self.memory, noise, self._action_masks)
         acted = time.perf_counter()
         step = self.environments.step(self.bound(actions))
@@ -160,11 +178,15 @@ class Rollouts:
         self.time["env"] += time.perf_counter() - acted
         require_finite(step, self.seeds, f"at step {(row + 1) * self.shape[1]} (time step {row} of each environment)")
         ended = step.terminated | step.truncated
-        reached = self._stored(self.encoder.encode(step.next_observations))  # [S, B, D]
+        reached = self._stored(self.encode(step.next_observations))  # [S, B, D]
         self._advance(step, ended, FinalsList(), episodes, 0)
         masks = None if step.action_masks is None else step.action_masks | ended[..., None]
         flags = step.terminated, step.truncated, step.mask
-        return Transition(observations, actions, step.rewards, *flags, reached, masks, before)
+        return Transition(observations, actions, self.learned(step.rewards), *flags, reached, masks, before, begins)
+
+    def learned(self, rewards: np.ndarray) -> np.ndarray:
+        """Rewards as they are learned from, clipped if the run says so."""
+        return rewards if self.reward_bound is None else rewards.clip(-self.reward_bound, self.reward_bound)
 
     def _stored(self, encoded: np.ndarray) -> np.ndarray:
         """A copy, because environments may write into their buffers: exact if it will be normalised, else as seen."""
@@ -173,20 +195,23 @@ class Rollouts:
     def collect(self, act: Act, iteration: int, noise: np.ndarray | None = None) -> tuple[Rollout, Episodes]:
         """Run the policy for `num_steps`. A reward or observation that is not finite raises a FloatingPointError."""
         rollout, finals, noise = self._allocate(), FinalsList(), self.noise(iteration) if noise is None else noise
-        episodes = no_episodes(len(self.seeds))
+        episodes, store = no_episodes(len(self.seeds)), None
+        if self.stack is not None:
+            store = finals.store = Store(self.stack, self.num_steps, self.kept)
         # this loop is NumPy on small arrays, so each operation costs about a microsecond
         seen, chosen, rewards, terminated, truncated, live = (x.numpy() for x in rollout[:6])
         memories = None if rollout.memory is None else rollout.memory.numpy()
         masks = None if rollout.action_masks is None else rollout.action_masks.numpy()
         policy, environment, clock = 0.0, 0.0, time.perf_counter
         for t in range(self.num_steps):
-            seen[t] = self._observations
+            seen[t] = self._observations if store is None else store.add()
             if masks is not None:
                 masks[t] = self._action_masks
             if memories is not None:
                 memories[t] = self.memory
             started = clock()
-            chosen[t], self.memory = act(seen[t], self.memory, noise[t], None if masks is None else masks[t])
+            now = seen[t] if store is None else self._observations
+            chosen[t], self.memory = act(now, self.memory, noise[t], None if masks is None else masks[t])
             acted = clock()
             step = self.environments.step(self.bound(chosen[t]))
             policy, environment = policy + acted - started, environment + clock() - acted
@@ -196,13 +221,19 @@ class Rollouts:
             )
             ended = step.terminated | step.truncated  # [S, B]
             terminated[t], truncated[t], live[t] = step.terminated, step.truncated, step.mask
-            rewards[t] = self.scaler(step.rewards, ended, step.mask)
+            rewards[t] = self.scaler(self.learned(step.rewards), ended, step.mask)
             self._advance(step, ended, finals, episodes, t)
-        rollout.last_observations.numpy()[:] = self._observations
+        rollout.last_observations.numpy()[:] = self._observations if store is None else store.add()
         if rollout.last_memory is not None:
             rollout.last_memory.numpy()[:] = self.memory
         self.time = {"env": environment, "policy": policy}
-        return rollout._replace(finals=finals.stack(self.encoder.shape)), episodes
+        frames = None if store is None else store.whole()
+        return rollout._replace(finals=finals.stack(self._kept_shape), frames=frames), episodes
+
+    @property
+    def _kept_shape(self) -> tuple[int, ...]:
+        """The shape of an observation in a rollout."""
+        return self.encoder.shape if self.stack is None else (self.stack.count,)
 
     def _advance(self, step: Step, ended: np.ndarray, finals: FinalsList, episodes: Episodes, t: int) -> None:
         self.episode_return += step.rewards
@@ -210,15 +241,14 @@ class Rollouts:
         some = ended.any()
         if some:
             self._count(ended, episodes)
-        encoded = self.encoder.encode(step.observations)  # [S, B, D]
+        encoded = self.encode(step.observations)  # [S, B, D]
         # the statistics only see states that the policy acts on; under NEXT_STEP a final state is not one
         acting = ~ended if some and self.environments.autoreset == "next_step" else None
         self.normaliser.update(encoded, acting)
-        self._begin(encoded, step.action_masks)
         truncated = step.truncated & ~step.terminated  # [S, B]
         if some and truncated.any():
-            reached = self.normaliser(self.encoder.encode(step.next_observations))
-            finals.add(t, truncated, reached, self.memory)
+            finals.add(t, truncated, self.normaliser(self.encode(step.next_observations)), self.memory)
+        self._begin(encoded, step.action_masks, ended if self.environments.autoreset != "next_step" else ~step.mask)
         if self.memory is not None:
             self.memory[ended | ~step.mask] = 0.0
 
@@ -238,19 +268,19 @@ class Rollouts:
     def _allocate(self) -> Rollout:
         # torch's allocator aligns to 64 bytes, NumPy's does not; so vectorised sums round the same in every process
         rows = (self.num_steps, *self.shape)
-        kept, masks = self.kept, None
+        kept, masks = self.kept if self.stack is None else torch.int32, None
         if self._action_masks is not None:
             masks = torch.zeros((*rows, self._action_masks.shape[-1]), dtype=torch.bool)
         return Rollout(
-            observations=torch.zeros((*rows, *self.encoder.shape), dtype=kept),
+            observations=torch.zeros((*rows, *self._kept_shape), dtype=kept),
             actions=torch.zeros((*rows, *self.distribution.action_shape), dtype=self.distribution.action_dtype),
             rewards=torch.zeros(rows),
             terminated=torch.zeros(rows, dtype=torch.bool),
             truncated=torch.zeros(rows, dtype=torch.bool),
             mask=torch.zeros(rows, dtype=torch.bool),
             action_masks=masks,
-            last_observations=torch.zeros((*self.shape, *self.encoder.shape), dtype=kept),
-            finals=FinalsList().stack(self.encoder.shape),
+            last_observations=torch.zeros((*self.shape, *self._kept_shape), dtype=kept),
+            finals=FinalsList().stack(self._kept_shape),
             memory=None if self.memory is None else torch.zeros((self.num_steps, *self.memory.shape)),
             last_memory=None if self.memory is None else torch.zeros(self.memory.shape),
         )
@@ -258,6 +288,7 @@ class Rollouts:
     def state(self) -> dict[str, Any]:
         return {
             **({} if self.memory is None else {"memory": self.memory.copy()}),
+            **({} if self.stack is None else {"stack": self.stack.state()}),
             "environments": self.environments.state(),
             "scaler": self.scaler.state(),
             "episode_return": self.episode_return.copy(),
@@ -278,13 +309,16 @@ class Rollouts:
             array[...] = state[name]
         observations, masks = self.environments.restore(state["environments"], allow_inexact=allow_inexact)
         require_finite_array("observation", observations, self.seeds, "at reset")
-        encoded = self.encoder.encode(observations)
+        encoded = self.encode(observations)
         if self.environments.began_anew:  # these are the first observations of new episodes
             self.episode_return[:], self.episode_length[:], self.scaler.returns = 0.0, 0, np.zeros(self.shape)
             if self.memory is not None:
                 self.memory[:] = 0.0
             self.normaliser.update(encoded)
         self._begin(encoded, masks)
+        if self.stack is not None and not self.environments.began_anew:
+            self.stack.restore(state["stack"])
+            self._observations = self.stack.seen
 
 
 class FinalsList:
@@ -294,11 +328,13 @@ class FinalsList:
         self.places: list[np.ndarray] = []
         self.observations: list[np.ndarray] = []
         self.memory: list[np.ndarray] = []
+        self.store: Store | None = None
 
     def add(self, t: int, where: np.ndarray, observations: np.ndarray, memory: np.ndarray | None) -> None:
         seeds, envs = np.nonzero(where)
         self.places.append(np.stack([np.full_like(seeds, t), seeds, envs]))
-        self.observations.append(observations[seeds, envs])
+        kept = observations[seeds, envs] if self.store is None else self.store.add_finals(where, observations)
+        self.observations.append(kept)
         if memory is not None:
             self.memory.append(memory[seeds, envs])
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from telescope.control.experience.rollout import Rollout
 
-Value = Callable[[Tensor, Tensor | None], Tensor]
-"""value(observations [S, N, D], memory [S, N, H] or None) → [S, N, …], without gradient, on the networks' device"""
+Value = Callable[..., Tensor]
+"""value(observations [S, N, D], memory [S, N, H] or None) → [S, N, …], without gradient, on the networks' device. Of
+stacks it takes the frames [S, F, …] too."""
 
 
 def final_values(rollout: Rollout, value: Value) -> Tensor | None:
@@ -31,7 +32,8 @@ def final_values(rollout: Rollout, value: Value) -> Tensor | None:
         rows[places[1], position] = x
         return rows
 
-    values = value(padded(observations), None if memory is None else padded(memory)).to(device)
+    of_stacks = () if rollout.frames is None else (rollout.frames,)
+    values = value(padded(observations), None if memory is None else padded(memory), *of_stacks).to(device)
     result = torch.full((*rollout.rewards.shape, *values.shape[2:]), torch.nan, device=device)
     result[tuple(places)] = values[places[1], position]
     return result

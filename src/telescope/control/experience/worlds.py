@@ -18,11 +18,13 @@ def rollouts(
 ) -> Rollouts:
     """The `Rollouts` that collect experience for agents with this network."""
     encoding = encoder(environments.observation_space, shaped=network.shaped)
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"reward_bound": config.reward_bound}
+    if environments.stack > 1:
+        more |= {"frame": encoder(environments.frame_space, shaped=network.shaped), "stack": environments.stack}
     if environments.simulator is not None and kind is Rollouts and config.collects_rollouts:
         from telescope.control.experience.device import DeviceRollouts
 
-        kind, more = DeviceRollouts, {"bound_on": partial(config.bound, environments.action_space)}
+        kind, more = DeviceRollouts, more | {"bound_on": partial(config.bound, environments.action_space)}
     return kind(
         environments,
         seeds=config.seed_values,

@@ -103,8 +103,7 @@ class Policy:
         if state is None:
             self._require_no_memory("act")
             return self._act(observation, None, action_mask, seed, rng)[0]
-        memory = self._memory(state, begins)
-        action, memory = self._act(observation, memory, action_mask, seed, rng)
+        action, memory = self._act(observation, self._memory(state, begins), action_mask, seed, rng)
         assert memory is not None
         return action, memory.cpu().numpy().reshape(state.shape)
 

@@ -25,7 +25,8 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def test_the_gradient_of_a_group_that_shares_its_prompt_and_its_copies_is_one_number() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_gradient_of_a_group_that_shares_its_prompt_and_its_copies_is_one_number(packed: bool) -> None:
     # Large enough that torch shares the sums out: it does from 32,768 numbers on.
     model = models.tiny(0)
     trunk = trunk_of(model)
@@ -37,7 +38,7 @@ def test_the_gradient_of_a_group_that_shares_its_prompt_and_its_copies_is_one_nu
     weights = torch.randn(128, 12, 1, generator=generator)
 
     def gradient() -> Tensor:
-        states = completion_states(trunk, *batch, group=128)
+        states = completion_states(trunk, *batch, group=128, packed=packed)
         found = torch.autograd.grad((weights * states).sum(), list(trunk.parameters()))
         return torch.cat([x.flatten() for x in found])
 

@@ -154,7 +154,7 @@ def test_rates_leave_out_the_first_steps() -> None:
 
 
 def test_all_take_turns_and_what_else_trl_could_be_told_comes_once() -> None:
-    chosen = language.parser().parse_args(["--repeats", "2", "--select", "sort"])
+    chosen = language.parser().parse_args(["--repeats", "2", "--select", "at most 64"])
     planned = [(one.name, number) for one, _, _, number in language.plans(chosen)]
     assert planned[: len(language.CHOICES)] == [(one.name, 0) for one in language.CHOICES]
     assert planned[len(language.CHOICES) :] == [("telescope", 0), ("TRL", 0), ("telescope", 1), ("TRL", 1)]

@@ -184,8 +184,8 @@ class Rollouts:
         flags = step.terminated, step.truncated, step.mask
         return Transition(observations, actions, self.learned(step.rewards), *flags, reached, masks, before, begins)
 
-    def learned(self, rewards: np.ndarray) -> np.ndarray:
-        """Rewards as they are learned from, clipped if the run says so."""
+    def learned(self, rewards: Any) -> Any:
+        """Rewards, an array or a tensor, as they are learned from: clipped if the run says so."""
         return rewards if self.reward_bound is None else rewards.clip(-self.reward_bound, self.reward_bound)
 
     def _stored(self, encoded: np.ndarray) -> np.ndarray:

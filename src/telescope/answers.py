@@ -35,18 +35,27 @@ from telescope.language.randomness import PAIRS, generator
 from telescope.language.run import Scoring, scorings
 from telescope.runs.files import RunError
 from telescope.runs.folder import RunFolder
+from telescope.seeds import alone, folder_of, of_seed
 
 
 class Answers:
     """The language model of a run, loaded from its folder."""
 
-    def __init__(self, folder: RunFolder, *, trust: bool = False, device: str | None = None) -> None:
+    def __init__(
+        self, folder: RunFolder, *, trust: bool = False, device: str | None = None, seed: int | None = None
+    ) -> None:
         self.folder = folder
         cls = algorithms.config_class(folder.algorithm)
         self.trust = trust
         self.config: Any = on_device(folder.config_to_use(cls, trusted=trust, runs_code=False), device)
+        whole, self.seed = self.config, self.config.seed if seed is None else seed
+        if self.seed not in whole.seed_values:
+            known = ", ".join(map(str, whole.seed_values))
+            raise ValueError(f"seed is {self.seed}; this run has the seeds {known}")
+        self.config = alone(whole)[self.seed - whole.seed] if whole.seeds > 1 else whole
         # keep the saved dtype: a bfloat16 run with an adapter saves float32, which holds its whole update
-        self.model, self.tokenizer = models.load(str(folder.require_model()), dtype=None, trust=trust)
+        place = folder_of(folder.require_model(), whole, self.seed)
+        self.model, self.tokenizer = models.load(str(place), dtype=None, trust=trust)
         self.model = self.model.to(self.config.device).eval()
         self.ends = models.ends_of(self.model, self.tokenizer)
         for changed in folder.changed_inputs(inputs(self.config)):
@@ -200,7 +209,7 @@ class Answers:
             warnings.warn(f"kl_completion is not measured, because {why}: {error}", stacklevel=3)
             return None
         reference = pretrained.cast(reference, next(self.model.parameters()).dtype).to(config.device).eval()
-        state = self.folder.load_checkpoint()
+        state = of_seed(self.folder.load_checkpoint(), self.seed)
         if state is not None and state.get("start"):
             put_back(reference, state["start"])
         return reference
@@ -227,9 +236,14 @@ def _checked(temperature: float, top_k: int | None, top_p: float | None, samples
     return Sampling(temperature, top_k or None, None if top_p == 1 else top_p, samples)
 
 
-def load(run: str | os.PathLike[str], *, trust: bool = False, device: str | None = None) -> Answers:
-    """The language model in a run folder; see `telescope.load`, which takes agents too."""
+def load(
+    run: str | os.PathLike[str], *, trust: bool = False, device: str | None = None, seed: int | None = None
+) -> Answers:
+    """The language model in a run folder; see `telescope.load`, which takes agents too.
+
+    seed: of a run of several seeds; None takes the first.
+    """
     folder = RunFolder.open(run)
     if folder.algorithm not in algorithms.LANGUAGE:
         raise ValueError(f"{os.fspath(run)} is a run of {folder.algorithm}; telescope.load has its agents")
-    return Answers(folder, trust=trust, device=device)
+    return Answers(folder, trust=trust, device=device, seed=seed)

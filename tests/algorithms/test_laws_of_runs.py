@@ -133,6 +133,10 @@ ANSWERS = {
     "temperature": ["--temperature", "5"],
     "top_k": ["--top-k", "2"],
     "top_p": ["--top-p", "0.1"],
+    "task": ["--task", "lm/reverse"],
+    "digits": ["--digits", "3"],
+    "pass_at": ["--pass-at", "1"],
+    "passing": ["--pass-at", "1", "--passing", "0"],
 }
 ECHOED = ("temperature", "top_k", "top_p", "samples", "prompts", "episodes")
 """What an evaluation repeats of its flags: no measurement."""

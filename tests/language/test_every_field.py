@@ -101,6 +101,7 @@ OTHER = {
     "batch_size": 3,
     "loss_on": "assistant",
     "stop_at": 0.5,
+    "seeds": 2,
 }
 """Another value for each field."""
 TELLING = {

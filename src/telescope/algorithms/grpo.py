@@ -29,6 +29,7 @@ from telescope.objectives.frameworks import named, with_clip
 from telescope.objectives.loss import kl_penalty, largest, mismatch, policy_loss, token_weights
 from telescope.objectives.rows import Objective, cautions, describe
 from telescope.renamed import takes_former_names
+from telescope.seeds import over_seeds
 from telescope.threads import own_settings
 
 
@@ -105,6 +106,7 @@ STATISTICS = (
 )
 
 
+@over_seeds
 @own_settings
 def train(config: GRPO, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
     """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""

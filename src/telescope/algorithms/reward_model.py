@@ -22,6 +22,7 @@ from telescope.language.models.causal import with_lora
 from telescope.language.randomness import PAIRS, generator
 from telescope.language.run import Iteration, Session
 from telescope.renamed import takes_former_names
+from telescope.seeds import over_seeds
 from telescope.threads import own_settings
 
 
@@ -64,6 +65,7 @@ def preset(task: str, model: str | None = None) -> RewardModelling:
 STATISTICS = ("accuracy", "loss", "margin", "gradient_norm", "learning_rate")
 
 
+@over_seeds
 @own_settings
 def train(config: RewardModelling, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
     """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""

@@ -30,6 +30,7 @@ from telescope.objectives.advantages import Credit, critic_advantages, token_rew
 from telescope.objectives.loss import adaptive_kl, kl_penalty, largest, mismatch, policy_loss, token_weights
 from telescope.objectives.rows import PPO, Objective, describe
 from telescope.renamed import takes_former_names
+from telescope.seeds import over_seeds
 from telescope.threads import own_settings
 
 KL_AIM = 0.8
@@ -164,6 +165,7 @@ STATISTICS = (
 )
 
 
+@over_seeds
 @own_settings
 def train(config: RLHF, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
     """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""

@@ -20,6 +20,7 @@ from telescope.language.models.causal import with_lora
 from telescope.language.randomness import DEMONSTRATIONS
 from telescope.language.run import Iteration, Session
 from telescope.renamed import takes_former_names
+from telescope.seeds import over_seeds
 from telescope.threads import own_settings
 
 
@@ -44,6 +45,8 @@ class SFT(LanguageConfig):
         in_unit_interval(self, "stop_at")
         if self.stop_at is not None and not self.eval_every:
             raise ValueError(f"stop_at is {self.stop_at}, but eval_every is 0 (no evaluations); set eval_every")
+        if self.stop_at is not None and self.seeds > 1:
+            raise ValueError(f"stop_at is {self.stop_at}, but seeds is {self.seeds}, which end together; leave it out")
 
     @property
     def rows(self) -> int:
@@ -69,6 +72,7 @@ def preset(task: str, model: str | None = None) -> SFT:
 STATISTICS = ("loss", "gradient_norm", "learning_rate")
 
 
+@over_seeds
 @own_settings
 def train(config: SFT, resume: dict[str, Any] | None = None) -> Iterator[Iteration]:
     """Train and yield after every step: `.rows` are its metrics, `.state` continues it bit for bit."""

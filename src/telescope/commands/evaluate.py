@@ -107,22 +107,42 @@ def _answers(run: str, options: AnswerOptions) -> int:
     if options.prompts < 1:
         raise ValueError(f"prompts is {options.prompts}; expected at least 1")
     from telescope.answers import load
+    from telescope.runs.folder import RunFolder
 
-    with notes():
-        found = load(run, trust=options.trust, device=options.device).evaluate(
-            options.prompts,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            samples=options.samples,
-            task=options.task,
-            digits=options.digits,
-            pass_at=options.pass_at,
-            passing=options.passing,
-        )
-    lines = [f"{name:12} {'-' if value is None else f'{value:,.4g}'}" for name, value in found.items() if name != "kl"]
-    print(json.dumps(found) if options.json else "\n".join(lines))
+    settings = {
+        name: getattr(options, name)
+        for name in ("temperature", "top_k", "top_p", "samples", "task", "digits", "pass_at", "passing")
+    }
+    found = []
+    for seed in RunFolder.open(run).seeds:
+        with notes():
+            model = load(run, trust=options.trust, device=options.device, seed=seed)
+            found.append(model.evaluate(options.prompts, **settings))
+    if options.json:
+        print(json.dumps(found[0] if len(found) == 1 else _over_seeds(found)))
+        return 0
+    for name in [name for name in found[0] if name != "kl"]:
+        print(f"{name:12} {_words([one[name] for one in found])}")
     return 0
+
+
+def _over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds, and the numbers of each seed."""
+    known = {name: [one[name] for one in found if one[name] is not None] for name in found[0]}
+    return {**{name: sum(x) / len(x) if x else None for name, x in known.items()}, "per_seed": found}
+
+
+def _words(values: list[Any]) -> str:
+    """A number; of several seeds that differ, their mean and range."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = f"{sum(known) / len(known):,.4g}"
+    return (
+        mean
+        if min(known) == max(known)
+        else f"{mean}  ({min(known):,.4g} to {max(known):,.4g} over {len(known)} seeds)"
+    )
 
 
 def _film(policy: Any, folder: str, max_steps: int | None) -> Any:

@@ -25,6 +25,7 @@ from telescope.objectives.advantages import token_rewards
 from telescope.objectives.loss import kl_penalty
 from telescope.runs.files import RunError
 from telescope.runs.folder import RunFolder
+from telescope.seeds import alone, of_seed
 
 
 def completed(
@@ -43,7 +44,7 @@ def completed(
         )
     algorithm = find(folder.algorithm)
     config = on_device(folder.config_to_use(config_class(folder.algorithm), trusted=trust), device)
-    state = folder.load_checkpoint()
+    state, config = of_seed(folder.load_checkpoint(), config.seed), alone(config)[0]  # of several seeds: the first
     if state is None:
         raise RunError(f"{os.fspath(run)} has no checkpoint yet; `telescope train --resume` continues the run")
     session = RolloutSession(config, algorithm.row(config), state, algorithm.STATISTICS)

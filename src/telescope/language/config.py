@@ -44,7 +44,9 @@ class LanguageConfig:
     digits: int | None = None
     """Built-in tasks only: digits of each number, or length of each string. none: the task's default (addition: 2)."""
     seed: int = 0
-    """Random seed."""
+    """Random seed; with seeds, the first one."""
+    seeds: int = 1
+    """Number of seeds to train side by side, each as if alone with one thread. Meant for the built-in model."""
     total_steps: int = 600
     """Number of iterations: updates of SFT and reward models, rollouts of the others."""
     learning_rate: float | None = None
@@ -89,7 +91,7 @@ class LanguageConfig:
         for name in usual:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, usual[name])
-        positive(self, "total_steps", "learning_rate", "max_grad_norm", "eval_prompts", "digits", "max_tokens")
+        positive(self, "seeds", "total_steps", "learning_rate", "max_grad_norm", "eval_prompts", "digits", "max_tokens")
         in_unit_interval(self, "min_lr_ratio")
         at_least_zero(self, "seed", "lr_warmup", "weight_decay", "lora_rank", "micro_batch", "micro_tokens")
         at_least_zero(self, "eval_every", "threads")
@@ -98,6 +100,11 @@ class LanguageConfig:
                 f"micro_tokens is {self.micro_tokens}, but micro_batch is {self.micro_batch}; both say how much goes "
                 "through the model at a time, so give one of them"
             )
+
+    @property
+    def seed_values(self) -> list[int]:
+        """The seeds."""
+        return list(range(self.seed, self.seed + self.seeds))
 
     @property
     def iterations(self) -> int:

@@ -28,7 +28,7 @@ WORTH_SHARING = 7e8
 
 def execution(config: LanguageConfig) -> dict[str, Any]:
     """The settings that must stay the same for an exact resume, decided once."""
-    threads = config.threads
+    threads = config.threads or (1 if config.seeds > 1 else 0)  # the seeds have the processors
     if not threads:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that share these cores
         most = most_threads() if here == 1 else processors() // here  # torchrun sets OMP_NUM_THREADS to 1 unasked

@@ -1,8 +1,8 @@
 """One HTML page about one or more runs, of this library or another: `write(["runs/ppo", "runs/trpo"], "report.html")`.
 
 Runs are read from their folders (`runs.py`, `files.py`, `names.py`), put together as lines (`lines.py`), and shown in
-sections (`curves.py`, `scores.py`, `about.py`, `advantages.py`) by figures that stretch (`plots.py`). Leaves out the
-command line.
+sections (`curves.py`, `scores.py`, `about.py`, `completions.py`, `advantages.py`) by figures that stretch (`plots.py`).
+Leaves out the command line.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from telescope.lab.files import CONVENTIONS
 from telescope.lab.pages import escaped, page
 from telescope.lab.report.about import runs_table, settings_table, time_table
 from telescope.lab.report.advantages import advantages, kept
+from telescope.lab.report.completions import completions
 from telescope.lab.report.curves import learned, learning_curves
 from telescope.lab.report.lines import Line, lines, main_column
 from telescope.lab.report.names import SHORT
@@ -64,6 +65,7 @@ def write(
             comparison(scores, column, scale),
             learned(ordered, column),
             time_table(ordered),
+            completions(ordered),
             advantages(kept(ordered, convention, replay, trust)),
             settings_table(ordered),
             runs_table(read),

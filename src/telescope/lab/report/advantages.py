@@ -29,7 +29,6 @@ KEPT = "rollout.npz"
 """The file in a run's folder."""
 PLAYED, ENVS = 6, 4
 """Lines whose agents play at most, and environments that they play in: loading agents takes most of a report's time."""
-BINS = 60
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -163,38 +162,9 @@ def _statistics(some: Sequence[Kept]) -> str:
 
 
 def _histogram(some: Sequence[Kept]) -> str:
-    every = np.concatenate([one.advantages for one in some])
-    low, high = np.quantile(every, [0.01, 0.99])
-    x = plots.axis(float(low), float(high), snug=high > low)
-    edges = np.linspace(x.low, x.high, BINS + 1)
-    shares = [np.histogram(one.advantages, edges)[0] / len(one.advantages) for one in some]
-    y = plots.axis(0.0, float(max(share.max() for share in shares)))
-    shapes = (
-        [f'<path class="zero" d="M{plots.UNITS * float(x.at(np.array(0.0))):.0f} 0V{plots.UNITS}"/>']
-        if x.low < 0 < x.high
-        else []
-    )
-    for one, share in zip(some, shares, strict=True):
-        stairs = np.append(share, share[-1])
-        shapes.append(plots.shape("band", one.line.colour, _filled(x.at(edges), y.at(stairs))))
-        shapes.append(plots.shape("middle", one.line.colour, plots.steps_path(x.at(edges), y.at(stairs))))
-    middles = (edges[1:] + edges[:-1]) / 2
-    rows = [
-        [plots.number(float(m), float(every.std())), *(f"{100 * share[k]:.1f} %" for share in shares)]
-        for k, m in enumerate(middles)
-    ]
-    table = plots.Table(
-        ["advantage", *(one.line.label for one in some)],
-        [one.line.colour for one in some],
-        rows,
-        x.at(middles).tolist(),
-    )
+    named = [(one.line.label, one.line.colour, one.advantages) for one in some]
     words = "How the advantages are distributed, without the 2 % at the ends."
-    return plots.figure("Histogram of the advantages", shapes, x, y, ("advantage", "share of rows"), table, words=words)
-
-
-def _filled(x: Floats, y: Floats) -> str:
-    return plots.area(np.repeat(x, 2)[1:], np.zeros(2 * len(x) - 1), np.repeat(y, 2)[:-1])
+    return plots.histogram("Histogram of the advantages", named, ("advantage", "share of rows"), words=words)
 
 
 def _findings(one: Kept) -> str:

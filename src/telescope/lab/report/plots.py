@@ -18,6 +18,8 @@ from telescope.lab.pages import escaped
 from telescope.lab.report.files import Floats
 
 UNITS = 1000
+BINS = 60
+"""Bars of a histogram."""
 COLOURS = 8
 """Series colours of `page.css`. Further lines repeat them, dashed."""
 
@@ -201,3 +203,28 @@ def whisker(axis: Axis, dots: Floats, low: float, high: float, middle: float, co
 def swatch(colour: int) -> str:
     """The colour of a line, before its name."""
     return f'<span class="swatch {style(colour)}"></span>'
+
+
+def histogram(title: str, named: Sequence[tuple[str, int, Floats]], axes: tuple[str, str], *, words: str) -> str:
+    """How the numbers of some lines are distributed. named: label, colour and numbers of each."""
+    every = np.concatenate([numbers for _, _, numbers in named])
+    low, high = np.quantile(every, [0.01, 0.99])
+    x = axis(float(low), float(high), snug=high > low)
+    edges = np.linspace(x.low, x.high, BINS + 1)
+    shares = [np.histogram(numbers, edges)[0] / len(numbers) for _, _, numbers in named]
+    y = axis(0.0, float(max(share.max() for share in shares)))
+    shapes = [f'<path class="zero" d="M{UNITS * float(x.at(np.array(0.0))):.0f} 0V{UNITS}"/>'] * (x.low < 0 < x.high)
+    for (_, colour, _), share in zip(named, shares, strict=True):
+        stairs = np.append(share, share[-1])
+        shapes.append(shape("band", colour, _filled(x.at(edges), y.at(stairs))))
+        shapes.append(shape("middle", colour, steps_path(x.at(edges), y.at(stairs))))
+    middles = (edges[1:] + edges[:-1]) / 2
+    spread = float(every.std())
+    rows = [[number(float(m), spread), *(f"{100 * share[k]:.1f} %" for share in shares)] for k, m in enumerate(middles)]
+    labels, colours = [label for label, _, _ in named], [colour for _, colour, _ in named]
+    table = Table([axes[0], *labels], colours, rows, x.at(middles).tolist())
+    return figure(title, shapes, x, y, axes, table, words=words)
+
+
+def _filled(x: Floats, y: Floats) -> str:
+    return area(np.repeat(x, 2)[1:], np.zeros(2 * len(x) - 1), np.repeat(y, 2)[:-1])

@@ -133,8 +133,8 @@ ANSWERS = {
     "temperature": ["--temperature", "5"],
     "top_k": ["--top-k", "2"],
     "top_p": ["--top-p", "0.1"],
-    "task": ["--task", "lm/reverse"],
-    "digits": ["--digits", "3"],
+    "task": ["--task", "lm/addition"],
+    "digits": ["--digits", "7"],
     "pass_at": ["--pass-at", "1"],
     "passing": ["--pass-at", "1", "--passing", "0"],
 }

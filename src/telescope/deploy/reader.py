@@ -56,7 +56,7 @@ OPERATORS = dict(zip(SAME.split()[::2], (getattr(np, name) for name in SAME.spli
     "Clip": lambda x, low=None, high=None: np.clip(x, low, high),
     "Gemm": lambda a, b, c=0.0, transB=0, **_: a @ (b.T if transB else b) + c,
     "MaxPool": lambda x, kernel_shape, **how: windows(x, kernel_shape, **how, edge=-np.inf).max((-1, -2)),
-    "LayerNormalization": norm, "Conv": conv, "Slice": cut, "Transpose": np.transpose,
+    "LayerNormalization": norm, "Conv": conv, "Slice": cut, "Transpose": lambda x, perm=None: np.transpose(x, perm),
     "ReduceMean": over(np.mean), "ReduceSum": over(np.sum), "ReduceMax": over(np.max),
     "ArgMax": lambda x, axis=0, keepdims=1, **_: np.argmax(x, axis, keepdims=bool(keepdims)),
     "Cast": lambda x, to, **_: x.astype(KINDS[to]),

@@ -41,6 +41,7 @@ MODULES = (
     "rewards.py",
     "runner.py",
     "second_order.py",
+    "seeds.py",
     "sweep.py",
     "trees.py",
     "tuning.py",

@@ -821,7 +821,7 @@ ROSTER = {
         other={
             k: v
             for k, v in (CONTROL | AGENT).items()
-            if k not in ("env_kwargs", "vectorization", "autoreset", "time_limit", "wrap", "gamma")
+            if k not in ("env_kwargs", "vectorization", "autoreset", "time_limit", "wrap", "gamma", "reward_bound")
         }
         | {
             "data": "nowhere.npz",
@@ -837,7 +837,7 @@ ROSTER = {
         },
         inert=UNSEEN
         | dict.fromkeys(("env_kwargs", "vectorization", "autoreset", "time_limit", "wrap"), ONLY_EVALUATED)
-        | {"gamma": "no return is learned"},
+        | dict.fromkeys(("gamma", "reward_bound"), "no return is learned"),
     ),
     "sac": Row(
         sac,

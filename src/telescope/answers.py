@@ -108,7 +108,8 @@ class Answers:
     ) -> dict[str, Any]:
         """Evaluate on held-out prompts: `exact_match` (greedy), `reward` (samples), `length`, `kl_completion`, …
 
-        task, digits: another task than the run's. Of a file, all rows are used, not only the held-out tenth.
+        task, digits: another task than the run's. Of a file, all rows are used, not only the held-out tenth. A built-in
+        one is scored by its own reward alone.
         pass_at: numbers k for `pass@k`, without bias from `samples` completions of a prompt (the largest k if not
         given). passing: a completion passes from this score on.
 
@@ -143,7 +144,11 @@ class Answers:
             found = played(self.model, hall, rows, sampling=sampling, turns=found_task.turns, **maximum)
             return {**found, "kl_completion": None, **sampling._asdict(), "prompts": len(rows), "kl": None}
         measured, first = dict[str, Any](), dict[str, Any]()
-        for metric, scoring in scorings(found_task, self._own(needed=found_task.reward is None)).items():
+        scores_itself = found_task.reward is not None
+        elsewhere = (
+            not own and scores_itself and config.task.startswith("lm/")
+        )  # the run's reward may not know its rows
+        for metric, scoring in scorings(found_task, None if elsewhere else self._own(needed=not scores_itself)).items():
             sampling = usual(metric, self.config)
             if asked:
                 run = usual("reward", self.config)._asdict()

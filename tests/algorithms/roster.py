@@ -735,7 +735,7 @@ ROSTER = {
         | {"lam_rule": "constant", "lam_low": 0.8},
         "return_mean",
         0.95,
-        other=TRPO_FIELDS | {"memory": "lstm"},
+        other=TRPO_FIELDS | {"memory": "lstm", "minibatch_size": 8},
         inert=UNSEEN,
     ),
     "npg": Row(

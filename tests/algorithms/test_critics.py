@@ -160,11 +160,11 @@ def made(rewards, terminated, truncated, quantiles, successors, *, lam, seeds=(0
     t, s, b, q = quantiles.shape
     config = dataclasses.replace(SMALL, seeds=s, seed=seeds[0], num_envs=b, quantiles=q)
     rollout = SimpleNamespace(
-        rewards=torch.tensor(rewards), last_observations=torch.tensor(successors[-1]), last_memory=None
+        rewards=torch.tensor(rewards), last_observations=torch.tensor(successors[-1]), last_memory=None, frames=None
     )
     places = np.stack(np.nonzero(truncated))
     rollout.finals = places, successors[tuple(places)], None
-    session = SimpleNamespace(critic=lambda x, _: x, iteration=iteration)
+    session = SimpleNamespace(critic=lambda x, *_: x, iteration=iteration)
     ends = {"terminated": torch.tensor(terminated), "truncated": torch.tensor(truncated), "mask": None}
     outputs = torch.tensor(quantiles).transpose(0, 1).reshape(s, t * b, q)
     return quantile_credit(config, session, rollout, outputs, ends, lam)["targets"]

@@ -139,7 +139,8 @@ def require_exported(policy, folder, seed=None):
     files = [folder / "policy.onnx", folder / "policy.npz"]
     onnx_off, arrays_off = exporting.export(policy, *files, seed=seed).values()
     assert onnx_off <= 1e-5
-    assert arrays_off <= (1e-5 if policy.config.encoder in ("cnn", "impala") else 1e-6)
+    # sums of single precision: the depth of the residual network rounds more often
+    assert arrays_off <= (5e-6 if getattr(policy.config, "encoder", "") in ("cnn", "impala") else 2e-6)
     for path, opened in zip(files, (session, reader.Reader), strict=True):
         require_same(policy, opened(path), seed)
 

@@ -88,7 +88,7 @@ def require_sequences(config: Any) -> None:
     if config.num_steps % length:
         raise ValueError(f"sequence_length is {length}; expected a divisor of num_steps {config.num_steps}")
     if config.minibatch_size % length:
-        what = "a gradient critic" if config.critic == "gradient" else "a policy with a memory"
+        what = "a gradient critic" if getattr(config, "critic", "") == "gradient" else "a policy with a memory"
         raise ValueError(
             f"minibatch_size is {config.minibatch_size}, but {what} learns from whole sequences "
             f"of {name} {length}; expected a multiple of it, such as {length}{_shorter(config)}"

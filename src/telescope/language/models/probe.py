@@ -50,13 +50,6 @@ def probe(model: Any, *, packing: str = "off") -> bool | None:
             "capped as its config says (another layer, or another scale, lies between); such models are not supported"
         )
     alone = _alone(model, prompts, found.tokens)
-    if packing == "off" or (wrong := _wrong_in_rows(model, prompts, found, alone)) is None:
-        return {"off": False, "on": True, "auto": None}[packing]
-    if packing == "on":
-        raise ValueError(
-            f"packing is 'on', but {name} does not read packed texts as it reads each alone: {wrong}; leave packing out"
-        )
-    return False
     for where, log_probs in (("sampling", found.log_probs), ("training", own)):
         apart = float((log_probs - alone).abs().max())
         if not apart < APART[output_of(model).dtype]:
@@ -64,6 +57,13 @@ def probe(model: Any, *, packing: str = "off") -> bool | None:
                 f"in {where}, a token's log-probability by {name} is {apart:.2g} nats from that without padding and "
                 "key–value cache (its positions, its mask or its cache work differently); such models are not supported"
             )
+    if packing == "off" or (wrong := _wrong_in_rows(model, prompts, found, alone)) is None:
+        return {"off": False, "on": True, "auto": None}[packing]
+    if packing == "on":
+        raise ValueError(
+            f"packing is 'on', but {name} does not read packed texts as it reads each alone: {wrong}; leave packing out"
+        )
+    return False
 
 
 def _wrong_in_rows(model: Any, prompts: Prompts, found: Completions, alone: Tensor) -> str | None:

@@ -58,6 +58,15 @@ REPLAYED: Space = {
 }
 LINEAR: Space = {"gamma": DISCOUNT, "lam": Range(0.0, 1.0), "learning_rate": Range(1e-3, 2.0, log=True)}
 STREAMING: Space = {"gamma": DISCOUNT, "lam": Range(0.0, 0.99), "learning_rate": Range(0.1, 3.0, log=True)}
+ONE_STEP = ON_POLICY | {
+    "learning_rate": LEARNING_RATE,
+    "num_steps": Choice((5, 8, 16, 32, 64)),
+    "optimiser": Choice(("rmsprop", "adam")),
+    "entropy_coefficient": ENTROPY,
+    "value_coefficient": Range(0.1, 1.0),
+    "normalise_advantages": Choice((False, True)),
+}
+"""One gradient step on each rollout: A2C and A3C."""
 SPACES: dict[str, Space] = {
     "ppo": ON_POLICY
     | {
@@ -70,24 +79,8 @@ SPACES: dict[str, Space] = {
         "value_coefficient": Range(0.1, 1.0),
         "max_grad_norm": Range(0.3, 5.0, log=True),
     },
-    "a2c": ON_POLICY
-    | {
-        "learning_rate": LEARNING_RATE,
-        "num_steps": Choice((5, 8, 16, 32, 64)),
-        "optimiser": Choice(("rmsprop", "adam")),
-        "entropy_coefficient": ENTROPY,
-        "value_coefficient": Range(0.1, 1.0),
-        "normalise_advantages": Choice((False, True)),
-    },
-    "a3c": ON_POLICY
-    | {
-        "learning_rate": LEARNING_RATE,
-        "num_steps": Choice((5, 8, 16, 32, 64)),
-        "optimiser": Choice(("rmsprop", "adam")),
-        "entropy_coefficient": ENTROPY,
-        "value_coefficient": Range(0.1, 1.0),
-        "normalise_advantages": Choice((False, True)),
-    },
+    "a2c": ONE_STEP,
+    "a3c": ONE_STEP,
     "impala": ON_POLICY
     | {
         "learning_rate": LEARNING_RATE,

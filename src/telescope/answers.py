@@ -145,9 +145,7 @@ class Answers:
             return {**found, "kl_completion": None, **sampling._asdict(), "prompts": len(rows), "kl": None}
         measured, first = dict[str, Any](), dict[str, Any]()
         scores_itself = found_task.reward is not None
-        elsewhere = (
-            not own and scores_itself and config.task.startswith("lm/")
-        )  # the run's reward may not know its rows
+        elsewhere = not own and scores_itself and not found_task.rows  # prompts that the run's reward never saw
         for metric, scoring in scorings(found_task, None if elsewhere else self._own(needed=not scores_itself)).items():
             sampling = usual(metric, self.config)
             if asked:

@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = folder / f"language-{chosen.machine}.md"
     with contextlib.ExitStack() as stack:
         room = chosen.room or stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-language-"))
+        Path(room).mkdir(parents=True, exist_ok=True)
         questions = {size.question: size for size, _ in sizes(chosen)}
         starts = {question: start(size, chosen, Path(room)) for question, size in questions.items()}
         records = [record(*plan, starts[plan[1].question], chosen, Path(room)) for plan in plans(chosen)]

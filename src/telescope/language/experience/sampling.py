@@ -9,9 +9,11 @@ the batch. Leaves out scores.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -89,12 +91,18 @@ def encode(tokenizer: Any, texts: Sequence[str], device: str | torch.device = "c
     empty = [i for i, one in enumerate(ids) if not one]
     if empty:
         raise ValueError(f"prompt {empty[0]} ({texts[empty[0]]!r}) has no tokens; expected a text that is not empty")
-    width = max(map(len, ids), default=0)
-    tokens, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
-    for i, one in enumerate(ids):
-        tokens[i, width - len(one) :] = torch.tensor(one)
-        mask[i, width - len(one) :] = True
-    return Prompts(tokens.to(device), mask.to(device))
+    return Prompts(*padded(ids, device, left=True))
+
+
+def padded(ids: Sequence[Sequence[int]], device: str | torch.device, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Lists of numbers as one tensor with 0 behind them, or before them, and the mask of what they hold."""
+    lengths = np.array([len(one) for one in ids], dtype=np.int64)
+    width = int(lengths.max(initial=0))
+    place = np.arange(width)
+    mask = place >= width - lengths[:, None] if left else place < lengths[:, None]
+    tokens = np.zeros(mask.shape, dtype=np.int64)
+    tokens[mask] = np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int64, count=int(lengths.sum()))
+    return torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
 
 
 def decode(tokenizer: Any, completions: Completions, ends: Sequence[int]) -> list[str]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from telescope.language.data.chat import is_conversation
 from telescope.language.data.tasks import Row
 from telescope.language.data.text import answer_ids, turn_ids
-from telescope.language.experience.sampling import Prompts, encode
+from telescope.language.experience.sampling import Prompts, encode, padded
 from telescope.language.log_probs import token_log_probs
 from telescope.language.micro_batches import Size, sizes_of
 from telescope.language.models.states import completion_states, head_of, trunk_of
@@ -49,12 +48,8 @@ def texts(
     for i, answer in enumerate(answers):
         if (turns := getattr(answer, "pieces", None)) is not None:
             ids[i], owned[i] = turn_ids(tokenizer, turns, ends)
-    width = max(map(len, ids), default=0)
-    tokens, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
-    learned = torch.zeros_like(mask)
-    for i, (one, own) in enumerate(zip(ids, owned, strict=True)):
-        tokens[i, : len(one)], mask[i, : len(one)], learned[i, : len(one)] = torch.tensor(one), True, torch.tensor(own)
-    return Texts(encode(tokenizer, prompts, device), tokens.to(device), mask.to(device), learned.to(device))
+    tokens, mask = padded(ids, device)
+    return Texts(encode(tokenizer, prompts, device), tokens, mask, padded(owned, device)[0].bool())
 
 
 def demonstrations(tokenizer: Any, rows: Sequence[Row], ends: int | Sequence[int], device: str) -> Texts:

@@ -86,33 +86,59 @@ def arranged(
     places = _filled(sizes, width)
     shape = 1 + max(row for row, _ in places), max(at + n for (_, at), n in zip(places, sizes, strict=True))
     source, position = np.full(shape, -1), np.zeros(shape, dtype=np.int64)
-    seen = np.zeros((*shape, shape[1]), dtype=bool)
-    seen[:] = np.eye(shape[1], dtype=bool)  # an empty place sees itself
-    place = np.zeros((len(ids), ids.shape[1] + 1), dtype=np.int64)  # [B, T + 1] of the token before each
-    for one, (row, start) in zip(stretches, places, strict=True):
-        n, base = int(lengths[one.prompt]), row * shape[1]
-        asking = at = slice(start, start + n)
-        source[row, at] = one.prompt * asked.shape[1] + np.flatnonzero(asked_mask[one.prompt])
-        position[row, at] = np.arange(n)
-        seen[row, at, at] |= np.tri(n, dtype=bool)
-        before, last = np.zeros(0, dtype=np.int64), one.members[0]
-        for member, shared in zip(one.members, one.shared, strict=True):
-            need = int(run[member])
-            if need == shared == len(before) > 0:  # it equals the one before it
-                place[member] = place[last]
-                continue
-            last, at = member, slice(at.stop, at.stop + need - shared)
-            before = before[:shared]
-            seen[row, at, asking] = True
-            seen[row, at, before - base] = True
-            seen[row, at, at] |= np.tri(need - shared, dtype=bool)
-            source[row, at] = asked.size + member * ids.shape[1] + np.arange(shared, need)
-            position[row, at] = n + np.arange(shared, need)
-            before = np.concatenate([before, base + np.arange(at.start, at.stop)])  # [need] where its tokens stand
-            place[member, 0], place[member, 1 : 1 + need] = base + asking.stop - 1, before
-            place[member, 1 + need :] = place[member, need]
+    until = np.tile(np.arange(1, 1 + shape[1]), (shape[0], 1))  # [R, W] an empty place is seen by itself alone
+
+    # the prompts, each before its completions: S stretches
+    asker = np.array([one.prompt for one in stretches])  # [S]
+    row, start = np.array(places).T  # [S]
+    follows = start + lengths[asker]  # [S] where the completions begin
+    stop = start + sizes  # [S]
+    live = asked_mask[asker]  # [S, P]
+    at = row[:, None] * shape[1] + start[:, None] + live.cumsum(1) - 1
+    source.flat[at[live]] = (asker[:, None] * asked.shape[1] + np.arange(asked.shape[1]))[live]
+    position.flat[at[live]] = (live.cumsum(1) - 1)[live]
+    until.flat[at[live]] = np.broadcast_to(stop[:, None], live.shape)[live]
+
+    # their completions in the order in which they stand: M = B of them, T tokens
+    owner = np.repeat(np.arange(len(stretches)), [len(one.members) for one in stretches])  # [M] its stretch
+    member = np.concatenate([one.members for one in stretches])
+    shared, need, token = np.concatenate([one.shared for one in stretches]), run[member], np.arange(ids.shape[1])
+    base = (row * shape[1])[owner, None]  # [M, 1]
+    column, leaves = _standing(owner, shared, need, follows, stop, len(token))
+    new = (shared[:, None] <= token) & (token < need[:, None])  # [M, T]
+    at = (base + column)[new]
+    source.flat[at] = (asked.size + member[:, None] * ids.shape[1] + token)[new]
+    position.flat[at] = (lengths[asker[owner]][:, None] + token)[new]
+    until.flat[at] = leaves[new]
+
+    here = np.arange(shape[1])
+    seen = (here <= here[:, None]) & (here[:, None] < until[:, None, :])  # [R, W, W]
+    place = np.empty((len(ids), ids.shape[1] + 1), dtype=np.int64)  # [B, T + 1] of the token before each
+    place[member] = base + np.concatenate([follows[owner, None] - 1, column], 1)
+    place = np.take_along_axis(place, np.minimum(np.arange(place.shape[1]), run[:, None]), 1)
     found = (source, position, seen, place if after else place[:, :-1])
     return Layout(*(torch.from_numpy(x).to(prompts[0].device) for x in found))
+
+
+def _standing(owner: Any, shared: Any, need: Any, follows: Any, stop: Any, tokens: int) -> tuple[Any, Any]:
+    """The column [M, T] of each token of M completions, and the column until which later tokens see it.
+
+    They stand in alphabetical order, so the tokens that follow a token in its texts are next to each other.
+
+    Args:
+        owner: [M] the stretch of each. shared: [M] its tokens that stand already, in the completion before it. need:
+            [M] its tokens. follows, stop: [S] columns where the completions of a stretch begin, and where they end.
+    """
+    own, opens = need - shared, np.diff(owner, prepend=-1) > 0  # [M] tokens of its own; the first of its stretch
+    before = own.cumsum() - own
+    begins = follows[owner] + before - before[opens][owner]  # [M] the column of the first token of its own
+    number, token = np.arange(len(owner))[:, None], np.arange(tokens)
+    fresh = shared[:, None] <= token  # [M, T]
+    home = np.maximum.accumulate(np.where(fresh, number, 0), 0)  # [M, T] the completion whose own token it is
+    border = np.append(np.where(opens, stop[owner - opens], begins)[1:], stop[-1])  # [M] the column after its last one
+    last = np.append(fresh[1:], np.ones((1, tokens), dtype=bool), 0)  # [M, T] the next completion does not share it
+    leaf = np.minimum.accumulate(np.where(last, number, len(owner))[::-1], 0)[::-1]  # [M, T] the last one that does
+    return begins[home] + token - shared[home], border[leaf]
 
 
 def _stretches(asked: Any, lengths: Any, ids: Any, run: Any, group: int, width: int) -> list[_Stretch]:

@@ -23,6 +23,7 @@ import numpy as np
 from benchmarks import language_report, machine
 from benchmarks.language_rivals import Job, Size, Step
 from benchmarks.processes import watched
+from telescope.language.data.tasks import open_task
 from telescope.runner import WAITING
 
 ROOT = Path(__file__).parents[1]
@@ -35,11 +36,13 @@ SIZES = (  # with the steps of one process
     (Size("lm/sort", 32, 64, 8, 64, learning_rate=1e-4, least=4), 12),
     (Size("lm/addition", 2, 256, 1, 4, method="sft", least=2), 60),
     (Size("lm/sort", 32, 64, 1, 64, method="sft", least=2), 30),
+    (Size("lm/sort", 32, 64, 1, 64, method="sft", least=2, lengths=(2, 50)), 30),
 )
 QUICK = (
     *((Size("lm/addition", 1, prompts, 2, 3, minibatches=2, least=2), 4) for prompts in (4, 2)),
     (Size("lm/addition", 1, 8, 1, 3, method="sft", least=2), 4),
 )
+FILE_ROWS = 4096
 STOP_AT, MOST = 0.25, 1000  # exact match of the models that all begin from, and steps of SFT at most
 
 
@@ -75,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         room = chosen.room or stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-language-"))
         Path(room).mkdir(parents=True, exist_ok=True)
+        for size, _ in sizes(chosen):
+            write_rows(size, Path(room))
         questions = {size.question: size for size, _ in sizes(chosen)}
         starts = {question: start(size, chosen, Path(room)) for question, size in questions.items()}
         records = [record(*plan, starts[plan[1].question], chosen, Path(room)) for plan in plans(chosen)]
@@ -137,6 +142,17 @@ def make(size: Size, out: Path, chosen: argparse.Namespace, room: Path) -> None:
     words += ["--threads", str(chosen.threads), "--min-lr-ratio", "1"]
     words += ["--eval-prompts", "200"]
     subprocess.run(words, cwd=room, env=environment(chosen.threads), stdout=subprocess.DEVNULL, check=True)
+
+
+def write_rows(size: Size, room: Path) -> None:
+    """The file of a size with texts of many lengths: as many rows between n and 2n digits as between 2n and 4n."""
+    if size.lengths is None or (path := room / size.source[0]).is_file():
+        return
+    rng = np.random.default_rng(0)
+    digits = np.exp(rng.uniform(*np.log(size.lengths), FILE_ROWS)).round().astype(int)
+    tasks = {n: open_task(size.task, n) for n in set(digits.tolist())}
+    rows = [row for n in digits.tolist() for row in tasks[n].draw(rng, 1)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def record(

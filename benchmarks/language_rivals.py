@@ -29,6 +29,7 @@ class Size(NamedTuple):
     betas: tuple[float, float] = (0.9, 0.95)
     method: str = "grpo"  # or sft, where a step is one update and each prompt has one answer
     least: float = 0.0  # how many times as fast as TRL ours is to be
+    lengths: tuple[int, int] | None = None  # learn the rows of a file instead, with digits between these two
 
     @property
     def batch(self) -> int:
@@ -45,9 +46,17 @@ class Size(NamedTuple):
         """What is asked, and so the model to begin from."""
         return f"{self.task}, {self.digits} digits"
 
+    @property
+    def source(self) -> tuple[str, int | None]:
+        """The task that is learned and its digits, as configurations have them."""
+        if self.lengths is None:
+            return self.task, self.digits
+        return "{}-{}-{}.jsonl".format(self.task.replace("/", "-"), *self.lengths), None
+
     def __str__(self) -> str:
         if self.method == "sft":
-            return f"SFT of {self.question}, {self.prompts} rows"
+            digits = "{} to {}".format(*self.lengths) if self.lengths else self.digits
+            return f"SFT of {self.task}, {digits} digits, {self.prompts} rows"
         size = f"{self.prompts} prompts × {self.group}, at most {self.max_tokens} tokens"
         return f"{self.question}, {size}, {self.minibatches} minibatches × {self.epochs}"
 
@@ -67,7 +76,8 @@ class Job(NamedTuple):
     def read(cls, path: str) -> "Job":
         fields = json.loads(Path(path).read_text())
         size = fields.pop("size")
-        return cls(size=Size(**size | {"betas": tuple(size["betas"])}), **fields)
+        pairs = {name: size[name] and tuple(size[name]) for name in ("betas", "lengths")}
+        return cls(size=Size(**size | pairs), **fields)
 
 
 class Step(NamedTuple):
@@ -121,8 +131,8 @@ def config_of(job: Job) -> Any:
 
     size = job.size
     return GRPO(
-        task=size.task,
-        digits=size.digits,
+        task=size.source[0],
+        digits=size.source[1],
         model=job.model,
         seed=job.seed,
         threads=job.threads,
@@ -241,7 +251,7 @@ def rows_of(job: Job) -> list[dict[str, str]]:
     from telescope.language.data.tasks import open_task
     from telescope.language.randomness import PROMPTS, generator
 
-    task, size = open_task(job.size.task, job.size.digits), job.size
+    task, size = open_task(*job.size.source), job.size
     return [row for step in range(job.steps) for row in task.draw(generator(job.seed, PROMPTS, step), size.prompts)]
 
 

@@ -31,8 +31,8 @@ def config_of(job: Job) -> Any:
 
     size = job.size
     return SFT(
-        task=size.task,
-        digits=size.digits,
+        task=size.source[0],
+        digits=size.source[1],
         model=job.model,
         seed=job.seed,
         threads=job.threads,
@@ -52,7 +52,7 @@ def rows_of(job: Job) -> list[list[dict[str, str]]]:
     from telescope.language.data.tasks import open_task
     from telescope.language.randomness import DEMONSTRATIONS, generator
 
-    task, size = open_task(job.size.task, job.size.digits), job.size
+    task, size = open_task(*job.size.source), job.size
     return [task.draw(generator(job.seed, DEMONSTRATIONS, step), size.batch) for step in range(job.steps)]
 
 

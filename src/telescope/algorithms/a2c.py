@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from telescope import checks
 from telescope.control.agents.networks import Network
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
 from telescope.control.experience.credit import (
@@ -24,7 +23,7 @@ from telescope.control.experience.credit import (
     samples,
     with_advantages,
 )
-from telescope.control.policy_gradient import STATISTICS, update_agent
+from telescope.control.policy_gradient import STATISTICS, PolicyGradientConfig, update_agent
 from telescope.control.training import Session, mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
@@ -33,7 +32,7 @@ from telescope.threads import own_settings
 
 
 @dataclasses.dataclass(frozen=True)
-class A2C(OnPolicyConfig):
+class A2C(PolicyGradientConfig, OnPolicyConfig):
     """Advantage actor–critic: one gradient step on each short rollout."""
 
     num_envs: int = 16
@@ -42,28 +41,6 @@ class A2C(OnPolicyConfig):
     """Steps of each environment per iteration, and so per gradient step (T in formulas)."""
     lam: float = 1.0
     """GAE's λ. 1 gives n-step advantages: rewards up to the end of the rollout, then the value function."""
-    learning_rate: float = 7e-4
-    """The optimiser's learning rate at the start of the run."""
-    entropy_coefficient: float = 0.01
-    """Weight of the entropy bonus in the total loss. Larger values keep the policy random for longer."""
-    optimiser: Literal["rmsprop", "adam"] = "rmsprop"
-    """Optimiser: rmsprop, as in the paper (decay 0.99), or adam."""
-    optimiser_eps: float = 1e-5
-    """The optimiser's ε, added to the root of the mean squared gradient."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.positive(self, "optimiser_eps")
-        if self.normalise_advantages and self.batch_size == 1:
-            raise ValueError(
-                "normalise_advantages is True, but a rollout has one sample (num_steps 1 × num_envs 1), and the "
-                "whitened advantage of one sample is 0; collect more, or set normalise_advantages to False"
-            )
-
-    @property
-    def updates(self) -> int:
-        """Gradient steps in the whole run: one per iteration."""
-        return self.iterations
 
 
 # The settings that flags start from, by environment.

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from telescope import checks
+from telescope.algorithms import a2c
 from telescope.control.agents.networks import Network
 from telescope.control.asynchronous import ActorConfig, ActorSession
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
@@ -25,7 +25,7 @@ from telescope.control.experience.credit import (
     with_advantages,
 )
 from telescope.control.experience.rollout import Rollout
-from telescope.control.policy_gradient import STATISTICS, gradient_of_agent, step_agent
+from telescope.control.policy_gradient import STATISTICS, PolicyGradientConfig, gradient_of_agent, step_agent
 from telescope.control.training import mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
@@ -34,7 +34,7 @@ from telescope.threads import own_settings
 
 
 @dataclasses.dataclass(frozen=True)
-class A3C(OnPolicyConfig, ActorConfig):
+class A3C(PolicyGradientConfig, OnPolicyConfig, ActorConfig):
     """Asynchronous advantage actor–critic: actors send gradients, which the learner applies as they come."""
 
     num_envs: int = 4
@@ -43,53 +43,13 @@ class A3C(OnPolicyConfig, ActorConfig):
     """Steps of each environment per gradient (T in formulas)."""
     lam: float = 1.0
     """GAE's λ. 1 gives n-step advantages: rewards up to the end of the rollout, then the value function."""
-    learning_rate: float = 7e-4
-    """The optimiser's learning rate at the start of the run."""
-    entropy_coefficient: float = 0.01
-    """Weight of the entropy bonus in the total loss. Larger values keep the policy random for longer."""
-    optimiser: Literal["rmsprop", "adam"] = "rmsprop"
-    """Optimiser: rmsprop, as in the paper (decay 0.99, shared by all actors), or adam."""
-    optimiser_eps: float = 1e-5
-    """The optimiser's ε, added to the root of the mean squared gradient."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.positive(self, "optimiser_eps")
-        if self.normalise_advantages and self.batch_size == 1:
-            raise ValueError(
-                "normalise_advantages is True, but a rollout has one sample (num_steps 1 × num_envs 1), and the "
-                "whitened advantage of one sample is 0; collect more, or set normalise_advantages to False"
-            )
-
-    @property
-    def updates(self) -> int:
-        """Gradient steps in the whole run: one per rollout."""
-        return self.iterations
 
 
-# The settings that flags start from, by environment. They are those of a2c.
-CARTPOLE = A3C(
-    env="CartPole-v1",
-    total_steps=500_000,
-    num_envs=8,
-    num_steps=32,
-    lam=0.95,
-    entropy_coefficient=0.0,
-    normalise_rewards=True,
-)
-MUJOCO = A3C(
-    num_envs=16,
-    num_steps=16,
-    lam=0.95,
-    log_std=-0.5,
-    normalise_observations=True,
-    normalise_rewards=True,
-)
+# The settings that flags start from, by environment: those of a2c.
+NAMES = [field.name for field in dataclasses.fields(a2c.A2C)]
 PRESETS = {
-    "CartPole": CARTPOLE,
-    "Acrobot": A3C(total_steps=500_000, num_envs=16, normalise_observations=True, normalise_rewards=True),
-    "LunarLander": A3C(num_envs=16, gamma=0.995, normalise_rewards=True, lam=0.95),
-    **dict.fromkeys(MUJOCO_FAMILY, MUJOCO),
+    family: A3C(**{name: getattr(a2c.PRESETS[family], name) for name in NAMES})
+    for family in ("CartPole", "Acrobot", "LunarLander", *MUJOCO_FAMILY)
 }
 
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from telescope import checks
 from telescope.control.agents.networks import Network
 from telescope.control.asynchronous import ActorSession, VTraceConfig
 from telescope.control.config import MUJOCO_FAMILY, for_family
 from telescope.control.experience.corrected import behaviour, unpacked, with_vtrace
 from telescope.control.experience.credit import Batch, critic_statistics
-from telescope.control.policy_gradient import STATISTICS, update_agent
+from telescope.control.policy_gradient import STATISTICS, PolicyGradientConfig, update_agent
 from telescope.control.training import mean_statistics
 from telescope.control.workers.shares import over_processes
 from telescope.iteration import AgentIteration
@@ -30,7 +29,7 @@ from telescope.threads import own_settings
 
 
 @dataclasses.dataclass(frozen=True)
-class IMPALA(VTraceConfig):
+class IMPALA(PolicyGradientConfig, VTraceConfig):
     """IMPALA: actors send rollouts to one learner, which corrects their age by V-trace."""
 
     num_envs: int = 8
@@ -39,26 +38,6 @@ class IMPALA(VTraceConfig):
     """Steps of each environment per rollout, and so per gradient step (T in formulas)."""
     learning_rate: float = 6e-4
     """The optimiser's learning rate at the start of the run."""
-    entropy_coefficient: float = 0.01
-    """Weight of the entropy bonus in the total loss. Larger values keep the policy random for longer."""
-    optimiser: Literal["rmsprop", "adam"] = "rmsprop"
-    """Optimiser: rmsprop, as in the paper (decay 0.99), or adam."""
-    optimiser_eps: float = 1e-5
-    """The optimiser's ε, added to the root of the mean squared gradient."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.positive(self, "optimiser_eps")
-
-    @property
-    def minibatch_size(self) -> int:
-        """Samples per gradient step, per seed: the whole rollout."""
-        return self.batch_size
-
-    @property
-    def updates(self) -> int:
-        """Gradient steps in the whole run: one per rollout."""
-        return self.iterations
 
 
 # The settings that flags start from, by environment. They are those of a2c.

@@ -7,14 +7,17 @@ algorithms).
 # P parameters, N samples
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from telescope import checks
 from telescope.control.agents.actor import ActorCritic
 from telescope.control.agents.critics import critic_loss
+from telescope.control.config import PolicyConfig
 from telescope.control.experience.credit import Batch, mean_weights, remembered, whitened_minibatch
 from telescope.losses import reinforce
 from telescope.optimisers import OPTIMISERS, Optimised, clip_by_norm
@@ -22,6 +25,39 @@ from telescope.trees import where
 
 STATISTICS = ("policy_loss", "value_loss", "entropy", "gradient_norm")
 """Metrics of an update."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyGradientConfig(PolicyConfig):
+    """The settings of a gradient step on each rollout."""
+
+    learning_rate: float = 7e-4
+    """The optimiser's learning rate at the start of the run."""
+    entropy_coefficient: float = 0.01
+    """Weight of the entropy bonus in the total loss. Larger values keep the policy random for longer."""
+    optimiser: Literal["rmsprop", "adam"] = "rmsprop"
+    """Optimiser: rmsprop, as in the paper (decay 0.99; actors share it), or adam."""
+    optimiser_eps: float = 1e-5
+    """The optimiser's ε, added to the root of the mean squared gradient."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive(self, "optimiser_eps")
+        if getattr(self, "normalise_advantages", False) and self.batch_size == 1:
+            raise ValueError(
+                "normalise_advantages is True, but a rollout has one sample (num_steps 1 × num_envs 1), and the "
+                "whitened advantage of one sample is 0; collect more, or set normalise_advantages to False"
+            )
+
+    @property
+    def minibatch_size(self) -> int:
+        """Samples per gradient step, per seed: the whole rollout."""
+        return self.batch_size
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps in the whole run: one per rollout."""
+        return self.iterations
 
 
 def gradient_of_agent(config: Any, agent: ActorCritic) -> Callable[..., tuple[Tensor, Tensor]]:

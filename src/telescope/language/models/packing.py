@@ -82,7 +82,6 @@ def arranged(
     width = max(width, int((lengths.repeat(group) + run).max()))
     stretches = _stretches(asked, lengths, ids, run, group, width)
     sizes = [int(lengths[one.prompt] + run[one.members].sum()) - sum(one.shared) for one in stretches]
-    width = max(sizes) * (width // max(sizes))  # as many texts of the longest kind, and no place beside them
     places = _filled(sizes, width)
     shape = 1 + max(row for row, _ in places), max(at + n for (_, at), n in zip(places, sizes, strict=True))
     source, position = np.full(shape, -1), np.zeros(shape, dtype=np.int64)

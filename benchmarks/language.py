@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "command": f"python -m benchmarks.language {shlex.join(sys.argv[1:])}".strip(),
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}",
         "rules": {"threads": chosen.threads, "warm": WARM, "last": LAST},
-        "starts": starts,
+        "starts": {question: {"exact_match": x["exact_match"], "steps": x["steps"]} for question, x in starts.items()},
         "records": records,
     }
     language_report.write(page, language_report.joined(page, known) if chosen.add else known)

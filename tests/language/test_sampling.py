@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from telescope.language.experience.sampling import decode, encode, sample
 from telescope.language.log_probs import token_log_probs
 from telescope.language.models import causal as models
+from telescope.language.models.cache import ROOM, RoomyLayer, roomy_cache
 from telescope.language.models.states import completion_states, output_of, trunk_of
 from telescope.language.models.tokenizer import EOS, characters
 
@@ -123,3 +125,49 @@ def test_draws_have_the_models_probabilities(model):
 def test_an_empty_prompt_is_named():
     with pytest.raises(ValueError, match=r"prompt 1 .* has no tokens"):
         encode(characters(), ["a", ""])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_cache_with_room_holds_what_that_of_transformers_holds(seed):
+    """After any mixture of new tokens, selected texts, and arrays that others have replaced; bit for bit."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def number(most):
+        return int(torch.randint(1, most + 1, (1,), generator=generator))
+
+    ours, theirs = RoomyLayer(), DynamicLayer()
+    rows = number(4)
+    for _ in range(30):
+        kind = number(8)
+        if kind <= 4 or ours.get_seq_length() == 0:
+            new = torch.randn(2, rows, 2, number(3) if kind > 1 else number(40), 4, generator=generator)
+            for found, expected in zip(ours.update(*new), theirs.update(*new), strict=True):
+                assert torch.equal(found, expected)
+        elif kind <= 6:
+            chosen = torch.randint(rows, (number(6),), generator=generator)
+            rows = len(chosen)
+            ours.reorder_cache(chosen)
+            theirs.reorder_cache(chosen)
+        elif kind == 7 and ours.get_seq_length() > 1:
+            for layer in (ours, theirs):
+                layer.crop(-1)
+        else:
+            for layer in (ours, theirs):
+                layer.batch_repeat_interleave(2)
+            rows *= 2
+            if rows > 12:
+                for layer in (ours, theirs):
+                    layer.reorder_cache(torch.arange(3))
+                rows = 3
+        assert ours.get_seq_length() == theirs.get_seq_length()
+        assert torch.equal(ours.keys, theirs.keys)
+        assert torch.equal(ours.values, theirs.values)
+
+
+def test_a_cache_with_room_is_not_copied_at_each_token(model):
+    cache = roomy_cache(model.config)
+    places = []
+    for _ in range(ROOM + 2):
+        cache.update(*torch.zeros(2, 3, 4, 1, 32), 0)
+        places.append(cache.layers[0].keys.data_ptr())
+    assert len(set(places)) == 2

@@ -97,10 +97,10 @@ class _Texts:
     """What the model has read."""
 
     def __init__(self, model: Any, prompts: Prompts, group: int) -> None:
-        from transformers import DynamicCache
+        from telescope.language.models.cache import roomy_cache
 
         require_tokens(model, prompts.tokens)
-        self.model, self.cache = model, DynamicCache(config=model.config)
+        self.model, self.cache = model, roomy_cache(model.config)
         whole = torch.where(prompts.mask, prompts.tokens, -1)  # [N, P]
         distinct, owner = torch.unique(whole, dim=0, return_inverse=True)
         self.mask = distinct >= 0  # [C, P], later [C, W]

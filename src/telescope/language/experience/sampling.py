@@ -156,9 +156,9 @@ def sample(
         return completions.finish()
     require_tokens(model, prompts.tokens)
     require_positions(model, prompts.tokens.shape[1] + max_tokens - 1)
-    from transformers import DynamicCache
+    from telescope.language.models.cache import roomy_cache
 
-    cache = DynamicCache(config=model.config)
+    cache = roomy_cache(model.config)
     mask = prompts.mask  # [C, P + t] of the texts in the cache; they begin as the prompts, C = N
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)  # [C, P]
     logits = stepped(model, prompts.tokens, mask, positions, cache)  # [C, V]

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from telescope.algorithms import a2c
 from telescope.control.agents.networks import Network
 from telescope.control.asynchronous import ActorConfig, ActorSession
 from telescope.control.config import MUJOCO_FAMILY, OnPolicyConfig, for_family
@@ -45,11 +44,29 @@ class A3C(PolicyGradientConfig, OnPolicyConfig, ActorConfig):
     """GAE's λ. 1 gives n-step advantages: rewards up to the end of the rollout, then the value function."""
 
 
-# The settings that flags start from, by environment: those of a2c.
-NAMES = [field.name for field in dataclasses.fields(a2c.A2C)]
+# The settings that flags start from, by environment. They are those of a2c.
+CARTPOLE = A3C(
+    env="CartPole-v1",
+    total_steps=500_000,
+    num_envs=8,
+    num_steps=32,
+    lam=0.95,
+    entropy_coefficient=0.0,
+    normalise_rewards=True,
+)
+MUJOCO = A3C(
+    num_envs=16,
+    num_steps=16,
+    lam=0.95,
+    log_std=-0.5,
+    normalise_observations=True,
+    normalise_rewards=True,
+)
 PRESETS = {
-    family: A3C(**{name: getattr(a2c.PRESETS[family], name) for name in NAMES})
-    for family in ("CartPole", "Acrobot", "LunarLander", *MUJOCO_FAMILY)
+    "CartPole": CARTPOLE,
+    "Acrobot": A3C(total_steps=500_000, num_envs=16, normalise_observations=True, normalise_rewards=True),
+    "LunarLander": A3C(num_envs=16, gamma=0.995, normalise_rewards=True, lam=0.95),
+    **dict.fromkeys(MUJOCO_FAMILY, MUJOCO),
 }
 
 

@@ -29,7 +29,7 @@ class Size(NamedTuple):
     betas: tuple[float, float] = (0.9, 0.95)
     method: str = "grpo"  # or sft, where a step is one update and each prompt has one answer
     least: float = 0.0  # how many times as fast as TRL ours is to be
-    lengths: tuple[int, int] | None = None  # learn the rows of a file instead, with digits between these two
+    lengths: tuple[int, int] | None = None  # SFT learns the rows of a file instead, with digits between these two
 
     @property
     def batch(self) -> int:
@@ -131,8 +131,8 @@ def config_of(job: Job) -> Any:
 
     size = job.size
     return GRPO(
-        task=size.source[0],
-        digits=size.source[1],
+        task=size.task,
+        digits=size.digits,
         model=job.model,
         seed=job.seed,
         threads=job.threads,
@@ -251,7 +251,7 @@ def rows_of(job: Job) -> list[dict[str, str]]:
     from telescope.language.data.tasks import open_task
     from telescope.language.randomness import PROMPTS, generator
 
-    task, size = open_task(*job.size.source), job.size
+    task, size = open_task(job.size.task, job.size.digits), job.size
     return [row for step in range(job.steps) for row in task.draw(generator(job.seed, PROMPTS, step), size.prompts)]
 
 

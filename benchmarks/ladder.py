@@ -150,8 +150,8 @@ def theirs(task: Task) -> float:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
 
-    # one is faster than more for small networks; those of SAC are wide enough for all
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if task.algorithm == "sac" else 1)
+    # one is faster than more for small networks; those of SAC and of pictures are wide enough for all
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if task.algorithm in ("sac", "ppo") else 1)
     more: dict[str, Any] = {"device": "cpu", "seed": 0}
     environments = None if task.algorithm == "ppo" else make_vec_env(task.env, n_envs=task.num_envs, seed=0)
     if task.algorithm == "ppo":

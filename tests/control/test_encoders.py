@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from telescope.algorithms import dqn, ppo, sac
 from telescope.control.agents.convolution import convolve
@@ -118,6 +119,10 @@ def test_an_encoder_is_the_published_network(shape, kind, by_hand, size):
     features = found.apply(parameters, "", x)
     assert features.shape == (2, size) == (2, found.size)
     torch.testing.assert_close(features, by_hand(parameters, x.permute(0, 3, 1, 2)))
+    assert found.weights == sum(len(p.flatten()) for p in parameters.values() if p.ndim > 1)
+    with FlopCounterMode(display=False) as counter:  # a multiplication and an addition for each product
+        by_hand(parameters, x.permute(0, 3, 1, 2))
+    assert counter.get_total_flops() == 2 * len(x) * found.products
 
 
 def test_filters_begin_orthogonal():

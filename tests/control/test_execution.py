@@ -4,8 +4,11 @@ Leaves out what spread seeds learn (`test_spread.py`) and how long anything take
 """
 
 import dataclasses
+import functools
 import json
 
+import gymnasium as gym
+import numpy as np
 import pytest
 
 from telescope import processors
@@ -93,6 +96,40 @@ def test_threads_of_large_steps_are_as_many_as_there_is_room_for(machine, count,
 def test_threads_are_shared_out_among_processes(machine):
     machine(8)
     assert decided(seeds=16, processes=4)[1] == 2
+
+
+class Screen(gym.Env):
+    """Pictures of so many pixels along each side."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, size):
+        self.observation_space = gym.spaces.Box(0, 255, (size, size, 4), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.low, {}
+
+    def step(self, action):
+        return self.observation_space.low, 0.0, False, True, {}
+
+
+def test_pictures_count_as_work_and_are_compiled_sooner(machine):
+    machine(2)
+
+    def of(size, **more):
+        shape = {"num_envs": 1, "num_steps": 64, "minibatch_size": 64, "epochs": 1, "processes": 1}
+        return execution(PPO(env=functools.partial(Screen, size), **(shape | more)))
+
+    # 84 × 84: 1,683,456 weights in each of two encoders, so 15,000 / (1 + 2 · 1,683,456 / 110,000) gradient steps
+    assert of(84, total_steps=64 * 474)["compiled"]
+    assert not of(84, total_steps=64 * 473)["compiled"]
+    assert not of(84, total_steps=64 * 919, shared_network=True)["compiled"]
+    assert not of(84, total_steps=64 * 474, encoder="mlp")["compiled"]
+    assert of(84, total_steps=64)["threads"] == 2
+    assert of(84, total_steps=64, threads=1)["threads"] == 1
+    # 6 × 6: 41,984 products in each of two encoders, as in eight more small networks
+    assert of(6, total_steps=64)["threads"] == 1
+    assert of(6, total_steps=128, num_steps=128, minibatch_size=128)["threads"] == 2
 
 
 @pytest.mark.parametrize("flags", [[], ["--processes", "1"]])

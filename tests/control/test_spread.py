@@ -1,5 +1,6 @@
 """Seeds in several processes are the seeds of one: same metrics, same states, the same end when something fails."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -132,15 +133,15 @@ def test_states_are_gone_after_the_next_step_and_a_killed_process_ends_the_run()
 
 
 class SlowInOne(worlds.Forever):
-    """The first one that is made takes its time for every step; `place` is a folder that all of them see."""
+    """The first one that a worker makes takes its time for every step; `place` is a folder that all of them see."""
 
     def __init__(self, place):
         super().__init__()
-        try:
-            os.mkdir(os.path.join(place, "taken"))
-            self.seconds = 0.02
-        except FileExistsError:
-            self.seconds = 0.0
+        self.seconds = 0.0
+        if multiprocessing.parent_process() is not None:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(os.path.join(place, "taken"))
+                self.seconds = 0.02
 
     def step(self, action):
         time.sleep(self.seconds)

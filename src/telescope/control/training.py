@@ -71,14 +71,15 @@ class Session:
         self.learner: Any
         self._begin_learner = kind.begin
         self.clock = self.kind_of_clock(config)
-        self.execution = resume["execution"] if resume else execution(config)
-        self.notes = [in_words(self.execution, config)]
-        settle(self.execution["threads"], config.device)
         self._episodes = no_episodes(config.seeds)
         self._evaluation: Environments | None = None
         self._last_state: dict[str, Any] | None = None
         self._environments = self._open_environments()
         try:
+            seen = self._environments.observation_space
+            self.execution = resume["execution"] if resume else execution(config, seen)
+            self.notes = [in_words(self.execution, config, seen)]
+            settle(self.execution["threads"], config.device)
             self._begin(resume, network, start, allow_inexact, recurrent)
         except BaseException:  # leave no worker process behind if the run cannot begin
             self.close()

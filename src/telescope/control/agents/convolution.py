@@ -8,6 +8,7 @@ each agent has a convolution of its own. Leaves out second derivatives, which no
 # N pictures, H × W pixels, C channels, F filters, k width of a filter
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,11 @@ def _apart(info: Any, dims: tuple[int | None, ...], tensors: tuple[Tensor, ...])
         [x] * info.batch_size if dim is None else list(x.unbind(dim)) for x, dim in zip(tensors, dims, strict=False)
     ]
     return list(zip(*columns, strict=True))
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    """The results of all agents; without a copy if there is only one."""
+    return torch.stack(list(parts)) if len(parts) > 1 else parts[0].unsqueeze(0)
 
 
 def _first(x: Tensor) -> Tensor:
@@ -71,7 +77,7 @@ class _Convolution(torch.autograd.Function):
     def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:  # type: ignore[override]
         *tensors, stride, padding = inputs
         each = _apart(info, dims, tuple(tensors))
-        return torch.stack([_Convolution.apply(*own, stride, padding) for own in each]), 0
+        return _together([_Convolution.apply(*own, stride, padding) for own in each]), 0
 
 
 class _Backward(torch.autograd.Function):
@@ -109,4 +115,4 @@ class _Backward(torch.autograd.Function):
         *tensors, stride, padding, wanted = inputs
         each = _apart(info, dims, tuple(tensors))
         found = [_Backward.apply(*own, stride, padding, wanted) for own in each]
-        return tuple(torch.stack(parts) for parts in zip(*found, strict=True)), (0, 0, 0)
+        return tuple(map(_together, zip(*found, strict=True))), (0, 0, 0)

@@ -40,6 +40,10 @@ class Encoder(NamedTuple):
     name: str
     size: int
     """F, the features of a picture."""
+    weights: int
+    """Numbers in its matrices and filters."""
+    products: int
+    """Multiplications of numbers for one picture, by which the time of a gradient step is estimated."""
     init: Callable[[str, np.random.Generator], Parameters]
     apply: Callable[[Parameters, str, Tensor], Tensor]
     """`apply(parameters, prefix, pictures [N, H, W, C])` → [N, F]."""
@@ -49,7 +53,7 @@ def encoder_of(found: Picture, kind: str) -> Encoder:
     """The encoder of a picture: cnn, impala, or mlp, which reads the pixels as they are."""
     if kind == "mlp":
         size = found.height * found.width * found.channels
-        return Encoder("none", size, lambda prefix, rng: {}, lambda parameters, prefix, x: x.flatten(1))
+        return Encoder("none", size, 0, 0, lambda prefix, rng: {}, lambda parameters, prefix, x: x.flatten(1))
     if kind == "impala":
         return residual(found)
     if min(found.height, found.width) >= NATURE_FROM:
@@ -61,8 +65,11 @@ def convolutional(found: Picture, layers: Sequence[tuple[int, int, int]], size: 
     """Convolutions without padding, each with a ReLU, then a layer of `size` features with a ReLU."""
     channels = (found.channels, *(filters for filters, _, _ in layers))
     height, width = found.height, found.width
-    for _, k, stride in layers:
+    weights = products = 0
+    for i, (filters, k, stride) in enumerate(layers):
         height, width = (height - k) // stride + 1, (width - k) // stride + 1
+        weights += filters * k**2 * channels[i]
+        products += height * width * filters * k**2 * channels[i]
     left = height * width * channels[-1]
 
     def init(prefix: str, rng: np.random.Generator) -> Parameters:
@@ -77,15 +84,19 @@ def convolutional(found: Picture, layers: Sequence[tuple[int, int, int]], size: 
             x = torch.relu(_convolved(parameters, f"{prefix}{i}", x, stride=stride))
         return torch.relu(affine(parameters, f"{prefix}out", x.flatten(1)))
 
-    return Encoder(name, size, init, apply)
+    return Encoder(name, size, weights + left * size, products + left * size, init, apply)
 
 
 def residual(found: Picture, filters: tuple[int, ...] = RESIDUAL, size: int = 256) -> Encoder:
     """Stages of a convolution, a maximum over 3 × 3 pixels with stride 2, and two residual blocks each."""
     channels = (found.channels, *filters)
     sides = [found.height, found.width]
-    for _ in filters:
+    weights = products = 0
+    for i, count in enumerate(filters):
+        first, others = 9 * count * channels[i], 4 * 9 * count**2  # of filters of 3 × 3 pixels
+        weights, products = weights + first + others, products + math.prod(sides) * first
         sides = [(side + 1) // 2 for side in sides]
+        products += math.prod(sides) * others
     left = math.prod(sides) * channels[-1]
     inner = list(itertools.product(range(2), range(2)))  # two blocks of two convolutions
 
@@ -109,7 +120,8 @@ def residual(found: Picture, filters: tuple[int, ...] = RESIDUAL, size: int = 25
                 x = x + y
         return torch.relu(affine(parameters, f"{prefix}out", torch.relu(x).flatten(1)))
 
-    return Encoder("the residual network of IMPALA", size, init, apply)
+    name = "the residual network of IMPALA"
+    return Encoder(name, size, weights + left * size, products + left * size, init, apply)
 
 
 def _convolution(into: Parameters, name: str, filters: int, k: int, channels: int, rng: np.random.Generator) -> None:

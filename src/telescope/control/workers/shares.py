@@ -18,7 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from telescope.checks import fitting
 from telescope.control.config import LearnerConfig
-from telescope.control.execution import execution
+from telescope.control.execution import execution, processes_that_pay
 from telescope.control.starting import rows_of, start_from
 from telescope.control.workers.nodes import RayWorkers
 from telescope.control.workers.transport import Workers
@@ -38,8 +38,8 @@ def over_processes(train: Train) -> Train:
     @functools.wraps(train)
     def spread(config: Any, resume: dict[str, Any] | None = None, **more: Any) -> Iterator[Any]:
         if config.processes == 0:
-            decided = resume["execution"] if resume else execution(config)
-            config = dataclasses.replace(config, processes=decided["processes"])
+            decided = resume["execution"]["processes"] if resume else processes_that_pay(config)
+            config = dataclasses.replace(config, processes=decided)
         if config.processes == 1 and not (resume and "shares" in resume) and not on_cluster(config):
             return train(config, resume, **more)
         return _SpreadRun(spread, config, resume, more).train()

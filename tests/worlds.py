@@ -157,6 +157,20 @@ class Recall(gym.Env):
         return np.zeros(1, np.float32), right, over and not self.truncated, over and self.truncated, {}
 
 
+class Shown(gym.ObservationWrapper):
+    """`Recall` as a picture: a square in one channel or the other, then darkness."""
+
+    def __init__(self, steps: int = 3, *, truncated: bool = False) -> None:
+        super().__init__(Recall(steps, truncated=truncated))
+        self.observation_space = gym.spaces.Box(0, 255, (6, 6, 2), np.uint8)
+
+    def observation(self, observation):
+        image = np.zeros((6, 6, 2), np.uint8)
+        if observation[0]:
+            image[2:4, 2:4, int(observation[0] > 0)] = 255
+        return image
+
+
 class Pixels(gym.Env):
     """Images of bytes [2, 3, 4] whose first byte says which action pays: 255 the second, 0 the first."""
 

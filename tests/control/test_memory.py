@@ -20,7 +20,7 @@ from telescope.control.agents.networks import Network, mlp
 from telescope.control.experience.minibatches import sequence_indices
 from telescope.control.training import Session
 from telescope.policy import Policy
-from worlds import Recall
+from worlds import Recall, Shown
 
 SMALL = ppo.PPO(
     env=Recall,
@@ -184,6 +184,30 @@ def test_it_learns_what_needs_a_memory():
     assert min(returns) > 0.95
     found = Policy(config, last.policy).evaluate(50)
     assert found.returns.mean(axis=1).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", ["off", "on"])
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_it_remembers_what_was_in_a_picture(kind, compiled):
+    config = ppo.PPO(
+        env=Shown,
+        env_kwargs={"steps": 5},
+        seeds=2,
+        num_envs=16,
+        num_steps=20,
+        minibatch_size=80,
+        epochs=4,
+        total_steps=16_000,
+        memory=kind,
+        memory_size=16,
+        hidden=(16,),
+        learning_rate=3e-3,
+        threads=1,
+        compile=compiled,
+    )
+    *_, last = ppo.train(config)
+    assert (Policy(config, last.policy).evaluate(20).returns == 1).all()
 
 
 def test_a_player_acts_as_the_evaluation_does(tmp_path):

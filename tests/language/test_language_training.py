@@ -609,6 +609,7 @@ def test_preferences_know_all_that_a_policy_may_come_to_write():
 # Learning
 
 
+@pytest.mark.slow
 def test_a_minute_of_grpo_raises_exact_match_on_held_out_prompts():
     """The short version of what is measured in five minutes: from a warm start of 20 to 60 %, upwards."""
     config = dataclasses.replace(grpo.preset("lm/addition"), seed=12, total_steps=120, eval_every=0, threads=1)

@@ -230,6 +230,7 @@ def test_both_fine_tune_on_the_same_rows_to_the_same_loss(
 
 
 @needs_trl
+@pytest.mark.slow
 def test_the_whole_of_it_runs(tmp_path: Path) -> None:
     assert language.main(["--quick", "--threads", "1", "--folder", str(tmp_path), "--machine", "here"]) == 0
     text = (tmp_path / "language-here.md").read_text()

@@ -81,7 +81,9 @@ def _order(shape: tuple[int, ...], small: bool) -> str | None:
 
 
 def pixels(found: Picture, x: Tensor) -> Tensor:
-    """Observations [N, *shape] as float32 pictures [N, H, W, C]."""
+    """Observations [N, *shape] as pictures [N, H, W, C]: bytes and bools in float32, divided by the scale of bytes."""
     x = x.permute(ORDERS[found.order][0])
     x = x.reshape(*x.shape[:3], -1)  # the channels of all frames side by side
+    if x.is_floating_point():
+        return x
     return x.float() / found.scale if x.dtype == torch.uint8 else x.float()

@@ -237,20 +237,27 @@ class Policy:
         return result
 
     def record(
-        self, episodes: int, *, stochastic: bool = False, seed: int = 0, max_steps: int | None = None
+        self,
+        episodes: int,
+        *,
+        agent: int | None = None,
+        stochastic: bool = False,
+        seed: int = 0,
+        max_steps: int | None = None,
     ) -> dict[str, np.ndarray]:
-        """Play episodes with the agents in turn, and return their steps as arrays with one row per step.
+        """Play episodes and return their steps as arrays with one row per step.
 
-        Names are observations, actions, rewards, terminated, truncated and, if there are masks, action_masks; a part
+        All agents play in turn, or the one of the seed `agent`. Names are observations, actions, rewards, terminated, truncated and, if there are masks, action_masks; a part
         of a Dict or Tuple has its key behind a dot (observations.camera). Equal arguments give equal episodes.
         """
         most = whole_number("max_steps", self.config.eval_max_steps if max_steps is None else max_steps)
+        agents = self.seeds if agent is None else [self.seeds[self.position(agent, "agent")]]
         found = []
         for e in range(whole_number("episodes", episodes)):
-            agent = self.seeds[e % len(self.seeds)]
-            begins = environment_seed(agent, RECORDED_ENVIRONMENTS, e, seed)
+            plays = agents[e % len(agents)]
+            begins = environment_seed(plays, RECORDED_ENVIRONMENTS, e, seed)
             rng = generator(begins, RECORDED_ACTIONS) if stochastic else None
-            found.append(recorded(self.config, self.player(seed=agent, rng=rng), [begins], most))
+            found.append(recorded(self.config, self.player(seed=plays, rng=rng), [begins], most))
         return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
     def _require_spaces(self, environments: Environments) -> None:
@@ -268,12 +275,12 @@ class Policy:
         """The observation and the action space as agents know them, composite ones as spaces of rows."""
         return self._observations, self._actions
 
-    def position(self, seed: int | None) -> int:
+    def position(self, seed: int | None, name: str = "seed") -> int:
         """The place of a seed's agent among those of the run; None: the first."""
         if seed is None:
             return 0
         if seed not in self.seeds:
-            raise ValueError(f"seed is {seed}; this run has the seeds {self.seeds[0]} to {self.seeds[-1]}")
+            raise ValueError(f"{name} is {seed}; this run has the seeds {self.seeds[0]} to {self.seeds[-1]}")
         return self.seeds.index(seed)
 
 

@@ -185,7 +185,16 @@ def test_a_run_is_recorded_cloned_and_trained_on(tmp_path, monkeypatch, capsys):
     assert all(np.array_equal(arrays[name], again[name]) for name in arrays)
     assert not np.array_equal(arrays["actions.1"], policy.record(6, stochastic=True)["actions.1"])
     assert main(["record", "run", "--episodes", "10", "--out", "demos/d.npz"]) == 0
-    assert "10 episodes, 50 steps" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "10 episodes, 50 steps" in told
+    assert "2 agents played in turn; one alone (--agent 0)" in told
+    assert main(["record", "run", "--episodes", "3", "--agent", "1", "--out", "one.npz"]) == 0
+    assert "in turn" not in capsys.readouterr().err
+    one = np.load("one.npz")
+    second = policy.record(2)  # the second episode is the second agent's
+    assert all(np.array_equal(one[name][5:10], second[name][5:10]) for name in one)
+    with pytest.raises(ValueError, match="agent is 7; this run has the seeds 0 to 1"):
+        policy.record(1, agent=7)
     flags = [
         "--total-steps",
         "512",

@@ -38,7 +38,7 @@ class BC(AgentConfig):
 
     data: str = ""
     """Demonstrations: an npz file, such as `telescope record` writes, or the folder of a Minari data set."""
-    total_steps: int = 100_000
+    total_steps: int = 1_000_000
     """Samples to learn from, per seed, counted as often as they are drawn."""
     num_steps: int = 5_000
     """Samples per iteration. Each iteration writes one row of metrics per seed."""

@@ -14,12 +14,14 @@ from telescope.runner import wait_asleep
 
 @dataclasses.dataclass(frozen=True)
 class RecordOptions:
-    """Play whole episodes with the agents of a run, in turn, and write their steps into an npz file."""
+    """Play whole episodes with the agents of a run, and write their steps into an npz file."""
 
     out: str = "demonstrations.npz"
     """File to write."""
     episodes: int = 100
-    """Number of episodes, of all seeds together."""
+    """Number of episodes, of all agents together."""
+    agent: int | None = None
+    """Seed of the agent that plays. none: the agents of all seeds, in turn. Agents that differ are harder to imitate."""
     stochastic: bool = False
     """Sample actions, instead of the most probable ones."""
     best: bool = False
@@ -46,11 +48,13 @@ def record(arguments: list[str]) -> int:
 
     with notes():
         policy = load(runs[0], best=options.best, trust=options.trust)
-    arrays = policy.record(
-        options.episodes, stochastic=options.stochastic, seed=options.seed, max_steps=options.max_steps
-    )
+    named = ("agent", "stochastic", "seed", "max_steps")
+    arrays = policy.record(options.episodes, **{name: getattr(options, name) for name in named})
     write(options.out, arrays)
     ends = int((arrays["terminated"] | arrays["truncated"]).sum())
     mean = arrays["rewards"].sum() / ends
     print(f"{ends} episodes, {len(arrays['rewards']):,} steps, mean return {mean:,.1f}: {options.out}", file=sys.stderr)
+    if options.agent is None and len(policy.seeds) > 1:
+        note = f"{len(policy.seeds)} agents played in turn; one alone (--agent {policy.seeds[0]}) is easier to imitate"
+        print(note, file=sys.stderr)
     return 0

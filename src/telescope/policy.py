@@ -247,8 +247,9 @@ class Policy:
     ) -> dict[str, np.ndarray]:
         """Play episodes and return their steps as arrays with one row per step.
 
-        All agents play in turn, or the one of the seed `agent`. Names are observations, actions, rewards, terminated, truncated and, if there are masks, action_masks; a part
-        of a Dict or Tuple has its key behind a dot (observations.camera). Equal arguments give equal episodes.
+        All agents play in turn, or the one of the seed `agent`. Names are observations, actions, rewards, terminated,
+        truncated and, if there are masks, action_masks; a part of a Dict or Tuple has its key behind a dot
+        (observations.camera). Equal arguments give equal episodes.
         """
         most = whole_number("max_steps", self.config.eval_max_steps if max_steps is None else max_steps)
         agents = self.seeds if agent is None else [self.seeds[self.position(agent, "agent")]]

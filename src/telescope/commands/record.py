@@ -21,7 +21,7 @@ class RecordOptions:
     episodes: int = 100
     """Number of episodes, of all agents together."""
     agent: int | None = None
-    """Seed of the agent that plays. none: the agents of all seeds, in turn. Agents that differ are harder to imitate."""
+    """Seed of the agent that plays. none: those of all seeds, in turn, which are harder to imitate."""
     stochastic: bool = False
     """Sample actions, instead of the most probable ones."""
     best: bool = False

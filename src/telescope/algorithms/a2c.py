@@ -80,6 +80,7 @@ PRESETS = {
     "LunarLander": A2C(gamma=0.995, normalise_rewards=True, lam=0.95),
     "BipedalWalker": dataclasses.replace(MUJOCO, total_steps=5_000_000),
     **dict.fromkeys(MUJOCO_FAMILY, MUJOCO),
+    "Hopper": dataclasses.replace(MUJOCO, num_steps=80, entropy_coefficient=0.0),
 }
 
 

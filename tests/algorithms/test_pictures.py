@@ -41,6 +41,19 @@ def test_a_run_on_pictures_resumes_exactly(name):
     assert comparable(again) == comparable(rows)[-len(again) :]
 
 
+@pytest.mark.parametrize("encoder", ["cnn", "impala"])
+def test_two_threads_give_equal_bits_and_an_exact_resume(encoder):
+    """Threads share the sums of large convolutions; a run on pictures has two where there are processors for them."""
+    sizes = {"num_envs": 4, "num_steps": 16, "minibatch_size": 32, "epochs": 1, "total_steps": 3 * 64, "hidden": ()}
+    config = small("ppo", env_kwargs={"size": 40}, encoder=encoder, seeds=1, threads=2, **sizes)
+    *_, last = ppo.train(config)
+    *_, twice = ppo.train(config)
+    states = [step.state for step in ppo.train(config) if step.step == 64]
+    *_, resumed = ppo.train(config, states[0])
+    for other in (twice, resumed):
+        assert torch.equal(other.policy["parameters"], last.policy["parameters"])
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_a_seed_alone_is_that_seed_in_company_on_pictures(name):
     config = small(name)

@@ -48,8 +48,13 @@ def record(arguments: list[str]) -> int:
 
     with notes():
         policy = load(runs[0], best=options.best, trust=options.trust)
-    named = ("agent", "stochastic", "seed", "max_steps")
-    arrays = policy.record(options.episodes, **{name: getattr(options, name) for name in named})
+    arrays = policy.record(
+        options.episodes,
+        agent=options.agent,
+        stochastic=options.stochastic,
+        seed=options.seed,
+        max_steps=options.max_steps,
+    )
     write(options.out, arrays)
     ends = int((arrays["terminated"] | arrays["truncated"]).sum())
     mean = arrays["rewards"].sum() / ends

@@ -91,7 +91,7 @@ def execution(config: ControlConfig, space: gym.Space | None = None) -> dict[str
     }
 
 
-def in_words(execution: dict[str, Any], config: ControlConfig, space: gym.Space | None = None) -> str:
+def in_words(execution: dict[str, Any], config: ControlConfig, space: gym.Space) -> str:
     """A sentence for the user: how this run computes, and why."""
     if hasattr(config, "arithmetic"):
         return f"updates are {config.arithmetic}, 1 thread"
